@@ -33,7 +33,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 
@@ -48,7 +50,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except Error as error:
-        err.print(f"[red]error:[/red] ", end="")
+        err.print("[red]error:[/red] ", end="")
         err.print(str(error), markup=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
