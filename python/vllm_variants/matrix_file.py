@@ -124,7 +124,7 @@ class _Reader:
             raise self._refusal(at, key, f"is {values!r}", 'write a list of names: ["…", "…"]')
         return tuple(values)
 
-    def _refuse(self, at: tuple[str, ...], key: str | None, what: str, mend: str) -> InputError:
+    def _refusal(self, at: tuple[str, ...], key: str | None, what: str, mend: str) -> InputError:
         table = ".".join(f'"{part}"' if "." in part else part for part in at)
         where = f"{self._path}:{self._line(table, key)}"
         name = f"[{table}]" if table else ""
