@@ -1,0 +1,61 @@
+"""`vllm-variants detect`: this machine's GPUs and the variants they need."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_variants import detection, gpus, matrix
+from vllm_variants.cli.options import ReleaseName
+from vllm_variants.cli.output import Json, out, print_json, say, size, table
+from vllm_variants.detection import Detection, GpuDetection
+
+
+def detect(
+    as_json: Json = False,
+    release: ReleaseName = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", "-e", help="Give the reason for every variant.")
+    ] = False,
+) -> None:
+    """Ask the driver for this machine's GPUs and say which variants they need, and why."""
+
+    rows = matrix.load()
+    found = detection.detect(gpus.machine(), rows, rows.release(release))
+    if as_json:
+        print_json(found.as_dict())
+        found.require()
+        return
+
+    host = found.machine
+    say(f"{host.system}, NVIDIA driver {host.driver or 'absent'}, release {found.release.name}")
+
+    for gpu in found.gpus:
+        _show(gpu, found, explain)
+    _advise(found)
+    found.require()
+
+
+def _show(gpu: GpuDetection, found: Detection, explain: bool) -> None:
+    card = gpu.gpu
+    memory = size(card.memory) if card.memory else "memory shared with the host"
+    chosen = gpu.chosen
+    answer = f"{chosen.variant.name(found.release)}: {chosen.reason}" if chosen else found.why_none(gpu)
+    out.print(f"GPU {card.index}  {card.name}  {card.capability}  {memory}", markup=False)
+    out.print(f"  → {answer}", markup=False)
+    if explain or not chosen:
+        reasons = table("variant", "", "reason")
+        for verdict in gpu.verdicts:
+            reasons.add_row(verdict.variant.short, "yes" if verdict.accepted else "no", verdict.reason)
+        out.print(reasons)
+
+
+def _advise(found: Detection) -> None:
+    shorts = [variant.short for variant in found.variants]
+    if len(shorts) > 1:
+        say(
+            f"mixed GPUs: each needs a variant of its own; `vllm-variants build auto` builds {' and '.join(shorts)}"
+        )
+    elif shorts:
+        say(f"build it: vllm-variants build {shorts[0]}")
