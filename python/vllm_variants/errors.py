@@ -7,6 +7,7 @@ code; anything else that escapes is a defect.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import ClassVar
 
@@ -78,7 +79,15 @@ class ResourceError(Error):
     exit_code = ExitCode.RESOURCES
 
 
-class Interrupted(Error):
-    """The person or the system asked the work to stop."""
+class Interrupted(BaseException):
+    """The person or the system asked the work to stop; no `Error`, so that nothing carries on."""
 
-    exit_code = ExitCode.INTERRUPTED
+
+def resource_error(error: OSError) -> ResourceError:
+    """What the operating system refused, as a sentence: a full disk, a quota, permissions."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(
+            f"the disk is full{where}", mend="free some: `vllm-variants gc`, `uv cache prune`"
+        )
+    return ResourceError(f"{error.strerror or error}{where}")

@@ -13,14 +13,20 @@ from types import FrameType
 import typer
 
 from vllm_variants import __version__
+from vllm_variants.cli.build import build
+from vllm_variants.cli.detect import detect
+from vllm_variants.cli.gc import gc
+from vllm_variants.cli.list import list_variants
+from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import err
-from vllm_variants.errors import Error, ExitCode
+from vllm_variants.errors import Error, ExitCode, Interrupted
 
 app = typer.Typer(
     name="vllm-variants",
     help="vLLM for exactly your GPU: list, detect and build per-SM variants.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -40,20 +46,27 @@ def _options(
     pass
 
 
+app.command("list")(list_variants)
+app.command()(detect)
+app.command()(build)
+app.command()(gc)
+app.command()(lock)
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def main() -> None:
     """Run the command line and exit with one of `errors.ExitCode`."""
-    signal.signal(signal.SIGTERM, _stop)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     try:
-        code = app(standalone_mode=False)
+        app(prog_name="vllm-variants")
     except Error as error:
         err.print("[red]error:[/red] ", end="")
         err.print(str(error), markup=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except Interrupted:
         err.print("interrupted: nothing half-done was left behind", markup=False)
         sys.exit(ExitCode.INTERRUPTED)
-    sys.exit(code or ExitCode.OK)

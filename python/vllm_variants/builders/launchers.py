@@ -1,0 +1,48 @@
+"""The programs in a result's `bin/`, made so that they work through links, anywhere, after a move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# PYTHONPATH, PYTHONHOME and the user's site-packages would let the host's packages in.
+_PYTHON = """\
+#!/bin/sh
+# Python of this result, and nothing of the host's site-packages.
+here=$(dirname -- "$(readlink -f -- "$0")")
+unset PYTHONPATH PYTHONHOME
+PYTHONNOUSERSITE=1
+export PYTHONNOUSERSITE
+if [ ! -x "$here/python{minor}" ]; then
+  echo "error: no Python {minor} at $(readlink "$here/python{minor}"), where this result expects it" >&2
+  echo "  mend: ln -sfn \\"\\$(command -v python{minor})\\" '$here/python{minor}'" >&2
+  exit 127
+fi
+exec "$here/python{minor}" "$@"
+"""
+
+
+def write(environment: Path, interpreter: Path, minor: str) -> None:
+    """Replace the links in `environment/bin` by programs that keep the host out.
+
+    `bin/python<minor>` is the link to `interpreter`; `python` and `python3` start it. Programs
+    that wheels brought (`vllm`, `ray`, …) start `python` beside them (uv's relocatable scripts).
+    """
+    folder = environment / "bin"
+    for name in ("python", "python3", f"python{minor}"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / f"python{minor}").symlink_to(interpreter)
+    for name in ("python", "python3"):
+        program = folder / name
+        program.write_text(_PYTHON.format(minor=minor), encoding="utf-8")
+        program.chmod(0o755)
+
+
+def expect_interpreter(environment: Path, interpreter: Path, minor: str) -> None:
+    """Point an environment for another platform at the interpreter expected on its machine."""
+    link = environment / "bin" / f"python{minor}"
+    link.unlink()
+    link.symlink_to(interpreter)
+    config = environment / "pyvenv.cfg"
+    lines = config.read_text(encoding="utf-8").splitlines()
+    home = f"home = {interpreter.parent}"
+    config.write_text("\n".join(home if line.startswith("home =") else line for line in lines) + "\n")

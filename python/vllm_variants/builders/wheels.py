@@ -1,0 +1,120 @@
+"""The default builder: published wheels, hash-locked, slimmed to one SM. Needs no Nix, no compiler.
+
+    lock → install (uv) → slim → audit → manifest → publish → link
+
+Everything up to `publish` happens in a folder of its own; a build that ends early leaves nothing
+but uv's cache of what it had downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_variants import interpreters, locks
+from vllm_variants.builders import Request, Say, device_code, installation, launchers, manifests
+from vllm_variants.builders.steps import Step, Steps
+from vllm_variants.errors import UnsupportedError, resource_error
+from vllm_variants.interpreters import Interpreter
+from vllm_variants.locks import Lock
+from vllm_variants.matrix import host_system
+from vllm_variants.results import Result
+from vllm_variants.store import Store, disk_use
+
+# Part of every result's hash: raise it when the same inputs give another result.
+PIPELINE = 1
+# Where a result for another platform expects its interpreter, unless --python says otherwise.
+FOREIGN_HOME = Path("/usr/bin")
+
+
+@dataclass(frozen=True)
+class Wheels:
+    """The `wheels` builder over one store."""
+
+    store: Store
+    name: str = "wheels"
+
+    def build(self, request: Request, say: Say) -> Result:
+        """Build, or find built, one variant and link it. Raises an `errors.Error`."""
+        lock = locks.find(request.release, request.variant.system)
+        if lock.index_only and not request.index:
+            raise UnsupportedError(
+                f"{request.variant.short} needs --index URL: the public package index has only CPU builds of "
+                f"torch for {request.variant.system}",
+                mend=f"vllm-variants build {request.variant.short} --index <PyTorch's index for this CUDA>",
+            )
+        foreign = request.variant.system != host_system()
+        minor = request.release.stack.python
+        interpreter = interpreters.find(minor, None if foreign else request.python)
+        entry = self._entry(request, lock, interpreter)
+        with self.store.lock(
+            entry, lambda: say(f"another build of {request.name} is running: waiting for it")
+        ):
+            result = self.store.find(entry)
+            if result:
+                say(f"{request.name} is already built")
+            else:
+                say(f"building {request.name}, release {request.release.name}, with {_python(interpreter)}")
+                if foreign:
+                    say(f"it is for {request.variant.system}: it can be built here, but not run")
+                result = self._make(request, lock, interpreter, entry, say)
+            self.store.link(result, request.link)
+        return result
+
+    def _make(self, request: Request, lock: Lock, interpreter: Interpreter, entry: str, say: Say) -> Result:
+        steps = Steps(say)
+        minor = request.release.stack.python
+        try:
+            with self.store.building(entry) as folder:
+                with steps.step("install") as step:
+                    self._install(request, lock, interpreter, folder, step)
+                launchers.write(folder, interpreter.path, minor)
+                if lock.system != host_system():
+                    home = request.python or FOREIGN_HOME / f"python{minor}"
+                    launchers.expect_interpreter(folder, home, minor)
+                installed, _ = disk_use(folder)
+                device_code.slim(steps, request, folder)
+                device_code.audit(steps, request, folder)
+                size = {"installed": installed, "result": disk_use(folder)[0]}
+                manifests.write(folder, request, lock, interpreter, steps, size)
+                return self.store.publish(folder, entry)
+        except OSError as error:
+            raise resource_error(error) from error
+
+    def _install(
+        self, request: Request, lock: Lock, interpreter: Interpreter, folder: Path, step: Step
+    ) -> None:
+        installation.environment(folder, interpreter)
+        more: list[Path] = []
+        if lock.index_only and request.index:
+            share = folder / "share" / "vllm-variants"
+            share.mkdir(parents=True)
+            more.append(installation.lock_from_index(lock, request.index, share))
+        installation.sync(folder, lock, more, request.index)
+        site = folder / "lib" / f"python{request.release.stack.python}" / "site-packages"
+        if not (site / "torch" / "lib" / "libtorch_cuda.so").exists():
+            raise UnsupportedError(
+                f"the torch that was installed for {lock.system} is a CPU build",
+                mend="name an index that has torch's CUDA wheels for it: --index URL",
+            )
+        step.facts["site_packages"] = str(site.relative_to(folder))
+
+    def _entry(self, request: Request, lock: Lock, interpreter: Interpreter) -> str:
+        inputs = {
+            "pipeline": PIPELINE,
+            "variant": request.name,
+            "release": request.release.name,
+            "lock": lock.digest,
+            "index": request.index if lock.index_only else None,
+            "python": [str(interpreter.path), interpreter.version, str(request.python)],
+            "slim": request.slim,
+            "keep_ptx": request.slim and request.keep_ptx,
+        }
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        return f"{digest}-{request.name}-{request.release.name}"
+
+
+def _python(interpreter: Interpreter) -> str:
+    return f"Python {interpreter.version} ({interpreter.found}: {interpreter.path})"

@@ -1,0 +1,85 @@
+"""`vllm-variants list`: the matrix, and the results that exist."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_variants import detection, gpus, matrix, store
+from vllm_variants.cli.options import ReleaseName
+from vllm_variants.cli.output import Json, out, print_json, say, size, table
+from vllm_variants.matrix import Matrix, Release, Variant
+
+
+def list_variants(
+    as_json: Json = False,
+    release: ReleaseName = None,
+    results: Annotated[
+        bool, typer.Option("--results", help="Show the results in the store instead.")
+    ] = False,
+) -> None:
+    """List the variants and which of them this machine's GPUs need; or, with --results, what is built."""
+    if results:
+        _list_results(as_json)
+        return
+    rows = matrix.load()
+    chosen = rows.release(release)
+    needed = detection.detect(gpus.machine(), rows, chosen).variants
+    if as_json:
+        print_json(_facts(rows, chosen, needed))
+        return
+    listing = table("variant", "SM", "architecture", "system", "GPUs", "here")
+    for variant in rows.variants.values():
+        names = ", ".join(gpu.replace(" ", "\N{NO-BREAK SPACE}") for gpu in variant.all_gpus)
+        here = "←" if variant in needed else ""
+        listing.add_row(
+            variant.short, str(variant.capability), variant.architecture, variant.system, names, here
+        )
+    out.print(listing)
+    stack = chosen.stack
+    say(
+        f"release {chosen.name}: Python {stack.python}, CUDA {stack.cuda}, torch {stack.torch}, "
+        f"driver ≥ {stack.driver}"
+    )
+
+
+def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[str, object]:
+    return {
+        "releases": [
+            {"name": r.name, "default": r == rows.default, "nixpkgs": r.nixpkgs, "stack": r.stack.as_dict()}
+            for r in rows.releases.values()
+        ],
+        "release": release.name,
+        "variants": [
+            {
+                "name": v.name(release),
+                "short": v.short,
+                "capability": str(v.capability),
+                "architecture": v.architecture,
+                "system": v.system,
+                "gpus": list(v.gpus),
+                "related": {str(r.capability): list(r.gpus) for r in v.related},
+                "needed_here": v in needed,
+            }
+            for v in rows.variants.values()
+        ],
+    }
+
+
+def _list_results(as_json: bool) -> None:
+    entries = store.Store.default().entries()
+    if as_json:
+        print_json([entry.as_dict() for entry in entries])
+        return
+    if not entries:
+        say("no results yet; build one: vllm-variants build auto")
+        return
+    listing = table("variant", "release", "builder", "size", "built", "links")
+    for entry in entries:
+        manifest = entry.result.manifest
+        links = ", ".join(str(link) for link in entry.links) or "none (gc removes it)"
+        listing.add_row(
+            manifest.variant, manifest.release, manifest.builder, size(entry.bytes), manifest.created, links
+        )
+    out.print(listing)

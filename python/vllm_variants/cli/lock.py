@@ -1,0 +1,26 @@
+"""`vllm-variants lock`: make the locks again from their inputs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_variants import locks, matrix
+from vllm_variants.cli.output import say
+
+
+def lock(
+    releases: Annotated[
+        list[str] | None, typer.Argument(metavar="[RELEASE]...", help="All if absent.")
+    ] = None,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Take newer versions than the old lock's.")
+    ] = False,
+) -> None:
+    """Resolve locks/<release>-<platform>.txt again from the inputs beside them (in a checkout)."""
+    rows = matrix.load()
+    for name in releases or list(rows.releases):
+        for system in matrix.SYSTEMS:
+            say(f"resolving release {name} for {system} …")
+            say(str(locks.remake(rows.release(name), system, upgrade=upgrade)))
