@@ -1,0 +1,62 @@
+/**
+  The command line, `vllm-variants`, from a plain package set. The matrix and the locks go with it
+  (pyproject.toml says how).
+
+  # Type
+  `cli :: { lib, python312Packages } -> Derivation`
+*/
+{ lib, python312Packages }:
+let
+  kept = [
+    "LICENSE"
+    "README.md"
+    "locks"
+    "pyproject.toml"
+    "python"
+    "variants.toml"
+  ];
+  root = toString ../.;
+
+  # Only what the wheel is made of, so that its hash moves only with that.
+  source = builtins.path {
+    name = "vllm-variants-source";
+    path = ../.;
+    filter =
+      path: _:
+      let
+        relative = lib.removePrefix "${root}/" path;
+      in
+      lib.elem (lib.head (lib.splitString "/" relative)) kept && baseNameOf path != "__pycache__";
+  };
+  version = lib.head (
+    builtins.match ".*__version__ = \"([^\"]+)\".*" (
+      builtins.readFile ../python/vllm_variants/__init__.py
+    )
+  );
+in
+python312Packages.buildPythonApplication {
+  pname = "vllm-variants";
+  inherit version;
+  pyproject = true;
+  src = source;
+
+  build-system = [ python312Packages.hatchling ];
+  dependencies = map (name: python312Packages.${name}) [
+    "nvidia-ml-py"
+    "pyelftools"
+    "rich"
+    "toml"
+    "typer"
+    "uv"
+  ];
+  # The pin's versions may be a little older than pyproject.toml asks for.
+  pythonRelaxDeps = true;
+
+  pythonImportsCheck = [ "vllm_variants" ];
+
+  meta = {
+    description = "vLLM for exactly your GPU: list, detect, build and verify per-SM variants";
+    license = lib.licenses.mit;
+    mainProgram = "vllm-variants";
+  };
+}

@@ -1,0 +1,49 @@
+/**
+  The published wheel in place of a source build of torch, for the whole set: hours less.
+
+  It cannot be done in vLLM's overrideAttrs: torchvision, torchaudio, xformers, flashinfer and
+  xgrammar bring their own torch, and the build fails on two of them, hours later. The wheel's
+  companions and triton go with it. vLLM and its dependencies read five attributes that torch-bin
+  lacks. `stdenv` is the treacherous one: without it nothing fails at evaluation and vLLM is
+  compiled by the default GCC, which nvcc does not take. `cudaCapabilities` is the set's, not an
+  intersection with the wheel's own list, which would be empty for 8.9.
+
+  Upstream: pkgs/development/python-modules/torch/{source,bin}; nobody has published vLLM on
+  torch-bin. Delete the five attributes when torch-bin carries them.
+*/
+plan: final: prev:
+let
+  inherit (prev) lib;
+  inherit (final) cudaPackages;
+
+  # nixpkgs' own wheel, or the one that the plan pins.
+  source = old: if plan.torch.wheel == null then old.src else final.fetchurl plan.torch.wheel;
+  withCuda = src: lib.throwIfNot (lib.hasInfix "/whl/cu" src.url) "torch-bin is a CPU wheel: ${src.url}";
+
+  swap = pyFinal: pyPrev: {
+    # torch-bin itself is changed, since torchvision-bin and torchaudio-bin take it by that name.
+    torch-bin = pyPrev.torch-bin.overrideAttrs (
+      old:
+      let
+        src = source old;
+      in
+      {
+        inherit src;
+        passthru = old.passthru // {
+          cudaSupport = withCuda src true;
+          rocmSupport = false;
+          inherit cudaPackages;
+          inherit (cudaPackages.flags) cudaCapabilities;
+          stdenv = cudaPackages.backendStdenv;
+        };
+      }
+    );
+    torch = pyFinal.torch-bin;
+    torchvision = pyFinal.torchvision-bin;
+    torchaudio = pyFinal.torchaudio-bin;
+    triton = pyFinal.triton-bin;
+  };
+in
+lib.optionalAttrs (plan.torch.from == "wheel") {
+  pythonPackagesExtensions = prev.pythonPackagesExtensions ++ [ swap ];
+}

@@ -1,0 +1,122 @@
+/**
+  What a variant will be, settled before any nixpkgs is looked at, or a refusal in one sentence.
+  Pure.
+
+  # Type
+  ```
+  plan :: {
+    system :: String;
+    variant :: String | { capability, system?, architecture?, gpus? };
+    release :: String | Release ? default;
+    extraCapabilities :: [Capability] ? [];
+    ptx :: Bool ? false;
+    torch :: null | "wheel" | "source" | { url, hash } ? null;
+    slim :: Bool ? false;
+  } -> Plan
+  ```
+*/
+{
+  system,
+  variant,
+  release ? null,
+  extraCapabilities ? [ ],
+  ptx ? false,
+  torch ? null,
+  slim ? false,
+}:
+let
+  inherit (builtins)
+    attrNames
+    concatStringsSep
+    filter
+    isAttrs
+    isString
+    ;
+
+  capability = import ./capability.nix;
+  matrix = import ./matrix.nix;
+  names = import ./names.nix;
+
+  refuseIf = condition: sentence: value: if condition then throw sentence else value;
+  comma = concatStringsSep ", ";
+
+  chosenRelease =
+    if release == null then
+      matrix.default
+    else if isAttrs release then
+      matrix.default // release
+    else
+      matrix.releases.${release}
+        or (throw "there is no release \"${release}\": ${comma (attrNames matrix.releases)} are declared in variants.toml");
+
+  # A variant of one's own has the name that the matrix would give it.
+  own =
+    let
+      main = capability.parse variant.capability;
+      home = variant.system or system;
+    in
+    {
+      short = capability.sm main + (if home == "aarch64-linux" then "-arm64" else "");
+      architecture = "SM ${main}";
+      gpus = [ ];
+      related = [ ];
+    }
+    // variant
+    // {
+      capability = main;
+      system = home;
+    };
+  chosenVariant = if isString variant then names.parse variant else own;
+
+  capabilities = [ chosenVariant.capability ] ++ map capability.parse extraCapabilities;
+  notIn = supports: filter (c: !(supports c)) capabilities;
+  outsideCuda = notIn (capability.inCuda chosenRelease.cuda);
+  outsideVllm = notIn capability.inVllm;
+  outsideWheel = notIn (capability.inTorchWheel chosenRelease.torch);
+
+  pinned = (import ./torch-wheels.nix).${chosenRelease.torch}.${system} or null;
+  torchSource =
+    if torch == "source" || (torch == null && system == "aarch64-linux" && pinned == null) then
+      { from = "source"; }
+    else if isAttrs torch then
+      { from = "wheel"; wheel = torch; }
+    else if torch == null || torch == "wheel" then
+      refuseIf (system == "aarch64-linux" && pinned == null)
+        "no CUDA wheel of torch ${chosenRelease.torch} is pinned for ${system}: give torch = { url = …; hash = …; }, pin one in nix/torch-wheels.nix, or leave torch out to build it from source"
+        { from = "wheel"; wheel = pinned; }
+    else
+      throw "torch is \"wheel\", \"source\" or { url, hash }, not ${builtins.toJSON torch}";
+
+  plan = {
+    inherit
+      system
+      capabilities
+      ptx
+      slim
+      ;
+    inherit (chosenVariant)
+      short
+      capability
+      architecture
+      gpus
+      ;
+    name = names.full chosenRelease chosenVariant;
+    release = chosenRelease;
+    torch = torchSource;
+  };
+in
+refuseIf (chosenVariant.system != system)
+  "${chosenVariant.short} is built on ${chosenVariant.system}, not on ${system}: ask for packages.${chosenVariant.system}.${chosenVariant.short} with a builder of that system"
+  (
+    refuseIf (outsideCuda != [ ])
+      "CUDA ${chosenRelease.cuda} does not compile for ${comma outsideCuda}: it does for ${comma (capability.ofCuda chosenRelease.cuda)}"
+      (
+        refuseIf (outsideVllm != [ ])
+          "vLLM ${chosenRelease.name} has no kernels for ${comma outsideVllm}: the oldest capability is 7.0"
+          (
+            refuseIf (torchSource.from == "wheel" && outsideWheel != [ ])
+              "the wheel of torch ${chosenRelease.torch} holds nothing that runs on ${comma outsideWheel}: set torch = \"source\""
+              plan
+          )
+      )
+  )

@@ -1,0 +1,35 @@
+# The builder of every derivation in the model: POSIX sh and the host's coreutils, nothing else.
+# It does what stdenv's setup.sh does, as far as this project can tell the difference.
+set -eu
+PATH=/usr/bin:/bin:/run/current-system/sw/bin
+export PATH
+umask 022
+
+# ── functions that phases and hooks call ──
+runHook() { eval "${1}_hook=\${$1:-}; eval \"\$${1}_hook\""; }
+
+getAllOutputNames() { echo "$outputs"; }
+
+substituteInPlace() { # FILE --replace-fail OLD NEW
+  grep -qF -- "$3" "$1" || { echo "substituteInPlace: '$3' is not in $1" >&2; exit 1; }
+  old=$(printf '%s' "$3" | sed 's/[][\.*^$/]/\\&/g')
+  new=$(printf '%s' "$4" | sed 's/[\&/]/\\&/g')
+  sed -i "s/$old/$new/" "$1"
+}
+
+# ── phases ──
+mkdir -p "$NIX_BUILD_TOP/work"
+cd "$NIX_BUILD_TOP/work"
+for output in $outputs; do eval "mkdir -p \"\$$output\""; done
+
+for dep in ${nativeBuildInputs:-}; do
+  if [ -f "$dep/nix-support/setup-hook" ]; then . "$dep/nix-support/setup-hook"; fi
+done
+
+for phase in buildPhase installPhase; do runHook "$phase"; done
+
+if [ -n "${propagatedBuildInputs:-}" ]; then
+  mkdir -p "$out/nix-support"
+  echo "$propagatedBuildInputs" > "$out/nix-support/propagated-build-inputs"
+fi
+for phase in postInstall fixupPhase postFixup ${postPhases:-}; do runHook "$phase"; done
