@@ -91,7 +91,11 @@ class Detection:
             raise UnsupportedError(
                 self.machine.problem, mend="name a variant instead, e.g. `vllm-variants build sm90`"
             )
-        raise UnsupportedError("; ".join(self.why_none(found) for found in self.gpus))
+        raise UnsupportedError(self.explain())
+
+    def explain(self) -> str:
+        """Why the GPUs that get no variant get none."""
+        return "; ".join(self.why_none(found) for found in self.gpus if not found.chosen)
 
     def why_none(self, found: GpuDetection) -> str:
         """One clause on why no variant serves this GPU, with the nearest one."""

@@ -12,13 +12,15 @@ from types import FrameType
 
 import typer
 
-from vllm_variants import __version__
+from vllm_variants import __version__, data
 from vllm_variants.cli.build import build
 from vllm_variants.cli.detect import detect
+from vllm_variants.cli.doctor import doctor
 from vllm_variants.cli.gc import gc
 from vllm_variants.cli.list import list_variants
 from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import err
+from vllm_variants.cli.test import test
 from vllm_variants.errors import Error, ExitCode, Interrupted
 
 app = typer.Typer(
@@ -49,8 +51,14 @@ def _options(
 app.command("list")(list_variants)
 app.command()(detect)
 app.command()(build)
+app.command()(doctor)
 app.command()(gc)
-app.command()(lock)
+if data.checkout():  # what only makes sense beside the sources
+    app.command()(lock)
+    app.command(
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )(test)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

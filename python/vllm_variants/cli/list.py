@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def list_variants(
         return
     listing = table("variant", "SM", "architecture", "system", "GPUs", "here")
     for variant in rows.variants.values():
-        names = ", ".join(gpu.replace(" ", "\N{NO-BREAK SPACE}") for gpu in variant.all_gpus)
+        names = _lines(variant.all_gpus, max(24, out.width - 56))
         here = "←" if variant in needed else ""
         listing.add_row(
             variant.short, str(variant.capability), variant.architecture, variant.system, names, here
@@ -42,6 +43,12 @@ def list_variants(
         f"release {chosen.name}: Python {stack.python}, CUDA {stack.cuda}, torch {stack.torch}, "
         f"driver ≥ {stack.driver}"
     )
+
+
+def _lines(names: tuple[str, ...], width: int) -> str:
+    """Names with commas, broken into lines between names only."""
+    joined = ", ".join(name.replace(" ", "\0") for name in names)
+    return textwrap.fill(joined, width, break_long_words=False, break_on_hyphens=False).replace("\0", " ")
 
 
 def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[str, object]:

@@ -1,0 +1,18 @@
+"""`vllm-variants test`: the project's own test suite, in a checkout."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from vllm_variants import data
+
+
+def test(context: typer.Context) -> None:
+    """Run the whole test suite; further arguments go to pytest, e.g. `test -k matrix -x`."""
+    root = data.checkout()
+    assert root is not None  # registered in a checkout only
+    os.chdir(root)
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-n", "auto", *context.args])

@@ -1,0 +1,185 @@
+"""Findings about this machine: what a build and a result need, and the command that mends what is amiss."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vllm_variants import detection, gpus, interpreters, locks
+from vllm_variants.errors import Error
+from vllm_variants.matrix import Matrix, Release
+from vllm_variants.store import Store
+
+# Measured on a 2-core machine with release 0.13.0 (docs/measurements.md): uv's unpacked wheels plus
+# the files that slimming rewrites, and the peak of uv's memory while it unpacks.
+DISK_FIRST = 14_000_000_000
+DISK_NEXT = 3_000_000_000
+MEMORY = 1_000_000_000
+MINIMUM_NIX = (2, 18)
+
+
+class State(StrEnum):
+    """How a finding stands: fine, worth knowing, or in the way of a build."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    about: str
+    state: State
+    text: str
+    mend: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """The finding as JSON."""
+        return {**asdict(self), "state": self.state.value}
+
+
+def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]:
+    """Every finding, as it is made: some ask the network or start a program."""
+    checks: tuple[Callable[[], Finding], ...] = (
+        lambda: _gpu(matrix, release),
+        lambda: _python(release),
+        _uv,
+        _glibc,
+        lambda: _disk(store),
+        _memory,
+        lambda: _index(release),
+        _compiler,
+        _nix,
+    )
+    for check in checks:
+        yield check()
+
+
+def _gpu(matrix: Matrix, release: Release) -> Finding:
+    machine = gpus.machine()
+    found = detection.detect(machine, matrix, release)
+    if machine.problem:
+        return Finding("GPU", State.NOTE, machine.problem, "none needed to build; results run where a GPU is")
+    names = ", ".join(f"{g.gpu.name} ({g.gpu.capability})" for g in found.gpus)
+    if not found.variants:
+        return Finding("GPU", State.PROBLEM, f"{names}, driver {machine.driver}: {found.explain()}")
+    shorts = ", ".join(v.short for v in found.variants)
+    return Finding("GPU", State.OK, f"{names}, driver {machine.driver} → {shorts}")
+
+
+def _python(release: Release) -> Finding:
+    try:
+        found = interpreters.find(release.stack.python)
+    except Error as error:
+        return Finding("Python", State.PROBLEM, error.message, error.mend)
+    return Finding("Python", State.OK, f"{found.version} {found.found}: {found.path}")
+
+
+def _uv() -> Finding:
+    import uv
+
+    told = subprocess.run([uv.find_uv_bin(), "--version"], capture_output=True, text=True, check=False)
+    return Finding("uv", State.OK, f"{told.stdout.split(' (')[0].strip()} (brought by vllm-variants)")
+
+
+def _glibc() -> Finding:
+    name, version = platform.libc_ver()
+    needed = locks.GLIBC.replace("_", ".")
+    if name != "glibc":
+        return Finding(
+            "C library", State.PROBLEM, f"the wheels need glibc {needed}, this system has {name or 'another'}"
+        )
+    new_enough = _numbers(version) >= _numbers(needed)
+    state = State.OK if new_enough else State.PROBLEM
+    mend = None if new_enough else "use a newer distribution, or a container of one"
+    return Finding("C library", state, f"glibc {version} (the wheels need {needed})", mend)
+
+
+def _disk(store: Store) -> Finding:
+    folder = store.root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.0f} GB free for {store.root}"
+    needs = f"a first build takes {DISK_FIRST / 1e9:.0f} GB, each further variant {DISK_NEXT / 1e9:.0f} GB"
+    if free >= DISK_FIRST:
+        return Finding("disk", State.OK, f"{text} ({needs})")
+    state = State.NOTE if free >= DISK_NEXT else State.PROBLEM
+    return Finding(
+        "disk", state, f"{text}; {needs}", "vllm-variants gc, uv cache prune, or set XDG_DATA_HOME elsewhere"
+    )
+
+
+def _memory() -> Finding:
+    free = available_memory()
+    enough = free >= MEMORY
+    text = f"{free / 1e9:.1f} GB available (a build with wheels peaks below {MEMORY / 1e9:.0f} GB)"
+    return Finding(
+        "memory", State.OK if enough else State.PROBLEM, text, None if enough else "close something large"
+    )
+
+
+def available_memory() -> int:
+    """Bytes of memory that a new program can have: the system's, or less by a cgroup's limit."""
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo)
+    free = int(match[1]) * 1024 if match else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = Path(limit).read_text().strip(), Path(used).read_text().strip()
+        except OSError:
+            continue
+        if most.isdigit():
+            free = min(free, max(0, int(most) - int(now)))
+    return free
+
+
+def _index(release: Release) -> Finding:
+    import uv
+
+    # Asks for one small package's versions, through the same client and settings as a build.
+    command = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
+    command += ["--python-version", release.stack.python, "-"]
+    told = subprocess.run(command, input="toml", capture_output=True, text=True, check=False)
+    if told.returncode == 0:
+        return Finding("index", State.OK, "the package index answers")
+    reason = next(iter(told.stderr.strip().splitlines()), "no answer")
+    mend = "check the network, or name a mirror: UV_DEFAULT_INDEX=https://…"
+    return Finding("index", State.PROBLEM, f"the package index does not answer: {reason}", mend)
+
+
+def _compiler() -> Finding:
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and (path := shutil.which(name)):
+            return Finding("C compiler", State.OK, f"{path} (no build needs it; Triton does, when vLLM runs)")
+    text = "none: no build needs it, but Triton compiles a small launcher with it when vLLM first runs"
+    return Finding("C compiler", State.NOTE, text, "sudo apt install gcc, or your system's")
+
+
+def _nix() -> Finding:
+    path = shutil.which("nix")
+    if not path:
+        return Finding("Nix", State.NOTE, "absent (only the nix and flox builders need it)")
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    needed = ".".join(map(str, MINIMUM_NIX))
+    if _numbers(told.split()[-1] if told else "0") < MINIMUM_NIX:
+        return Finding(
+            "Nix", State.NOTE, f"{told} is too old: the pinned nixpkgs needs {needed}", "nix upgrade-nix"
+        )
+    return Finding("Nix", State.OK, f"{told} ({path})")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
