@@ -1,0 +1,124 @@
+"""Slim one library to given devices.
+
+It is written aside, verified, and renamed over the old name: it is either old or new at any
+moment, and what shares its inode (a package cache's hard link) keeps the old bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.capability import Capability
+from vllm_variants.errors import InputError
+from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin.rewrite import Copy, Rewrite, device_sections, pieces, rewrites
+from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.verify import verify
+
+SMALLEST_HOLE = 0x10000
+"""Bytes; a smaller hole saves less than its segment costs at load time."""
+MOST_HOLES = 4000
+"""Program headers are counted in 16 bits, and glibc keeps them on the stack while loading."""
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What slimming did to one file; sizes in bytes. `kept` says why a file was left as it was."""
+
+    path: str
+    before: int
+    after: int
+    containers: int = 0
+    stubs: int = 0
+    dropped_images: int = 0
+    kept: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return not self.kept
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def slim_file(
+    path: Path, devices: Sequence[Capability], *, to: Path | None = None, keep_ptx: bool = False
+) -> FileReport:
+    """Slim one shared library for `devices`, in place or `to` another path; raise `InputError`.
+
+    In place, a file with nothing to drop is not touched; `to` another path, nothing is written then.
+    """
+    with mapped(path) as source:
+        before = source.size
+        if not elfs.is_elf64(source):
+            return FileReport(str(path), before, before, kept="no ELF64 library")
+        elf = elfs.parse(source)
+        sections = device_sections(elf)
+        if not sections:
+            return FileReport(str(path), before, before, kept="no device code")
+        if elf.type == elfs.ET_REL:
+            return FileReport(str(path), before, before, kept="an object file: nvprune slims those")
+        changes = [change for s in sections for change in rewrites(source, s, devices, keep_ptx)]
+        holes = elfs.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
+        if not holes:
+            return FileReport(str(path), before, before, kept="nothing to drop")
+        with aside(to or path) as (descriptor, new):
+            after = _write(source, elf, changes, holes, descriptor)
+            _same_metadata(source.descriptor, descriptor)
+            verify(source, new, changes)
+            new.replace(to or path)
+    return FileReport(
+        str(path), before, after, len(changes), sum(1 for c in changes if c.stub),
+        sum(len(c.container.images) - max(len(c.images), 1 if c.stub else 0) for c in changes),
+    )  # fmt: skip
+
+
+def _write(
+    source: MappedFile, elf: elfs.Elf, changes: Sequence[Rewrite], holes: Sequence[elfs.Hole], descriptor: int
+) -> int:
+    layout = elfs.lay_out(elf, source.at(0, elfs.HEADER.size), holes)
+    os.truncate(descriptor, layout.size)
+    for piece in pieces(source, elfs.content_end(elf), changes, elfs.Shift(holes), layout):
+        if isinstance(piece, Copy):
+            _copy(source.descriptor, piece.offset, descriptor, piece.to, piece.length)
+        else:
+            os.pwrite(descriptor, piece.data, piece.to)
+    return layout.size
+
+
+def _copy(source: int, offset: int, target: int, to: int, length: int) -> None:
+    while length > 0:
+        data = os.pread(source, min(length, _BLOCK), offset)
+        if not data:
+            raise InputError(f"the file became shorter while it was read, at offset {offset:#x}")
+        done = os.pwrite(target, data, to)
+        offset, to, length = offset + done, to + done, length - done
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[tuple[int, Path]]:
+    """A file beside `path` to write into; it is gone afterwards unless it was renamed."""
+    beside = path.with_name(f".{path.name}.slimming")
+    beside.unlink(missing_ok=True)  # left by a run that was killed
+    descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor, beside
+    finally:
+        os.close(descriptor)
+        beside.unlink(missing_ok=True)
+
+
+def _same_metadata(source: int, target: int) -> None:
+    """Mode, owner where permitted, and times to the nanosecond."""
+    status = os.fstat(source)
+    with suppress(PermissionError):
+        os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -1,0 +1,59 @@
+"""Which images of a container stay for given devices: decided from headers alone, and pure.
+
+For every device the images its driver could choose stay: the best cubin with those of the same
+capability, else the highest PTX. What is unknown stays. Where the rule is in doubt, both stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vllm_variants.capability import Capability, Fit, Kind, Target, choose, fit
+from vllm_variants.fatbin.container import Container, Image
+
+
+def kept_images(container: Container, devices: Sequence[Capability], keep_ptx: bool = False) -> list[Image]:
+    """The images that stay, in their order; none when no device can run any of them."""
+    known = [image for image in container.images if image.known]
+    wanted = {(image.kind, image.target) for image in container.images if not image.known}
+    for device in devices:
+        wanted |= _choosable([(kind, image.target) for image in known if (kind := image.kind)], device)
+    if keep_ptx and (portable := _portable_ptx(known, devices)):
+        wanted.add((Kind.PTX, portable))
+    return [image for image in container.images if not image.known or (image.kind, image.target) in wanted]
+
+
+def _choosable(images: Iterable[tuple[Kind, Target]], device: Capability) -> set[tuple[Kind | None, Target]]:
+    images = list(images)
+    best = choose(images, device)
+    if best is None:
+        return set(_doubtful(images, device, None))
+    same = {
+        (kind, target)
+        for kind, target in images
+        if kind is best.kind and target.capability == best.target.capability and fit(kind, target, device)
+    }
+    return same | _doubtful(images, device, best.target if best.kind is Kind.CUBIN else None)
+
+
+def _doubtful(
+    images: Sequence[tuple[Kind, Target]], device: Capability, best: Target | None
+) -> set[tuple[Kind | None, Target]]:
+    """Cubins that only the Tegra rule excludes, as good by number as `best`: no driver's word is at hand."""
+    return {
+        (kind, target)
+        for kind, target in images
+        if kind is Kind.CUBIN
+        and (target.capability.tegra or device.tegra)
+        and target.capability.major == device.major
+        and target.capability <= device
+        and (target.suffix != "a" or target.capability == device)
+        and (best is None or target.capability >= best.capability)
+    }
+
+
+def _portable_ptx(images: Iterable[Image], devices: Sequence[Capability]) -> Target | None:
+    """The PTX that the most later devices can compile: the highest the devices can, else the lowest."""
+    targets = {image.target for image in images if image.kind is Kind.PTX and not image.target.suffix}
+    usable = [t for t in targets if any(fit(Kind.PTX, t, device) is Fit.JIT for device in devices)]
+    return max(usable, default=None) or min(targets, default=None)

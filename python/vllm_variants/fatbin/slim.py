@@ -1,0 +1,146 @@
+"""Slim a tree: every library in it, on all cores.
+
+Symbolic links are left alone: what they point to is slimmed where it lies, if it lies in the tree.
+Names of one inode in the tree stay names of one inode. Names of it outside the tree, a package
+cache's for instance, keep the old bytes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.capability import Capability
+from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, slim_file
+from vllm_variants.fatbin.source import Malformed
+
+Progress = Callable[[int, int, str], None]
+"""Called after each library: bytes done, bytes in all, the library's path in the tree."""
+
+
+@dataclass(frozen=True)
+class SlimReport:
+    """What slimming did to a tree. `before` and `after` count each inode of the whole tree once, in bytes."""
+
+    root: str
+    devices: tuple[Capability, ...]
+    before: int
+    after: int
+    files: tuple[FileReport, ...]
+
+    @property
+    def saved(self) -> int:
+        """Bytes."""
+        return self.before - self.after
+
+    @property
+    def changed(self) -> list[FileReport]:
+        return [file for file in self.files if file.changed]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "root": self.root,
+            "devices": [str(device) for device in self.devices],
+            "before": self.before,
+            "after": self.after,
+            "ratio": round(self.after / self.before, 4) if self.before else 1.0,
+            "files": [file.as_dict() for file in self.files],
+        }
+
+
+def slim_tree(
+    root: Path,
+    sms: Sequence[Capability],
+    *,
+    keep_ptx: bool = False,
+    progress: Progress = lambda done, total, path: None,
+    jobs: int | None = None,
+) -> SlimReport:
+    """Slim every library under `root`, in place, for devices `sms`.
+
+    Files are replaced, never written to. `jobs` processes work (default: one a core). A library
+    whose fat binaries are malformed is kept as it is, and its report says why.
+    """
+    inodes = regular_files(root)
+    before = sum(size for size, _ in inodes.values())
+    work = sorted(
+        ((size, names) for size, names in inodes.values() if _worth_opening(size, names[0])), reverse=True
+    )
+    total, done, reports = sum(size for size, _ in work), 0, []
+    for size, names, report in _slimmed(work, tuple(sms), keep_ptx, jobs or len(os.sched_getaffinity(0))):
+        if report.changed:
+            for other in names[1:]:
+                _relink(names[0], other)
+        done += size
+        name = str(names[0].relative_to(root))
+        progress(done, total, name)
+        if report.containers or report.kept not in UNREMARKABLE:
+            reports.append(FileReport(**{**report.as_dict(), "path": name}))
+    saved = sum(report.before - report.after for report in reports)
+    return SlimReport(
+        str(root), tuple(sms), before, before - saved, tuple(sorted(reports, key=lambda r: r.path))
+    )
+
+
+UNREMARKABLE = ("no ELF64 library", "no device code")
+
+
+def regular_files(root: Path) -> dict[tuple[int, int], tuple[int, list[Path]]]:
+    """Per inode (device, number) below `root`: its size in bytes and its names, sorted."""
+    found: dict[tuple[int, int], tuple[int, list[Path]]] = {}
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                found.setdefault((status.st_dev, status.st_ino), (status.st_size, []))[1].append(path)
+    return found
+
+
+def _worth_opening(size: int, path: Path) -> bool:
+    if size < SMALLEST_HOLE:
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _slimmed(
+    work: Sequence[tuple[int, list[Path]]], devices: tuple[Capability, ...], keep_ptx: bool, jobs: int
+) -> Iterator[tuple[int, list[Path], FileReport]]:
+    """Each item of `work` with its report, as they become ready."""
+    if jobs == 1 or len(work) < 2:
+        for size, names in work:
+            yield size, names, _slim(names[0], devices, keep_ptx)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(min(jobs, len(work)), context) as pool:
+        futures = {pool.submit(_slim, names[0], devices, keep_ptx): (size, names) for size, names in work}
+        try:
+            for future in as_completed(futures):
+                yield *futures[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _slim(path: Path, devices: tuple[Capability, ...], keep_ptx: bool) -> FileReport:
+    try:
+        return slim_file(path, devices, keep_ptx=keep_ptx)
+    except Malformed as error:
+        size = path.stat().st_size
+        return FileReport(str(path), size, size, kept=f"malformed: {error.message}")
+
+
+def _relink(new: Path, name: Path) -> None:
+    """Make `name` another name of `new`, in one step."""
+    aside = name.with_name(f".{name.name}.slimming")
+    aside.unlink(missing_ok=True)
+    os.link(new, aside)
+    aside.replace(name)

@@ -1,0 +1,224 @@
+"""Prove a slimmed file against its source, reading both anew.
+
+What must hold:
+- segments are aligned, in order and disjoint, and span the addresses they spanned before;
+- every address that had file bytes has the same bytes, except in the containers that were
+  rewritten; what is missing lies wholly in the dead part of one of those;
+- every section has its bytes where its header says, and code in memory is what the section says;
+- each container stands at its old address and holds exactly the images it should, byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from vllm_variants.errors import AuditError
+from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin.container import Container, Image, containers
+from vllm_variants.fatbin.elf import Elf, Segment
+from vllm_variants.fatbin.rewrite import Rewrite, device_sections
+from vllm_variants.fatbin.source import MappedFile, mapped
+
+_BLOCK = 1 << 18
+
+
+class Wrong(AuditError):
+    """The new file is not what it must be; the old one was not replaced."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(
+            f"{name}: slimming would have broken it: {what}", mend="report this library; it was kept"
+        )
+
+
+def verify(source: MappedFile, path: Path, changes: Sequence[Rewrite]) -> None:
+    """Raise `Wrong` unless `path` is `source` with exactly `changes` made."""
+    with mapped(path) as new:
+        old_elf, new_elf = elfs.parse(source), elfs.parse(new)
+        _header(source, new)
+        _segments(source.name, old_elf, new_elf)
+        _bytes(source, old_elf, new, new_elf, changes)
+        _sections(source, old_elf, new, new_elf)
+        _containers(source, old_elf, new, new_elf, changes)
+
+
+def _header(source: MappedFile, new: MappedFile) -> None:
+    """The ELF header may differ in where its tables are and how many segments there are."""
+    old_fields, new_fields = (
+        list(elfs.HEADER.unpack(each.at(0, elfs.HEADER.size))) for each in (source, new)
+    )
+    for index in (5, 6, 10):
+        old_fields[index] = new_fields[index] = 0
+    if old_fields != new_fields:
+        raise Wrong(source.name, "the ELF header changed in more than where its tables are")
+
+
+def _segments(name: str, old: Elf, new: Elf) -> None:
+    page, loads = new.page, new.loads
+    for load in loads:
+        if load.align != page or (load.address - load.offset) % page:
+            raise Wrong(name, f"the segment at {load.address:#x} is not aligned to its page")
+        if load.memory_size < load.file_size:
+            raise Wrong(name, f"the segment at {load.address:#x} has more bytes than memory")
+    for before, after in pairwise(loads):
+        if before.address + before.memory_size > after.address:
+            raise Wrong(name, f"the segments at {before.address:#x} and {after.address:#x} overlap")
+    ends = [max(load.address + load.memory_size for load in each.loads) for each in (old, new)]
+    if loads[0].address != old.loads[0].address or -(-ends[0] // page) != -(-ends[1] // page):
+        raise Wrong(name, "it does not span the addresses it spanned")
+    rest = [
+        [_placed(s) for s in each.segments if s.type not in (elfs.PT_LOAD, elfs.PT_PHDR, 0)]
+        for each in (old, new)
+    ]
+    if rest[0] != rest[1]:
+        raise Wrong(name, "a segment other than PT_LOAD changed")
+    table = new.program_headers_at
+    if any(load.offset < table + 1 and table < -(-load.end // page) * page for load in loads):
+        raise Wrong(name, "the program headers lie in a mapped page")
+
+
+def _placed(segment: Segment) -> tuple[int, ...]:
+    s = segment
+    return s.type, s.flags, s.address, s.physical, s.file_size, s.memory_size, s.align
+
+
+def _bytes(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
+    """Walk the new file's segments by address and compare each with the source, around the changes."""
+    edits = [(_address(old, 0), _address(old, 0) + elfs.HEADER.size)]  # see _header
+    for change in changes:
+        address = _address(old, change.container.offset)
+        edits.append((address, address + change.dead_end - change.container.offset))
+    edits.sort()
+    starts = [start for start, _ in edits]
+    covered: list[tuple[int, int]] = []
+    for load in new_elf.loads:
+        at, end = load.address, load.address + load.file_size
+        covered.append((at, end))
+        while at < end:
+            index = bisect_right(starts, at) - 1
+            if index >= 0 and at < edits[index][1]:
+                at = min(end, edits[index][1])
+                continue
+            until = min(end, starts[index + 1] if index + 1 < len(starts) else end)
+            for old_at, length in _file_ranges(old, at, until):
+                offset = load.offset + at - load.address
+                if (wrong := first_difference(source, old_at, new, offset, length)) is not None:
+                    raise Wrong(source.name, f"the byte at address {at + wrong:#x} changed")
+                at += length
+    _gaps(source.name, old, covered, edits)
+
+
+def _gaps(name: str, old: Elf, covered: Sequence[tuple[int, int]], edits: Sequence[tuple[int, int]]) -> None:
+    """Addresses that lost their bytes must lie in an edit."""
+    ends = [0, *(end for _, end in covered)]
+    begins = [*(start for start, _ in covered), 1 << 63]
+    starts = [start for start, _ in edits]
+    for load in old.loads:
+        for gap_start, gap_end in zip(ends, begins, strict=True):
+            start, end = max(gap_start, load.address), min(gap_end, load.address + load.file_size)
+            if start < end:
+                index = bisect_right(starts, start) - 1
+                if index < 0 or end > edits[index][1]:
+                    raise Wrong(name, f"bytes that are needed were dropped at address {start:#x}")
+
+
+def _address(elf: Elf, offset: int) -> int:
+    for load in elf.loads:
+        if load.offset <= offset < load.end:
+            return load.address + offset - load.offset
+    raise Wrong("", f"offset {offset:#x} is in no segment")
+
+
+def _file_ranges(elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the file has the bytes of `[address, end)`: (offset, length), in order."""
+    for load in elf.loads:
+        start, stop = max(address, load.address), min(end, load.address + load.file_size)
+        if start < stop:
+            if start != address:
+                break
+            yield load.offset + start - load.address, stop - start
+            address = stop
+    if address != end:
+        raise Wrong("", f"address {address:#x} had no bytes before")
+
+
+def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf) -> None:
+    if len(old.sections) != len(new_elf.sections):
+        raise Wrong(source.name, "the number of sections changed")
+    device = {section.name for section in device_sections(old)}
+    for before, after in zip(old.sections, new_elf.sections, strict=True):
+        if before.name != after.name or before.address != after.address or before.type != after.type:
+            raise Wrong(source.name, f"section {before.name} is not the section it was")
+        if before.name in device or not before.file_size:
+            continue
+        if after.size != before.size:
+            raise Wrong(source.name, f"section {before.name} changed its size")
+        if before.flags & elfs.SHF_ALLOC:
+            placed = any(
+                load.offset - load.address == after.offset - after.address
+                and load.offset <= after.offset
+                and after.end <= load.end
+                for load in new_elf.loads
+            )
+            if not placed:
+                raise Wrong(source.name, f"section {before.name} is not where its segment is")
+        elif first_difference(source, before.offset, new, after.offset, before.size) is not None:
+            raise Wrong(source.name, f"section {before.name} changed")
+
+
+def _containers(
+    source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, changes: Sequence[Rewrite]
+) -> None:
+    changed = {change.container.offset: change for change in changes}
+    for before, after in zip(device_sections(old), device_sections(new_elf), strict=True):
+        pairs = zip(
+            containers(source, before.offset, before.end),
+            containers(new, after.offset, after.end),
+            strict=True,
+        )
+        for was, now in pairs:
+            if _address(old, was.offset) != _address(new_elf, now.offset):
+                raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} moved")
+            change = changed.get(was.offset)
+            if change:
+                _container(source, new, change, now)
+            elif len(was.images) != len(now.images):
+                raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} changed")
+
+
+def _container(source: MappedFile, new: MappedFile, change: Rewrite, now: Container) -> None:
+    where = f"the fat binary at offset {change.container.offset:#x}"
+    expected = (change.stub.image,) if change.stub else change.images
+    if now.size != change.size or len(now.images) != len(expected):
+        raise Wrong(source.name, f"{where} has {len(now.images)} images, not {len(expected)}")
+    if change.stub:
+        if new.at(now.images[0].offset, len(change.stub.data)) != change.stub.data:
+            raise Wrong(source.name, f"{where} has a broken stub")
+        return
+    for image, got in zip(expected, now.images, strict=True):
+        if not _same_image(source, image, new, got):
+            raise Wrong(source.name, f"{where} has a changed {image.target} image")
+
+
+def _same_image(source: MappedFile, image: Image, new: MappedFile, got: Image) -> bool:
+    return (
+        image.size == got.size and first_difference(source, image.offset, new, got.offset, image.size) is None
+    )
+
+
+def first_difference(a: MappedFile, a_at: int, b: MappedFile, b_at: int, length: int) -> int | None:
+    """How far into two ranges they first differ; None: not at all."""
+    for done in range(0, length, _BLOCK):
+        size = min(_BLOCK, length - done)
+        one, two = os.pread(a.descriptor, size, a_at + done), os.pread(b.descriptor, size, b_at + done)
+        if one != two:
+            return done + next(
+                (i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y), min(len(one), len(two))
+            )
+        if len(one) < size:
+            return done + len(one)
+    return None
