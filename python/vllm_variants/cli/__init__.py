@@ -15,6 +15,7 @@ import typer
 from vllm_variants import __version__, data
 from vllm_variants.cli.build import build
 from vllm_variants.cli.detect import detect
+from vllm_variants.cli.docs import docs
 from vllm_variants.cli.doctor import doctor
 from vllm_variants.cli.gc import gc
 from vllm_variants.cli.list import list_variants
@@ -54,6 +55,7 @@ app.command()(build)
 app.command()(doctor)
 app.command()(gc)
 if data.checkout():  # what only makes sense beside the sources
+    app.command()(docs)
     app.command()(lock)
     app.command(
         add_help_option=False,

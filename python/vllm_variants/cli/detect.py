@@ -54,8 +54,6 @@ def _show(gpu: GpuDetection, found: Detection, explain: bool) -> None:
 def _advise(found: Detection) -> None:
     shorts = [variant.short for variant in found.variants]
     if len(shorts) > 1:
-        say(
-            f"mixed GPUs: each needs a variant of its own; `vllm-variants build auto` builds {' and '.join(shorts)}"
-        )
+        say(f"mixed GPUs, each needs its own: `vllm-variants build auto` builds {' and '.join(shorts)}")
     elif shorts:
         say(f"build it: vllm-variants build {shorts[0]}")

@@ -1,0 +1,107 @@
+"""Text that is computed from the matrix: tables in README.md and docs/, Flox's expressions.
+
+In a Markdown file a generated part stands between `<!-- generated: NAME -->` and
+`<!-- end generated -->`; NAME is a key of `TABLES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from vllm_variants.errors import ExitCode, InputError
+from vllm_variants.matrix import Matrix, Related
+
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+_EXIT_CODES: Mapping[ExitCode, str] = MappingProxyType(
+    {
+        ExitCode.OK: "done",
+        ExitCode.FAILED: "the work was tried and failed: a build, an installation, a check",
+        ExitCode.USAGE: "the command line, the matrix or an input file is wrong",
+        ExitCode.UNSUPPORTED: "this machine cannot do it: no GPU, no such platform, driver too old",
+        ExitCode.MISSING: "something that must be there is not: an interpreter, a lock, a result",
+        ExitCode.AUDIT: "an audit or a verification found the result wrong",
+        ExitCode.RESOURCES: "disk, memory or network ran out",
+        ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; nothing half-done is left",
+    }
+)
+
+
+def variants(matrix: Matrix) -> str:
+    """The variant table of the README."""
+    rows = [
+        (
+            f"`{v.short}`",
+            str(v.capability),
+            v.architecture,
+            ", ".join(v.gpus) + _related(v.related),
+            f"`{v.system}`",
+        )
+        for v in matrix.variants.values()
+    ]
+    return _table(("variant", "compute capability", "architecture", "GPUs", "system"), rows)
+
+
+def versions(matrix: Matrix) -> str:
+    """The version matrix: a row a release."""
+    rows = [
+        (
+            f"**{r.name}**" + (" (default)" if r == matrix.default else ""),
+            r.stack.python,
+            r.stack.cuda,
+            r.stack.torch,
+            " and ".join(r.stack.cutlass),
+            f"≥ {r.stack.driver}",
+            f"`{r.nixpkgs[:7]}`",
+        )
+        for r in matrix.releases.values()
+    ]
+    return _table(("release (vLLM)", "Python", "CUDA", "torch", "CUTLASS", "driver", "nixpkgs"), rows)
+
+
+def names(matrix: Matrix) -> str:
+    """The full names of the default release's variants."""
+    rows = [(f"`{v.short}`", f"`{v.name(matrix.default)}`") for v in matrix.variants.values()]
+    return _table(("short name", "full name: Nix package, Flox build, result link"), rows)
+
+
+def exit_codes(matrix: Matrix) -> str:
+    """The exit codes of the command line."""
+    return _table(("code", "meaning"), [(str(int(code)), text) for code, text in _EXIT_CODES.items()])
+
+
+TABLES: Mapping[str, Callable[[Matrix], str]] = MappingProxyType(
+    {"variants": variants, "versions": versions, "names": names, "exit-codes": exit_codes}
+)
+
+
+def refresh(text: str, matrix: Matrix, where: str) -> str:
+    """`text` with every generated part made anew; `InputError` for a part nobody generates."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in TABLES:
+            raise InputError(
+                f"{where}: nothing generates {name!r}", mend=f"choose one of {', '.join(TABLES)}"
+            )
+        return f"{match[1]}{TABLES[name](matrix)}\n{match[3]}"
+
+    return _PART.sub(part, text)
+
+
+def files(root: Path, matrix: Matrix) -> dict[Path, str]:
+    """Every file with generated text → what it should hold."""
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return {page: refresh(page.read_text(encoding="utf-8"), matrix, page.name) for page in pages}
+
+
+def _related(related: Sequence[Related]) -> str:
+    return "".join(f"; {r.capability}¹: {', '.join(r.gpus)}" for r in related)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
