@@ -6,83 +6,100 @@
 */
 inputs:
 let
-  inherit (builtins)
-    attrNames
-    attrValues
-    filter
-    foldl'
-    listToAttrs
-    mapAttrs
-    replaceStrings
-    ;
+  inherit (builtins) attrNames listToAttrs mapAttrs;
 
   library = import ./.;
-  inherit (library) matrix names mkVariant;
+  inherit (library) matrix systems;
 
-  systems = attrNames (builtins.groupBy (variant: variant.system) (attrValues matrix.variants));
-  forSystems = f: listToAttrs (map (system: { name = system; value = f system; }) systems);
-
-  nixpkgsOf =
-    release:
-    if release.name == matrix.default.name then
-      inputs.nixpkgs
-    else
-      inputs."nixpkgs-${replaceStrings [ "." ] [ "_" ] release.name}";
-
-  # Every variant of a release, by its short name. One of another system is a refusal.
+  # Every variant of a release, under short and full names; one of another system is a refusal.
   variants =
     release: system:
-    mapAttrs (
-      short: _:
-      mkVariant {
-        inherit system release;
-        nixpkgs = nixpkgsOf release;
-        variant = short;
-      }
-    ) matrix.variants;
-  here = system: set: removeAttrs set (
-    attrNames (removeAttrs matrix.variants (homed system))
-  );
+    library.variants {
+      inherit system release;
+      nixpkgs = library.inputOf inputs release;
+    };
+  # Those that this system builds.
   homed =
-    system: filter (short: matrix.variants.${short}.system == system) (attrNames matrix.variants);
+    release: system: removeAttrs (variants release system) (library.namesElsewhere release system);
 
-  # The same under full names too.
-  named =
-    release: set:
-    foldl' (
-      all: short: all // { ${names.full release matrix.variants.${short}} = set.${short}; }
-    ) set (attrNames set);
-
-  # Plain packages of the pin, without CUDA: for the command line and the shell.
-  pkgs = forSystems (
+  forSystems =
+    f:
+    listToAttrs (
+      map (system: {
+        name = system;
+        value = f system;
+      }) systems
+    );
+  plain = forSystems (
     system:
-    import inputs.nixpkgs {
+    import ./plain.nix {
       inherit system;
-      config = { };
-      overlays = [ ];
+      inherit (inputs) nixpkgs;
     }
   );
-  cli = forSystems (system: pkgs.${system}.callPackage ./cli.nix { });
+  proofs = name: system: mapAttrs (_: variant: variant.tests.${name}) (homed matrix.default system);
+
+  app = program: description: {
+    type = "app";
+    program = toString program;
+    meta = { inherit description; };
+  };
 in
 {
   lib = library;
 
   packages = forSystems (
     system:
-    named matrix.default (here system (variants matrix.default system))
+    homed matrix.default system
     // {
-      cli = cli.${system};
-      # `nix build` and `nix run` without a name: the command line, which builds nothing by itself.
-      default = cli.${system};
+      inherit (plain.${system}) cli;
+      # `nix build` and `nix run` without a name: the command line, which builds no vLLM by itself.
+      default = plain.${system}.cli;
     }
   );
 
-  # Not searched by `nix flake check`: every release, and a refusal for a name of another system.
+  # What `nix flake check` does not build: every release, the proofs of built variants, and a
+  # refusal under the names of another system's variants.
   legacyPackages = forSystems (
     system:
-    named matrix.default (variants matrix.default system)
+    variants matrix.default system
     // {
-      releases = mapAttrs (_: release: named release (variants release system)) matrix.releases;
+      releases = mapAttrs (_: release: variants release system) matrix.releases;
+      audits = proofs "audit" system;
+      gpuChecks = proofs "gpu" system;
     }
   );
+
+  overlays.default = final: _: {
+    vllmVariants = homed matrix.default final.stdenv.hostPlatform.system;
+  };
+
+  hydraJobs = {
+    packages = forSystems (homed matrix.default);
+    audits = forSystems (proofs "audit");
+    gpuChecks = forSystems (proofs "gpu");
+  };
+
+  apps = forSystems (
+    system:
+    let
+      inherit (plain.${system}) cli pkgs;
+      verify = pkgs.writeShellScript "verify" ''exec ${cli}/bin/vllm-variants verify "$@"'';
+    in
+    {
+      default = app "${cli}/bin/vllm-variants" "List, detect, build, audit and verify variants";
+      verify = app verify "GPU checks of a built variant: nix run .#verify -- sm90";
+    }
+  );
+
+  checks = forSystems (system: {
+    inherit (plain.${system}) cli;
+    pure = plain.${system}.pkgs.callPackage ../tests/nix/check.nix { inherit library; };
+  });
+
+  devShells = forSystems (system: {
+    default = plain.${system}.pkgs.callPackage ./shell.nix { inherit (plain.${system}) cli; };
+  });
+
+  formatter = forSystems (system: plain.${system}.pkgs.nixfmt-tree);
 }

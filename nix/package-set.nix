@@ -2,14 +2,17 @@
   The package set of one variant: nixpkgs with its capabilities, on the release's CUDA, mended.
 
   # Type
-  `packageSet :: { nixpkgs, plan, mends, overlays } -> Pkgs`
+  `packageSet :: { nixpkgs, plan, mends ? lib.mends, overlays ? [ ] } -> Pkgs`
 */
 {
   nixpkgs,
   plan,
-  mends,
-  overlays,
+  mends ? import ./mends,
+  overlays ? [ ],
 }:
+let
+  inherit (import ./plain.nix { inherit nixpkgs; inherit (plan) system; }) cli;
+in
 # Both `config` and `overlays` are given, else an impure evaluation reads the user's own.
 import nixpkgs {
   inherit (plan) system;
@@ -19,5 +22,8 @@ import nixpkgs {
     cudaCapabilities = plan.capabilities;
     cudaForwardCompat = plan.ptx;
   };
-  overlays = map (mend: mend plan) mends ++ overlays;
+  overlays =
+    map (mend: mend plan) mends
+    ++ (if plan.slim then [ (import ./slim.nix { inherit plan cli; }) ] else [ ])
+    ++ overlays;
 }

@@ -106,7 +106,7 @@ let
   };
 in
 refuseIf (chosenVariant.system != system)
-  "${chosenVariant.short} is built on ${chosenVariant.system}, not on ${system}: ask for packages.${chosenVariant.system}.${chosenVariant.short} with a builder of that system"
+  "${chosenVariant.short} is built on ${chosenVariant.system}, not on ${system}: build it there, or here with a builder of that system: .#packages.${chosenVariant.system}.${chosenVariant.short}"
   (
     refuseIf (outsideCuda != [ ])
       "CUDA ${chosenRelease.cuda} does not compile for ${comma outsideCuda}: it does for ${comma (capability.ofCuda chosenRelease.cuda)}"

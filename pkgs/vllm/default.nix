@@ -3,7 +3,7 @@
   package set (torch, CUDA, capabilities), is in nix/mends and nix/package-set.nix.
 
   # Type
-  `{ plan :: Plan; vllm :: Derivation; modules :: [Derivation]; revision :: String | null; … } -> Derivation`
+  `{ plan, vllm, modules :: [Derivation], versions, revision :: String | null, tests, … } -> Derivation`
 */
 {
   lib,
@@ -13,7 +13,9 @@
   vllm,
   plan,
   modules,
+  versions,
   revision,
+  tests,
 }:
 vllm.overrideAttrs (
   old:
@@ -41,7 +43,7 @@ vllm.overrideAttrs (
         torch = plan.torch.from;
         builder = "nix";
         nixpkgs = revision;
-        python = python.version;
+        python = versions.python;
         packages = {
           vllm = old.version;
         }
@@ -88,6 +90,8 @@ vllm.overrideAttrs (
       variant = plan.name;
       inherit (plan) capability short;
       release = release.name;
+      torch = plan.torch.from;
+      inherit versions tests;
     };
 
     meta = old.meta // {

@@ -142,6 +142,7 @@ let
     optionalString = condition: text: if condition then text else "";
     toList = x: if isList x then x else [ x ];
     last = xs: elemAt xs (length xs - 1);
+    init = xs: builtins.genList (elemAt xs) (length xs - 1);
     unique = foldl' (seen: x: if elem x seen then seen else seen ++ [ x ]) [ ];
     intersectLists = xs: filter (x: elem x xs);
     concatMapStringsSep =
@@ -149,6 +150,16 @@ let
       concatStringsSep separator (map f xs);
     hasInfix = infix: text: match ".*${lib.escapeRegex infix}.*" text != null;
     escapeRegex = replaceStrings [ "." "+" "*" "(" ")" ] [ "\\." "\\+" "\\*" "\\(" "\\)" ];
+    removePrefix =
+      prefix: text:
+      if builtins.substring 0 (builtins.stringLength prefix) text == prefix then
+        builtins.substring (builtins.stringLength prefix) (-1) text
+      else
+        text;
+    splitString = separator: text: filter builtins.isString (builtins.split separator text);
+    filterAttrs =
+      keep: attrs: removeAttrs attrs (filter (name: !(keep name attrs.${name})) (attrNames attrs));
+    licenses.mit.spdxId = "MIT";
     escapeShellArg = text: "'${replaceStrings [ "'" ] [ "'\\''" ] text}'";
     versionOlder = a: b: compareVersions b a == 1;
     versionAtLeast = a: b: !(lib.versionOlder a b);

@@ -3,8 +3,19 @@ installModule() {
   site=$out/lib/python3.12/site-packages
   mkdir -p "$site/$module" "$site/$module-$version.dist-info"
   echo "__version__ = \"$version\"" > "$site/$module/__init__.py"
+  if [ -f "${src:-}/pyproject.toml" ]; then installProject; fi
   printf 'Metadata-Version: 2.4\nName: %s\nVersion: %s\n' "$module" "$version" \
     > "$site/$module-$version.dist-info/METADATA"
+}
+
+# Of a project, what hatchling would install of this one: its package, data files and program.
+installProject() {
+  cp -r "$src/python/$module" "$site/"
+  chmod -R u+w "$site/$module"
+  mkdir -p "$site/$module/data" "$out/bin"
+  cp -r "$src/variants.toml" "$src/locks" "$site/$module/data/"
+  printf '#!/bin/sh\nexec python3.12 -m %s "$@"\n' "$module" > "$out/bin/$pname"
+  chmod +x "$out/bin/$pname"
 }
 
 # Sets program_PATH and program_PYTHONPATH to the closure of the given packages.

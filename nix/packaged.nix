@@ -1,0 +1,47 @@
+/**
+  What a package set holds for a plan, and the sentence that refuses it when that is not what the
+  release declares: nixpkgs decides vLLM's version, the matrix only says which one to expect.
+
+  # Type
+  `packaged :: { pkgs, plan } -> { vllm :: Derivation; versions; refusal :: String | null; }`
+*/
+{ pkgs, plan }:
+let
+  inherit (pkgs) lib;
+  inherit (plan) release;
+
+  pythonSet = "python${lib.replaceStrings [ "." ] [ "" ] release.python}Packages";
+  cudaSet = "cudaPackages_${lib.replaceStrings [ "." ] [ "_" ] release.cuda}";
+  python = pkgs.${pythonSet};
+
+  versions = {
+    python = python.python.version;
+    cuda = pkgs.cudaPackages.cudaMajorMinorVersion;
+    cudnn = pkgs.cudaPackages.cudnn.version;
+    gcc = pkgs.cudaPackages.backendStdenv.cc.version;
+    torch = python.torch.version;
+    vllm = python.vllm.version;
+  };
+in
+{
+  inherit versions;
+
+  vllm = python.vllm.override (
+    lib.optionalAttrs plan.ptx {
+      # cudaForwardCompat reaches nixpkgs' flags, but not vLLM's own list of architectures.
+      gpuTargets = lib.init plan.capabilities ++ [ "${lib.last plan.capabilities}+PTX" ];
+    }
+  );
+
+  refusal =
+    if !(pkgs ? ${pythonSet}) then
+      "this nixpkgs has no ${pythonSet}, and release ${release.name} declares Python ${release.python}"
+    else if !(pkgs ? ${cudaSet}) then
+      "this nixpkgs has no ${cudaSet}, and release ${release.name} declares CUDA ${release.cuda}"
+    else if versions.vllm != release.name then
+      "this nixpkgs packages vLLM ${versions.vllm}, and release ${release.name} was asked for: ask for release \"${versions.vllm}\", or give the nixpkgs that packages ${release.name} (${release.nixpkgs})"
+    else if versions.torch != release.torch then
+      "this nixpkgs packages torch ${versions.torch}, and release ${release.name} declares ${release.torch}: correct variants.toml"
+    else
+      null;
+}

@@ -1,0 +1,56 @@
+/**
+  `slim = true`: the torch wheel and the CUDA libraries of the set keep the images of the variant's
+  SM only, as vLLM's own do by being compiled for it. Off by default until it was seen in a real
+  build.
+
+  The phase is the last one: autoPatchelf and patchelf before it move program headers, and would
+  undo what the slimmer laid out. Libraries that nixpkgs compiles for the set's capabilities (NCCL,
+  MAGMA) need none.
+
+  # Type
+  `slim :: { plan :: Plan; cli :: Derivation; } -> Overlay`
+*/
+{ plan, cli }:
+_: prev:
+let
+  inherit (prev) lib;
+  set = "cudaPackages_${lib.replaceStrings [ "." ] [ "_" ] plan.release.cuda}";
+  libraries = [
+    "cudnn"
+    "libcublas"
+    "libcufft"
+    "libcurand"
+    "libcusolver"
+    "libcusparse"
+    "libcusparse_lt"
+    "libnpp"
+  ];
+  digits = lib.replaceStrings [ "." ] [ "" ];
+
+  slimmed =
+    package:
+    package.overrideAttrs (old: {
+      nativeBuildInputs = old.nativeBuildInputs or [ ] ++ [ cli ];
+      postPhases = old.postPhases or [ ] ++ [ "slimPhase" ];
+      slimPhase = ''
+        for output in $(getAllOutputNames); do
+          eval "path=\$$output"
+          ${lib.getExe cli} slim "$path" --sm ${digits plan.capability} -o "$NIX_BUILD_TOP/slim-$output"
+          chmod -R u+w "$path"
+          rm -r "$path"
+          mv "$NIX_BUILD_TOP/slim-$output" "$path"
+        done
+      '';
+    });
+in
+{
+  ${set} = prev.${set}.overrideScope (
+    _: cudaPrev:
+    lib.mapAttrs (_: slimmed) (lib.filterAttrs (name: _: lib.elem name libraries) cudaPrev)
+  );
+}
+// lib.optionalAttrs (plan.torch.from == "wheel") {
+  pythonPackagesExtensions = prev.pythonPackagesExtensions ++ [
+    (_: pyPrev: { torch-bin = slimmed pyPrev.torch-bin; })
+  ];
+}
