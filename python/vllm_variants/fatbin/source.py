@@ -18,6 +18,11 @@ from vllm_variants.errors import InputError
 
 _SCAN = 1 << 20
 """Bytes looked at in one step of a search."""
+_BULK = 1 << 16
+"""Bytes from which a range is read instead of mapped: a header is small, code is large."""
+_READS_BEFORE_RELEASE = 1024
+"""Each read may map a page or, where the page cache has large folios, up to 64 KiB of them; letting
+go of all of them now and then keeps a process small. They stay in the page cache."""
 _WINDOW = 1 << 14
 """Bytes read at least from a wheel's member: the next header is often near."""
 
@@ -53,15 +58,19 @@ class MappedFile:
         self.descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
         self._map = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if self.size else None
+        self._reads = 0
         if self._map:  # headers lie far apart: do not read the code between them
             self._map.madvise(mmap.MADV_RANDOM)
 
     def at(self, offset: int, length: int) -> bytes:
         if not self._map or offset < 0 or length < 0 or offset + length > self.size:
             raise Malformed(self.name, offset, f"{length} bytes are missing: the file ends at {self.size:#x}")
-        if length < _SCAN:
-            return self._map[offset : offset + length]
-        return os.pread(self.descriptor, length, offset)
+        if length >= _BULK:
+            return os.pread(self.descriptor, length, offset)
+        self._reads += 1
+        if self._reads % _READS_BEFORE_RELEASE == 0:
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return self._map[offset : offset + length]
 
     def close(self) -> None:
         if self._map:

@@ -82,3 +82,13 @@ def stub_for(source: Source, container: Container) -> Stub | None:
     struct.pack_into("<Q", header, _UNCOMPRESSED, 0)
     standing = replace(image, payload_size=len(payload), compressed_size=0, uncompressed_size=0, flags=flags)
     return Stub(standing, bytes(header), payload)
+
+
+def is_stub(source: Source, image: Image) -> bool:
+    """Whether an image is a stub that an earlier slimming left."""
+    if image.kind is None or image.compression != "none":
+        return False
+    payload = empty_cubin(image.target) if image.kind is Kind.CUBIN else empty_ptx(image.target)
+    if image.payload_size != len(payload):
+        return False
+    return source.at(image.offset + image.header_size, len(payload)) == payload

@@ -1,0 +1,58 @@
+"""Derive a release's expectations from its published wheels.
+
+vllm-variants audit --derive vllm-0.13.0-*.whl > expectations/0.13.0.toml
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vllm_variants.audit.find import sources
+from vllm_variants.capability import Capability, Fit, choose
+from vllm_variants.errors import UsageError
+from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin.container import Container, containers
+from vllm_variants.fatbin.rewrite import device_sections
+
+_HEAD = """\
+# What the published wheels of vLLM {release} hold for each SM. Made by
+#
+#   vllm-variants audit --derive {wheels} > expectations/{release}.toml
+#
+# Per system and library: its containers; per SM how many of them have machine code that runs
+# there, and how many have only PTX, which the driver compiles. The rest has nothing for that SM.
+"""
+
+
+def derive(wheels: Sequence[Path], devices: Iterable[Capability]) -> str:
+    """The text of an expectations file from a release's wheels, one a system."""
+    devices = sorted(set(devices))
+    releases = {wheel.name.split("-")[1] for wheel in wheels if wheel.name.startswith("vllm-")}
+    if len(releases) != 1:
+        raise UsageError("expectations are derived from the vLLM wheels of one release")
+    tables: dict[tuple[str, str], list[Container]] = {}
+    for wheel in wheels:
+        for name, source in sources(wheel):
+            if name.startswith("vllm/") and elfs.is_elf64(source):
+                elf = elfs.parse(source)
+                system = {62: "x86_64-linux", 183: "aarch64-linux"}[elf.machine]
+                found = [c for s in device_sections(elf) for c in containers(source, s.offset, s.end)]
+                if found:
+                    tables[system, name] = found
+    head = _HEAD.format(release=releases.pop(), wheels=" ".join(wheel.name for wheel in wheels))
+    return head + "".join(_table(*key, found, devices) for key, found in sorted(tables.items()))
+
+
+def _table(system: str, name: str, found: Sequence[Container], devices: Sequence[Capability]) -> str:
+    lines = ["", f'[{system}."{name}"]', f"containers = {len(found)}"]
+    for device in devices:
+        fits = Counter(_fit(container, device) for container in found)
+        lines.append(f"{device.sm} = [{len(found) - fits[Fit.NONE] - fits[Fit.JIT]}, {fits[Fit.JIT]}]")
+    return "\n".join(lines) + "\n"
+
+
+def _fit(container: Container, device: Capability) -> Fit:
+    best = choose([(kind, image.target) for image in container.images if (kind := image.kind)], device)
+    return best.fit if best else Fit.NONE

@@ -1,0 +1,191 @@
+"""What one library holds, and how each of its containers fits a device.
+
+A container is judged as the driver would: by the best image in it. So a library's facts are, per
+target, how many images and bytes; per fit, how many containers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_variants.capability import Capability, Fit, Target, choose, fit
+from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
+from vllm_variants.fatbin.rewrite import device_sections
+from vllm_variants.fatbin.source import Malformed, Source
+from vllm_variants.fatbin.stub import is_stub
+
+SCATTERED_SECTIONS = (".cask_resource", ".ldata", ".lrodata")
+"""Sections that may hold containers among other data; nothing is dropped from them unless asked."""
+
+COMPILERS_DEFAULT = Target(Capability(5, 2))
+"""What nvcc compiles for when nobody says: code for it alone is a build's oversight."""
+
+
+@dataclass(frozen=True)
+class JitContainer:
+    """A container whose only code for the device is PTX; `bytes` of text to compile at first use."""
+
+    offset: int
+    target: Target
+    bytes: int
+
+
+@dataclass
+class Held:
+    """Images of one kind and target: how many, and their bytes as stored and once decompressed."""
+
+    images: int = 0
+    bytes: int = 0
+    original_bytes: int = 0
+
+    def add(self, image: Image) -> None:
+        self.images += 1
+        self.bytes += image.size
+        self.original_bytes += image.original_size
+
+
+@dataclass
+class Scattered:
+    """Containers among other data of a section. `foreign` counts bytes that cannot run on the device."""
+
+    containers: int = 0
+    bytes: int = 0
+    foreign: int = 0
+
+
+@dataclass
+class LibraryAudit:
+    """One library's device code. Without a device only what is held is known.
+
+    `fits` counts containers, `foreign` the bytes of images that can never run on the device,
+    `spare` those that could, but a better one is beside them.
+    """
+
+    path: str
+    size: int
+    machine: str = ""
+    containers: int = 0
+    held: dict[tuple[str, Target], Held] = field(default_factory=dict)
+    fits: Counter[Fit] = field(default_factory=Counter)
+    jit: list[JitContainer] = field(default_factory=list)
+    foreign: int = 0
+    spare: int = 0
+    stubs: int = 0
+    stray: int = 0
+    scattered: dict[str, Scattered] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def device_bytes(self) -> int:
+        """All images, as stored."""
+        return sum(held.bytes for held in self.held.values())
+
+    @property
+    def has_device_code(self) -> bool:
+        return bool(self.containers or self.scattered or self.problem)
+
+    @property
+    def runs(self) -> int:
+        """Containers with machine code for the device."""
+        return self.fits[Fit.NATIVE] + self.fits[Fit.SAME_MAJOR] + self.fits[Fit.FAMILY]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "size": self.size,
+            "machine": self.machine,
+            "containers": self.containers,
+            "images": [
+                {"kind": kind, "target": str(target), "images": held.images, "bytes": held.bytes,
+                 "uncompressed": held.original_bytes}
+                for (kind, target), held in sorted(self.held.items())
+            ],
+            "fits": {str(each): self.fits[each] for each in Fit if self.fits[each]},
+            "jit": [{"offset": j.offset, "target": str(j.target), "bytes": j.bytes} for j in self.jit],
+            "foreign": self.foreign,
+            "spare": self.spare,
+            "stubs": self.stubs,
+            "stray": self.stray,
+            "elsewhere": {
+                name: {"containers": s.containers, "bytes": s.bytes, "foreign": s.foreign}
+                for name, s in self.scattered.items()
+            },
+            "unknown": self.unknown,
+            "problem": self.problem,
+        }  # fmt: skip
+
+
+def audit_library(source: Source, path: str, device: Capability | None = None) -> LibraryAudit | None:
+    """Audit one file; None when it is no ELF64 file. Malformed fat binaries become its `problem`."""
+    if not elfs.is_elf64(source):
+        return None
+    audit = LibraryAudit(path, source.size)
+    try:
+        elf = elfs.parse(source)
+        audit.machine = {62: "x86_64", 183: "aarch64"}[elf.machine]
+        for section in device_sections(elf):
+            _count(source, containers(source, section.offset, section.end), device, audit)
+        for section in elf.sections:
+            if section.name in SCATTERED_SECTIONS and section.file_size:
+                _count_scattered(source, section, device, audit)
+    except Malformed as error:
+        audit.problem = error.message
+    return audit
+
+
+def _count(
+    source: Source, found: Iterable[Container], device: Capability | None, audit: LibraryAudit
+) -> None:
+    for container in found:
+        audit.containers += 1
+        for image in container.images:
+            kind = str(image.kind or f"kind {image.code:#x}")
+            audit.held.setdefault((kind, image.target), Held()).add(image)
+            if not image.known:
+                audit.unknown.append(
+                    f"image at {image.offset:#x}: kind {image.code:#x}, flags {image.flags:#x}"
+                )
+        audit.stray += bool(container.images) and {i.target for i in container.images} == {COMPILERS_DEFAULT}
+        if device:
+            _judge(source, container, device, audit)
+
+
+def _judge(source: Source, container: Container, device: Capability, audit: LibraryAudit) -> None:
+    known = [(kind, image.target) for image in container.images if (kind := image.kind)]
+    best = choose(known, device)
+    audit.fits[best.fit if best else Fit.NONE] += 1
+    for image in container.images:
+        if image.kind is None:
+            continue
+        if not fit(image.kind, image.target, device):
+            stub = is_stub(source, image)
+            audit.stubs += stub
+            audit.foreign += 0 if stub else image.size
+        elif best and (image.kind, image.target.capability) != (best.kind, best.target.capability):
+            audit.spare += image.size
+        elif best and best.fit is Fit.JIT:
+            audit.jit.append(JitContainer(container.offset, image.target, image.original_size))
+
+
+def _count_scattered(
+    source: Source, section: elfs.Section, device: Capability | None, audit: LibraryAudit
+) -> None:
+    counts = Scattered()
+    for container in scattered_containers(source, section.offset, section.end):
+        counts.containers += 1
+        counts.bytes += container.size
+        kinds = [(kind, image.target) for image in container.images if image.known and (kind := image.kind)]
+        if device and len(kinds) == len(container.images) and choose(kinds, device) is None:
+            counts.foreign += sum(image.size for image in container.images if not is_stub(source, image))
+    if counts.containers:
+        audit.scattered[section.name] = counts
+
+
+def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:
+    """PTX that the driver would compile, in bytes of text."""
+    return sum(each.bytes for library in libraries for each in library.jit)

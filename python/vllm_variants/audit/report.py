@@ -1,0 +1,118 @@
+"""The verdict over many libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from vllm_variants.audit.expectations import Expectations
+from vllm_variants.audit.library import LibraryAudit, jit_bytes
+from vllm_variants.capability import Capability
+from vllm_variants.fatbin.library import SMALLEST_HOLE
+
+
+class Verdict(StrEnum):
+    """From best to worst; the worst that applies is the report's."""
+
+    PASS = "pass"  # everything that can matter has machine code that runs
+    JIT = "jit"  # some containers run only after the driver compiled them
+    FOREIGN = "foreign"  # bytes that can never run there take room
+    MISSING = "missing"  # vLLM's own code for this SM is not there, or a file is broken
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that decides a verdict: a library (or "") and what about it."""
+
+    verdict: Verdict
+    library: str
+    what: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"verdict": str(self.verdict), "library": self.library, "what": self.what}
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Libraries with device code, judged for `capability` (None: only counted, and no verdict)."""
+
+    roots: tuple[str, ...]
+    capability: Capability | None
+    libraries: tuple[LibraryAudit, ...]
+    findings: tuple[Finding, ...]
+    release: str = ""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst finding's."""
+        if self.capability is None:
+            return None
+        order = list(Verdict)
+        return max((f.verdict for f in self.findings), key=order.index, default=Verdict.PASS)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it can be used as it is: nothing missing."""
+        return self.verdict is not Verdict.MISSING
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "roots": list(self.roots),
+            "capability": str(self.capability) if self.capability else None,
+            "release": self.release or None,
+            "verdict": str(self.verdict) if self.verdict else None,
+            "findings": [finding.as_dict() for finding in self.findings],
+            "totals": {
+                "libraries": len(self.libraries),
+                "size": sum(library.size for library in self.libraries),
+                "device": sum(library.device_bytes for library in self.libraries),
+                "foreign": sum(library.foreign for library in self.libraries),
+                "spare": sum(library.spare for library in self.libraries),
+                "jit_containers": len({(lib.path, j.offset) for lib in self.libraries for j in lib.jit}),
+                "jit_bytes": jit_bytes(self.libraries),
+                "stubs": sum(library.stubs for library in self.libraries),
+            },
+            "libraries": [library.as_dict() for library in self.libraries],
+        }
+
+
+def judge(
+    roots: tuple[str, ...],
+    libraries: tuple[LibraryAudit, ...],
+    capability: Capability | None,
+    expectations: Expectations | None,
+) -> AuditReport:
+    """Turn libraries into a report with its findings, worst first."""
+    findings = [Finding(Verdict.MISSING, each.path, each.problem) for each in libraries if each.problem]
+    if capability:
+        findings += _missing(libraries, capability, expectations)
+        findings += [_foreign(each, capability) for each in libraries if each.foreign >= SMALLEST_HOLE]
+        findings += [_jit(each) for each in libraries if each.jit]
+    release = expectations.release if expectations else ""
+    return AuditReport(roots, capability, libraries, tuple(findings), release)
+
+
+def _missing(
+    libraries: tuple[LibraryAudit, ...], device: Capability, expectations: Expectations | None
+) -> list[Finding]:
+    found = []
+    for name in expectations.libraries if expectations else ():
+        library = next((each for each in libraries if f"/{each.path}".endswith(f"/{name}")), None)
+        if expectations and (what := expectations.missing(library, name, device)):
+            found.append(Finding(Verdict.MISSING, library.path if library else name, what))
+    return found
+
+
+def _foreign(library: LibraryAudit, device: Capability) -> Finding:
+    return Finding(Verdict.FOREIGN, library.path, f"{library.foreign} bytes can never run on {device.sm}")
+
+
+def _jit(library: LibraryAudit) -> Finding:
+    containers = len({each.offset for each in library.jit})
+    size = sum(each.bytes for each in library.jit)
+    return Finding(
+        Verdict.JIT,
+        library.path,
+        f"{containers} containers are PTX only: the driver compiles {size} bytes at first use",
+    )
