@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vllm_variants import detection, gpus, interpreters, locks
+from vllm_variants import detection, gpus, interpreters, locks, process
 from vllm_variants.errors import Error
 from vllm_variants.matrix import Matrix, Release
 from vllm_variants.store import Store
@@ -85,9 +85,7 @@ def _python(release: Release) -> Finding:
 
 
 def _uv() -> Finding:
-    import uv
-
-    told = subprocess.run([uv.find_uv_bin(), "--version"], capture_output=True, text=True, check=False)
+    told = subprocess.run([process.uv(), "--version"], capture_output=True, text=True, check=False)
     return Finding("uv", State.OK, f"{told.stdout.split(' (')[0].strip()} (brought by vllm-variants)")
 
 
@@ -147,10 +145,8 @@ def available_memory() -> int:
 
 
 def _index(release: Release) -> Finding:
-    import uv
-
     # Asks for one small package's versions, through the same client and settings as a build.
-    command = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
+    command = [process.uv(), "pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
     command += ["--python-version", release.stack.python, "-"]
     told = subprocess.run(command, input="toml", capture_output=True, text=True, check=False)
     if told.returncode == 0:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants import process
 from vllm_variants.errors import MissingError, UsageError
 
 _ASK = """
@@ -70,10 +71,8 @@ def _patch(path: Path) -> tuple[int, ...]:
 
 
 def _managed(minor: str) -> Path | None:
-    import uv
-
     command = [
-        uv.find_uv_bin(),
+        process.uv(),
         "python",
         "find",
         "--no-project",

@@ -101,9 +101,7 @@ def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
 
 def compile_command(release: Release, system: str) -> list[str]:
     """`uv pip compile` for wheels of one release and system, with hashes and without addresses."""
-    import uv
-
-    command = [uv.find_uv_bin(), "pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
+    command = [process.uv(), "pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
     command += ["--no-emit-index-url", "--no-header", "--no-annotate"]
     return [*command, "--python-version", release.stack.python, "--python-platform", wheel_platform(system)]
 

@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants.errors import MissingError
+
 _KEPT = 65536  # bytes of talk that are kept for the reason of a failure
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -28,6 +30,21 @@ class Talk:
 
     status: int
     text: str
+
+
+def uv() -> str:
+    """The uv program: the one that `VLLM_VARIANTS_UV` names, else the one installed with this package."""
+    named = os.environ.get("VLLM_VARIANTS_UV")
+    if named:
+        return named
+    from uv import find_uv_bin
+
+    try:
+        return find_uv_bin()
+    except FileNotFoundError as error:
+        raise MissingError(
+            "uv is not installed beside this program", mend="install it, and name it in VLLM_VARIANTS_UV"
+        ) from error
 
 
 def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, hide: str | None = None) -> Talk:

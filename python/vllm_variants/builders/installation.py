@@ -6,8 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import uv
-
 from vllm_variants import locks, process
 from vllm_variants.errors import Error, ResourceError, UnsupportedError
 from vllm_variants.interpreters import Interpreter
@@ -82,7 +80,7 @@ def lock_from_index(lock: Lock, index: str, into: Path) -> Path:
 def uv_run(command: Sequence[str | Path], python: Interpreter | Path, rest: Sequence[Path]) -> None:
     """Run uv for one interpreter; raises the `Error` that its last words mean."""
     path = python.path if isinstance(python, Interpreter) else python
-    whole = [uv.find_uv_bin(), *command, "--python", path, *rest]
+    whole = [process.uv(), *command, "--python", path, *rest]
     _check(process.run(whole, env=_environment(), hide=_EVERY_PACKAGE), "uv failed")
 
 

@@ -38,17 +38,14 @@ class Wheels:
 
     def build(self, request: Request, say: Say) -> Result:
         """Build, or find built, one variant and link it. Raises an `errors.Error`."""
-        lock = locks.find(request.release, request.variant.system)
+        lock, interpreter = _inputs(request)
         if lock.index_only and not request.index:
             raise UnsupportedError(
                 f"{request.variant.short} needs --index URL: the public package index has only CPU builds of "
                 f"torch for {request.variant.system}",
                 mend=f"vllm-variants build {request.variant.short} --index <PyTorch's index for this CUDA>",
             )
-        foreign = request.variant.system != host_system()
-        minor = request.release.stack.python
-        interpreter = interpreters.find(minor, None if foreign else request.python)
-        entry = self._entry(request, lock, interpreter)
+        entry = _entry(request, lock, interpreter)
         with self.store.lock(
             entry, lambda: say(f"another build of {request.name} is running: waiting for it")
         ):
@@ -57,7 +54,7 @@ class Wheels:
                 say(f"{request.name} is already built")
             else:
                 say(f"building {request.name}, release {request.release.name}, with {_python(interpreter)}")
-                if foreign:
+                if lock.system != host_system():
                     say(f"it is for {request.variant.system}: it can be built here, but not run")
                 result = self._make(request, lock, interpreter, entry, say)
             self.store.link(result, request.link)
@@ -101,19 +98,30 @@ class Wheels:
             )
         step.facts["site_packages"] = str(site.relative_to(folder))
 
-    def _entry(self, request: Request, lock: Lock, interpreter: Interpreter) -> str:
-        inputs = {
-            "pipeline": PIPELINE,
-            "variant": request.name,
-            "release": request.release.name,
-            "lock": lock.digest,
-            "index": request.index if lock.index_only else None,
-            "python": [str(interpreter.path), interpreter.version, str(request.python)],
-            "slim": request.slim,
-            "keep_ptx": request.slim and request.keep_ptx,
-        }
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        return f"{digest}-{request.name}-{request.release.name}"
+    def entry(self, request: Request) -> str:
+        """The name that the request's result has in the store: a hash of its inputs, and what it is."""
+        return _entry(request, *_inputs(request))
+
+
+def _inputs(request: Request) -> tuple[Lock, Interpreter]:
+    foreign = request.variant.system != host_system()
+    interpreter = interpreters.find(request.release.stack.python, None if foreign else request.python)
+    return locks.find(request.release, request.variant.system), interpreter
+
+
+def _entry(request: Request, lock: Lock, interpreter: Interpreter) -> str:
+    inputs = {
+        "pipeline": PIPELINE,
+        "variant": request.name,
+        "release": request.release.name,
+        "lock": lock.digest,
+        "index": request.index if lock.index_only else None,
+        "python": [str(interpreter.path), interpreter.version, str(request.python)],
+        "slim": request.slim,
+        "keep_ptx": request.slim and request.keep_ptx,
+    }
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{digest}-{request.name}-{request.release.name}"
 
 
 def _python(interpreter: Interpreter) -> str:

@@ -1,0 +1,138 @@
+"""The command line as a person meets it: what goes where, sentences instead of tracebacks, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_variants import data, generated, matrix
+from vllm_variants.errors import ExitCode
+
+MACHINES = Path(__file__).parents[1] / "machines"
+
+
+def cli(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_VARIANTS_", "XDG_"))}
+    clean |= {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "XDG_DATA_HOME": str(cwd / "data"),
+        "COLUMNS": "200",
+        **env,
+    }
+    command = [sys.executable, "-m", "vllm_variants", *arguments]
+    return subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
+
+
+def on(machine: str) -> dict[str, str]:
+    return {"VLLM_VARIANTS_MACHINE": str(MACHINES / f"{machine}.json")}
+
+
+def test_help_names_every_command_with_what_it_does(tmp_path: Path) -> None:
+    told = cli("--help", cwd=tmp_path)
+    assert told.returncode == 0
+    for command in ("list", "detect", "build", "doctor", "gc"):
+        line = next(line for line in told.stdout.splitlines() if line.strip().startswith(f"{command} "))
+        assert len(line.split()) > 3
+
+
+def test_list_marks_what_this_machine_needs(tmp_path: Path) -> None:
+    told = cli("list", cwd=tmp_path, **on("l40s"))
+    marked = [line.split()[0] for line in told.stdout.splitlines() if "←" in line]
+    assert (told.returncode, marked) == (0, ["sm89"])
+
+
+def test_list_as_json_is_the_whole_matrix(tmp_path: Path) -> None:
+    told = cli("list", "--json", "--release", "0.11.2", cwd=tmp_path, **on("h100"))
+    facts = json.loads(told.stdout)
+    assert [v["short"] for v in facts["variants"]] == list(matrix.load().variants)
+    assert [v["short"] for v in facts["variants"] if v["needed_here"]] == ["sm90"]
+    assert (facts["release"], [r["name"] for r in facts["releases"]]) == ("0.11.2", ["0.13.0", "0.11.2"])
+
+
+def test_detect_as_json_is_a_recording_of_the_machine(tmp_path: Path) -> None:
+    first = cli("detect", "--json", cwd=tmp_path, **on("mixed"))
+    (tmp_path / "again.json").write_text(first.stdout)
+    again = cli("detect", "--json", cwd=tmp_path, VLLM_VARIANTS_MACHINE=str(tmp_path / "again.json"))
+    assert first.stdout == again.stdout
+    assert json.loads(first.stdout)["variants"] == [
+        f"vllm-python312-cuda12_9-{sm}" for sm in ("sm89", "sm86")
+    ]
+
+
+def test_detect_explains_itself_to_people(tmp_path: Path) -> None:
+    told = cli("detect", "--explain", cwd=tmp_path, **on("mixed"))
+    assert told.returncode == 0
+    assert "GPU 1  NVIDIA GeForce RTX 3090  8.6  25.77 GB" in told.stdout
+    assert "code for 9.0 never runs on 8.6" in told.stdout
+    assert "`vllm-variants build auto` builds sm89 and sm86" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "machine", "code", "says"),
+    [
+        (["detect"], "no-driver", ExitCode.UNSUPPORTED, "no NVIDIA driver is installed"),
+        (["detect", "--json"], "no-gpu", ExitCode.UNSUPPORTED, "it sees no GPU"),
+        (["build", "auto"], "no-driver", ExitCode.UNSUPPORTED, "name a variant instead"),
+        (["build", "auto"], "old-driver", ExitCode.UNSUPPORTED, "needs driver 560"),
+        (["build", "sm91"], "h100", ExitCode.USAGE, "did you mean sm90"),
+        (["build"], "h100", ExitCode.USAGE, "name variants, or auto, or --all"),
+        (["build", "--all", "sm90"], "h100", ExitCode.USAGE, "--all goes without names"),
+        (["build", "sm90", "--release", "9"], "h100", ExitCode.USAGE, "choose one of: 0.13.0, 0.11.2"),
+        (["build", "sm90", "--links", "nowhere"], "h100", ExitCode.USAGE, "mkdir -p nowhere"),
+        (["build", "sm90-arm64"], "h100", ExitCode.UNSUPPORTED, "needs --index URL"),
+        (["build", "sm90", "--via", "magic"], "h100", ExitCode.USAGE, "magic"),
+        (["list", "--nonsense"], "h100", ExitCode.USAGE, "No such option"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_a_code(
+    arguments: list[str], machine: str, code: ExitCode, says: str, tmp_path: Path
+) -> None:
+    told = cli(*arguments, cwd=tmp_path, **on(machine))
+    assert told.returncode == code
+    assert says in told.stderr
+    assert "Traceback" not in told.stderr
+    assert told.stdout == "" or "--json" in arguments
+
+
+def test_gc_of_nothing_frees_nothing(tmp_path: Path) -> None:
+    told = cli("gc", "--json", cwd=tmp_path)
+    assert (told.returncode, json.loads(told.stdout)) == (0, [])
+    assert "0 removed" in told.stderr
+
+
+def test_results_of_an_empty_store_say_what_to_do(tmp_path: Path) -> None:
+    told = cli("list", "--results", cwd=tmp_path)
+    assert told.stdout == ""
+    assert "vllm-variants build auto" in told.stderr
+
+
+def test_generated_text_is_what_the_matrix_says() -> None:
+    """When this fails: ./vllm-variants docs"""
+    root = data.checkout()
+    assert root is not None
+    old = [
+        path.name for path, text in generated.files(root, matrix.load()).items() if path.read_text() != text
+    ]
+    assert old == []
+
+
+def test_every_exit_code_is_documented() -> None:
+    table = generated.exit_codes(matrix.load())
+    assert all(f"| {int(code)} |" in table for code in ExitCode)
+
+
+def test_locks_agree_with_the_matrix() -> None:
+    """Every release has its locks; each holds the vLLM and the torch that the matrix declares."""
+    folder = data.root() / "locks"
+    for release in matrix.load().releases.values():
+        for platform in ("x86_64", "aarch64"):
+            text = (folder / f"{release.name}-{platform}.txt").read_text()
+            assert f"\nvllm=={release.name} " in text
+            assert "://" not in text
+            assert all("==" in line for line in text.splitlines() if line and line[0].isalpha())
+        assert f"torch=={release.stack.torch} " in (folder / f"{release.name}-x86_64.txt").read_text()

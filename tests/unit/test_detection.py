@@ -1,0 +1,92 @@
+"""Detection, on recorded machines: which variant, and the reason for every accept and reject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_variants import gpus, matrix
+from vllm_variants.detection import Detection, detect
+from vllm_variants.errors import InputError, UnsupportedError
+from vllm_variants.gpus import Machine
+
+MACHINES = Path(__file__).parents[1] / "machines"
+MATRIX = matrix.load()
+
+
+def recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> Detection:
+    monkeypatch.setenv(gpus.RECORDED, str(MACHINES / f"{name}.json"))
+    return detect(gpus.machine(), MATRIX, MATRIX.default)
+
+
+@pytest.mark.parametrize(
+    ("name", "shorts"),
+    [
+        ("h100", ["sm90"]),
+        ("l40s", ["sm89"]),
+        ("mixed", ["sm89", "sm86"]),
+        ("gb300", ["sm100-arm64"]),
+        ("b300", ["sm100"]),
+        ("one-of-two", ["sm80"]),
+    ],
+)
+def test_a_machine_gets_its_variants(name: str, shorts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [v.short for v in recorded(name, monkeypatch).require()] == shorts
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("old-driver", "needs driver 560 or later and this host has 535.183.01"),
+        ("pascal", "no variant serves GPU 0, Tesla P100-PCIE-16GB (6.0): the nearest is sm70"),
+        ("a100-arm", "it is for x86_64-linux and this host is aarch64-linux"),
+        ("gb10", "the nearest is sm120, but it is for x86_64-linux"),
+        ("no-driver", "no NVIDIA driver is installed"),
+        ("no-gpu", "it sees no GPU"),
+    ],
+)
+def test_a_machine_without_a_variant_is_told_why(
+    name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        recorded(name, monkeypatch).require()
+    assert reason in str(caught.value)
+
+
+def test_every_variant_gets_a_verdict_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in MACHINES.glob("*.json"):
+        found = recorded(path.stem, monkeypatch)
+        for gpu in found.gpus:
+            assert [v.variant.short for v in gpu.verdicts] == list(MATRIX.variants)
+            assert all(v.reason for v in gpu.verdicts)
+
+
+def test_a_gpu_takes_the_highest_variant_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sm80 and sm86 images also run on 8.9, but sm89 is built for it."""
+    verdicts = {v.variant.short: v for v in recorded("l40s", monkeypatch).gpus[0].verdicts}
+    assert [short for short, v in verdicts.items() if v.accepted] == ["sm80", "sm86", "sm89"]
+    assert "8.6 images run on 8.9" in verdicts["sm86"].reason
+    assert verdicts["sm90"].reason == "code for 9.0 never runs on 8.9"
+
+
+def test_a_served_capability_says_what_that_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recorded("gb300", monkeypatch).gpus[0].chosen
+    assert chosen is not None
+    assert "those with an `a` suffix do not" in chosen.reason
+
+
+def test_a_machine_survives_its_own_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = recorded("mixed", monkeypatch).machine
+    assert Machine.from_dict(machine.as_dict()) == machine
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": {"gpus": 1}}'])
+def test_a_file_that_records_no_machine_is_refused(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text(text)
+    monkeypatch.setenv(gpus.RECORDED, str(path))
+    with pytest.raises(InputError, match="no recorded machine"):
+        gpus.machine()

@@ -1,0 +1,129 @@
+"""The launcher: sets up its own environment with whatever a machine has, once, and fails in a sentence."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vllm_variants import data
+
+ROOT = data.checkout() or pytest.skip("the launcher is in a checkout only", allow_module_level=True)
+TOOLS = ("sh", "readlink", "dirname", "cmp", "rm", "cp", "mkdir", "wc", "tr", "flock", "sleep", "ls", "env")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose locks are empty and whose command line prints what it got: nothing to download."""
+    root = tmp_path / "a checkout"
+    (root / "locks").mkdir(parents=True)
+    (root / "python" / "vllm_variants").mkdir(parents=True)
+    shutil.copy(ROOT / "vllm-variants", root)
+    for lock in ("tool", "tool-test"):
+        (root / "locks" / f"{lock}.txt").write_text("# nothing\n")
+    (root / "python" / "vllm_variants" / "__main__.py").write_text("import sys; print(sys.argv[1:])")
+    return root
+
+
+def path_with(tmp_path: Path, *programs: tuple[str, str]) -> str:
+    """A PATH of the basic tools and these programs (name, what it stands for)."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, target in [(tool, shutil.which(tool)) for tool in TOOLS] + list(programs):
+        if target:
+            (folder / name).symlink_to(target)
+    return str(folder)
+
+
+def start(checkout: Path, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": path, "HOME": str(checkout / "no-home")}
+    return subprocess.run(
+        [checkout / "vllm-variants", *arguments], env=env, capture_output=True, text=True, check=False
+    )
+
+
+def _system_python() -> str:
+    for candidate in ("/usr/bin/python3", *(shutil.which(f"python3.{n}") or "" for n in range(14, 10, -1))):
+        probe = "import sys; sys.exit(sys.version_info < (3, 11))"
+        if (
+            candidate
+            and subprocess.run([candidate, "-c", probe], check=False, capture_output=True).returncode == 0
+        ):
+            return candidate
+    pytest.skip("there is no Python of 3.11 or later outside pyenv's shims")
+
+
+def test_it_sets_up_with_a_plain_python_and_then_no_more(checkout: Path, tmp_path: Path) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()))
+    first = start(checkout, path, "list", "a b")
+    assert (first.returncode, first.stdout) == (0, "['list', 'a b']\n"), first.stderr
+    assert "setting up" in first.stderr
+    second = start(checkout, path, "list")
+    assert (second.stdout, second.stderr) == ("['list']\n", "")
+
+
+def test_it_works_through_a_link_and_from_anywhere(checkout: Path, tmp_path: Path) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()))
+    link = tmp_path / "vv"
+    link.symlink_to(checkout / "vllm-variants")
+    env = {"PATH": path, "HOME": "/"}
+    told = subprocess.run([link, "x"], cwd="/", env=env, capture_output=True, text=True, check=True)
+    assert told.stdout == "['x']\n"
+    assert (checkout / ".venv").is_dir()
+
+
+def test_two_first_starts_at_once_both_work(checkout: Path, tmp_path: Path) -> None:
+    env = {"PATH": path_with(tmp_path, ("python3", _system_python())), "HOME": "/"}
+    started = [
+        subprocess.Popen(
+            [checkout / "vllm-variants", str(n)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(2)
+    ]
+    told = [process.communicate(timeout=120) for process in started]
+    assert [out for out, _ in told] == ["['0']\n", "['1']\n"]
+    assert "".join(err for _, err in told).count("(once)") == 1
+
+
+def test_a_changed_lock_is_installed_again(checkout: Path, tmp_path: Path) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()))
+    start(checkout, path, "x")
+    (checkout / "locks" / "tool.txt").write_text("# another nothing\n")
+    assert "setting up" in start(checkout, path, "x").stderr
+    assert start(checkout, path, "x").stderr == ""
+
+
+def test_a_python_without_venv_and_pip_finds_a_pip(checkout: Path, tmp_path: Path) -> None:
+    """Debian's python lacks ensurepip and pip; its python3-pip-whl package, or apt, has one."""
+    if not list(Path("/usr/share/python-wheels").glob("pip-*.whl")):
+        pytest.skip("no pip wheel of the distribution on this machine")
+    bare = tmp_path / "bare-python"
+    blocked = "import sys; sys.modules.update(ensurepip=None, pip=None)"
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(blocked)
+    bare.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "block"} exec {_system_python()} "$@"\n')
+    bare.chmod(0o755)
+    told = start(checkout, path_with(tmp_path, ("python3", str(bare))), "x")
+    assert (told.returncode, told.stdout) == (0, "['x']\n"), told.stderr
+
+
+def test_without_python_and_uv_it_says_what_to_install(checkout: Path, tmp_path: Path) -> None:
+    told = start(checkout, path_with(tmp_path), "list")
+    assert told.returncode == 4
+    assert "no uv and no Python of 3.11" in told.stderr
+    assert "mend: install uv, or python3" in told.stderr
+
+
+def test_a_broken_environment_is_made_again(checkout: Path, tmp_path: Path) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()))
+    start(checkout, path, "x")
+    for name in ("python", "python3"):
+        (checkout / ".venv" / "bin" / name).unlink()
+    (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
+    assert start(checkout, path, "y").stdout == "['y']\n"

@@ -1,0 +1,177 @@
+"""The matrix: names, parsing of what people type, and refusals of broken files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_variants import matrix, matrix_file
+from vllm_variants.capability import Capability
+from vllm_variants.errors import InputError, UsageError
+from vllm_variants.matrix import Matrix, Release, Stack, Variant
+
+MATRIX = matrix.load()
+SHORTS = ["sm70", "sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm90-arm64", "sm100-arm64"]
+
+
+def test_the_ten_variants_in_order() -> None:
+    assert list(MATRIX.variants) == SHORTS
+
+
+def test_names_come_from_release_and_sm() -> None:
+    assert [v.name(MATRIX.default) for v in MATRIX.variants.values()] == [
+        f"vllm-python312-cuda12_9-{short}" for short in SHORTS
+    ]
+    later = Release("1.0.0", "0" * 40, Stack("3.13", "13.1", "580", "3.0.0", ("5.0.0",)))
+    assert MATRIX.variants["sm90"].name(later) == "vllm-python313-cuda13_1-sm90"
+
+
+def test_releases_say_which_nixpkgs_packages_them() -> None:
+    assert MATRIX.default.name == "0.13.0"
+    assert MATRIX.releases["0.13.0"].nixpkgs == "ed142ab1b3a092c4d149245d0c4126a5d7ea00b0"
+    assert MATRIX.releases["0.11.2"].nixpkgs == "1306659b587dc277866c7b69eb97e5f07864d8c4"
+
+
+@given(st.sampled_from(list(MATRIX.variants.values())), st.sampled_from(list(MATRIX.releases.values())))
+def test_every_way_to_write_a_variant_leads_back_to_it(variant: Variant, release: Release) -> None:
+    ways = [variant.short, variant.short.upper(), variant.name(release), f" {variant.name(release)} "]
+    capability = variant.capability
+    ways += [str(capability), f"{capability.major}{capability.minor}"]
+    for way in ways:
+        assert Variant.parse(way, MATRIX, system=variant.system).variant == variant
+
+
+@given(st.sampled_from([(v, gpu) for v in MATRIX.variants.values() for gpu in v.all_gpus]))
+def test_every_gpu_leads_to_its_variant(row: tuple[Variant, str]) -> None:
+    variant, gpu = row
+    for way in (gpu, gpu.lower(), f"NVIDIA {gpu}", f"NVIDIA GeForce {gpu}", gpu.replace(" ", "-")):
+        match = MATRIX.parse(way)
+        assert match.variant == variant
+        assert gpu in match.taken_as
+
+
+@pytest.mark.parametrize(
+    ("word", "short"),
+    [
+        ("NVIDIA H100 80GB HBM3", "sm90"),
+        ("NVIDIA A100-SXM4-80GB", "sm80"),
+        ("NVIDIA L40S", "sm89"),
+        ("NVIDIA GeForce RTX 3090 Ti", "sm86"),
+        ("NVIDIA RTX 6000 Ada Generation", "sm89"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "sm120"),
+        ("Quadro RTX 6000", "sm75"),
+        ("NVIDIA GH200 480GB", "sm90-arm64"),
+        ("4090", "sm89"),
+    ],
+)
+def test_names_as_the_driver_reports_them(word: str, short: str) -> None:
+    assert MATRIX.parse(word).variant.short == short
+
+
+def test_a_related_capability_is_served_and_says_so() -> None:
+    match = MATRIX.parse("10.3", system="aarch64-linux")
+    assert match.variant.short == "sm100-arm64"
+    assert "10.3" in match.taken_as
+
+
+def test_an_ambiguous_gpu_names_the_choices() -> None:
+    with pytest.raises(UsageError, match=r"Quadro RTX 6000 \(sm75\), RTX 6000 Ada \(sm89\)"):
+        MATRIX.parse("RTX 6000")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("sm91", "sm90"), ("sm9O", "sm90"), ("H1000", "H100"), ("RTX 490", "RTX 4090")]
+)
+def test_an_unknown_word_gets_the_nearest_names(word: str, near: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        MATRIX.parse(word)
+    assert near in str(caught.value)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_variant_or_a_sentence(text: str) -> None:
+    try:
+        assert MATRIX.parse(text).variant in MATRIX.variants.values()
+    except UsageError as error:
+        assert error.mend
+
+
+def test_no_gpu_is_listed_twice() -> None:
+    """A GPU has one capability; only its host's architecture could give it two variants."""
+    listed = [gpu for variant in MATRIX.variants.values() for gpu in variant.all_gpus]
+    assert len(listed) == len(set(listed))
+
+
+def test_the_l40s_is_ada() -> None:
+    assert MATRIX.parse("L40S").variant.capability == Capability(8, 9)
+
+
+WHOLE = """\
+default-release = "1.0"
+
+[release."1.0"]
+nixpkgs = "0123456789012345678901234567890123456789"
+python = "3.12"
+cuda = "12.9"
+driver = "560"
+torch = "2.9.1"
+cutlass = ["4.2.1"]
+
+[variant.sm90]
+capability = "9.0"
+architecture = "Hopper"
+system = "x86_64-linux"
+gpus = ["H100"]
+"""
+
+
+def read(tmp_path: Path, text: str) -> Matrix:
+    path = tmp_path / "variants.toml"
+    path.write_text(text, encoding="utf-8")
+    return matrix_file.read(path)
+
+
+def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
+    assert list(read(tmp_path, WHOLE).variants) == ["sm90"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ('capability = "9.0"', "capability = 9.0", 12, 'quote it: "…"'),
+        ('capability = "9.0"', 'capability = "9"', 12, 'such as "9.0"'),
+        ('capability = "9.0"', 'capability = "8.9"', 12, "call the table [variant.sm89]"),
+        ('system = "x86_64-linux"', 'system = "x86_64-darwin"', 14, "aarch64-linux"),
+        ('gpus = ["H100"]', "gpus = []", 15, "list of names"),
+        ('gpus = ["H100"]', 'gpus = "H100"', 15, "list"),
+        ('gpus = ["H100"]', "", 11, "add gpus = […]"),
+        ('architecture = "Hopper"\n', "", 11, "add architecture"),
+        ("[variant.sm90]", "[variant.hopper]", 11, "[variant.sm90]"),
+        ('nixpkgs = "0123456789012345678901234567890123456789"', 'nixpkgs = "master"', 4, "40 hex digits"),
+        ('cuda = "12.9"', 'cuda = "latest"', 6, "a version"),
+        ('default-release = "1.0"', 'default-release = "2.0"', 1, '[release."2.0"]'),
+        ('torch = "2.9.1"', 'torch = "2.9.1', 8, "not valid TOML"),
+        ('gpus = ["H100"]', 'gpus = ["H100"]\nrelated = ["B300"]', 16, "related"),
+    ],
+)
+def test_a_broken_matrix_is_named_by_line_and_mend(
+    tmp_path: Path, old: str, new: str, line: int, says: str
+) -> None:
+    assert old in WHOLE
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, WHOLE.replace(old, new, 1))
+    assert f"variants.toml:{line}:" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_matrix_without_variants_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no \[variant\.…\] table"):
+        read(tmp_path, WHOLE.partition("[variant")[0])
+
+
+def test_an_absent_matrix_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        matrix_file.read(tmp_path / "none.toml")

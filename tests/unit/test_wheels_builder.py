@@ -1,0 +1,332 @@
+"""The `wheels` builder, whole and with real uv, on a toy index: results, links and every way to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import toy_index
+from toy_index import ToyIndex
+
+from vllm_variants import interpreters, matrix, process, results
+from vllm_variants.builders import Request
+from vllm_variants.builders.wheels import Wheels
+from vllm_variants.errors import Error, MissingError, ResourceError, UsageError
+from vllm_variants.results import Result
+from vllm_variants.store import Store
+
+MATRIX = matrix.load()
+HOST = matrix.host_system()
+MINOR = MATRIX.default.stack.python
+NAME = f"vllm-python312-cuda12_9-sm90{'-arm64' if HOST.startswith('aarch64') else ''}"
+
+try:
+    interpreters.find(MINOR)
+except MissingError as absent:
+    pytest.skip(f"the builder needs Python {MINOR}: {absent.message}", allow_module_level=True)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
+    return toy_index.make(tmp_path / "index", monkeypatch)
+
+
+@pytest.fixture
+def links(tmp_path: Path) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+def request_for(links: Path, release: str | None = None, **options: object) -> Request:
+    variant = MATRIX.parse("9.0", system=HOST).variant
+    return Request(variant, MATRIX.release(release), links, slim=False, **options)  # type: ignore[arg-type]
+
+
+def build(links: Path, release: str | None = None, **options: object) -> tuple[Result, list[str]]:
+    said: list[str] = []
+    return Wheels(Store.default()).build(request_for(links, release, **options), said.append), said
+
+
+def run(program: Path, *arguments: str, cwd: Path, **env: str) -> str:
+    finished = subprocess.run(
+        [program, *arguments], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=True
+    )
+    return finished.stdout.strip()
+
+
+def nothing_is_left(links: Path) -> bool:
+    store = Store.default().root
+    return (
+        not list(links.iterdir()) and not list((store / "store").glob("*")) and not Store.default().entries()
+    )
+
+
+def test_a_build_leaves_a_result_that_runs(index: ToyIndex, links: Path) -> None:
+    result, _ = build(links)
+    link = links / f"result-{NAME}"
+    assert link.is_symlink()
+    assert link.resolve() == result.path
+    for program in ("python", "python3"):
+        assert (
+            run(link / "bin" / program, "-c", "import vllm; print(vllm.__version__)", cwd=Path("/"))
+            == "0.13.0"
+        )
+    assert run(link / "bin" / "vllm", "serve", cwd=Path("/")) == "0.13.0 serve"
+
+
+def test_the_manifest_says_what_was_done(index: ToyIndex, links: Path) -> None:
+    facts = build(links)[0].manifest.facts
+    assert facts["variant"] == NAME
+    assert facts["release"] == "0.13.0"
+    assert facts["stack"]["cuda"] == "12.9"
+    assert facts["packages"] == {"torch": "2.9.1", "vllm": "0.13.0"}
+    assert facts["lock"].startswith("sha256:")
+    steps = {step["name"]: step for step in facts["steps"]}
+    assert steps["install"]["status"] == "ran"
+    assert steps["slim"] == {"name": "slim", "status": "skipped", "reason": "not asked for"}
+    assert facts["bytes"]["installed"] >= facts["bytes"]["result"] > 0
+
+
+def test_the_host_does_not_leak_in(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "leak.py").write_text("")
+    build(links)
+    ask = "import importlib.util, json, site, sys; print(json.dumps([importlib.util.find_spec('leak'),"
+    ask += "site.ENABLE_USER_SITE, [p for p in sys.path if 'site-packages' in p]]))"
+    python = links / f"result-{NAME}" / "bin" / "python"
+    told = run(python, "-c", ask, cwd=Path("/"), PYTHONPATH=str(foreign), PYTHONHOME="/x")
+    leaked, user_site, packages = json.loads(told)
+    assert (leaked, user_site) == (None, False)
+    assert all(path.startswith(str(Store.default().root)) for path in packages) and packages
+
+
+def test_children_of_the_result_are_the_result(index: ToyIndex, links: Path) -> None:
+    """vLLM starts its workers with `sys.executable`."""
+    build(links)
+    ask = (
+        "import subprocess, sys; child = [sys.executable, '-c', 'import vllm; print(vllm.__file__)'];"
+        "print(subprocess.check_output(child, text=True))"
+    )
+    assert str(Store.default().root) in run(
+        links / f"result-{NAME}" / "bin" / "python", "-c", ask, cwd=Path("/")
+    )
+
+
+def test_a_result_runs_after_it_is_moved(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+    result, _ = build(links)
+    moved = tmp_path / "elsewhere with a space"
+    result.path.rename(moved)
+    assert run(moved / "bin" / "vllm", "x", cwd=Path("/")) == "0.13.0 x"
+    assert run(moved / "bin" / "python", "-c", "import vllm; print(vllm.__file__)", cwd=Path("/")).startswith(
+        str(moved)
+    )
+
+
+def test_the_same_inputs_are_linked_and_not_built(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+    first, _ = build(links)
+    other = tmp_path / "other"
+    other.mkdir()
+    second, said = build(other)
+    assert second.path == first.path
+    assert said == [f"{NAME} is already built"]
+    assert (other / f"result-{NAME}").resolve() == first.path
+
+
+def test_releases_are_results_of_their_own(index: ToyIndex, links: Path) -> None:
+    default, _ = build(links)
+    older, _ = build(links, "0.11.2")
+    assert older.path != default.path
+    program = links / f"result-{NAME}" / "bin" / "python"
+    assert run(program, "-c", "import vllm; print(vllm.__version__)", cwd=Path("/")) == "0.11.2"
+
+
+def test_a_wrong_hash_leaves_nothing(index: ToyIndex, links: Path) -> None:
+    lock = index.lock(MATRIX.default, HOST)
+    lock.write_text(lock.read_text()[:-9] + "00000000\n")
+    with pytest.raises(Error, match="wrong hash"):
+        build(links)
+    assert nothing_is_left(links)
+
+
+def test_an_index_out_of_reach_leaves_nothing(
+    index: ToyIndex, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("UV_NO_INDEX", "UV_FIND_LINKS"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    with pytest.raises(ResourceError, match="index could not be reached") as caught:
+        build(links)
+    assert "what was downloaded is kept" in str(caught.value)
+    assert nothing_is_left(links)
+
+
+def test_a_release_without_a_lock_says_how_to_make_it(index: ToyIndex, links: Path) -> None:
+    index.lock(MATRIX.default, HOST).unlink()
+    with pytest.raises(MissingError, match=r"vllm-variants lock 0\.13\.0"):
+        build(links)
+
+
+def test_a_file_in_the_way_of_the_link_stays(index: ToyIndex, links: Path) -> None:
+    precious = links / f"result-{NAME}"
+    precious.write_text("mine")
+    with pytest.raises(Error, match="it is not a link"):
+        build(links)
+    assert precious.read_text() == "mine"
+
+
+def test_another_python_is_refused(index: ToyIndex, links: Path) -> None:
+    with pytest.raises(UsageError, match=f"is no CPython {MINOR}"):
+        build(links, python=Path("/bin/true"))
+
+
+@pytest.fixture
+def stuck_uv(tmp_path: Path) -> Path:
+    """A uv that makes environments and then installs for ever."""
+    program = tmp_path / "stuck-uv"
+    program.write_text(f'#!/bin/sh\n[ "$1" = pip ] && exec sleep 600\nexec {process.uv()} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def stop_while_installing(links: Path, uv: Path, signum: int) -> tuple[int, str]:
+    """Start a build whose uv never ends, send it `signum` once it is at work; exit status and talk."""
+    command = [sys.executable, "-m", "vllm_variants", "build", "9.0", "--no-slim", "--links", str(links)]
+    command += ["--index", "http://127.0.0.1:9/"]
+    env = {**os.environ, "VLLM_VARIANTS_UV": str(uv), "PYTHONPATH": os.pathsep.join(sys.path)}
+    started = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    building = Store.default().root / "building"
+    deadline = time.monotonic() + 60
+    while not list(building.glob("*/bin/python")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    started.send_signal(signum)
+    _, said = started.communicate(timeout=60)
+    return started.returncode, said
+
+
+# The program's own matrix and locks are used there: nothing is downloaded before it is stopped.
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_build_cleans_up_and_says_so(
+    index: ToyIndex, links: Path, stuck_uv: Path, signum: int
+) -> None:
+    status, said = stop_while_installing(links, stuck_uv, signum)
+    assert (status, said.splitlines()[-1]) == (130, "interrupted: nothing half-done was left behind")
+    assert not list((Store.default().root / "building").iterdir())
+    assert nothing_is_left(links)
+
+
+def test_a_killed_build_is_invisible_and_swept_by_gc(index: ToyIndex, links: Path, stuck_uv: Path) -> None:
+    status, _ = stop_while_installing(links, stuck_uv, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert nothing_is_left(links)
+    store = Store.default()
+    assert [removed.path.parent.name for removed in store.gc()] == ["building"]
+    assert not list((store.root / "building").iterdir())
+
+
+def test_two_builds_at_once_make_one_result(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+    store = Store.default()
+    other = tmp_path / "other"
+    other.mkdir()
+    said: list[str] = []
+    lock = Wheels(store).entry(request_for(links))
+    results_: list[Result] = []
+    with store.lock(lock, lambda: None):
+        second = threading.Thread(
+            target=lambda: results_.append(Wheels(store).build(request_for(other), said.append))
+        )
+        second.start()
+        deadline = time.monotonic() + 20
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert said == [f"another build of {NAME} is running: waiting for it"]
+        assert not list(other.iterdir())
+    second.join(timeout=60)
+    assert results_[0].path == build(links)[0].path
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
+    reason="a small disk needs a mount of one's own, and unshare is not allowed here",
+)
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    script = (
+        'mount -t tmpfs -o size=64k tmpfs "$1" && shift && "$@"; status=$?;'
+        'find "$XDG_DATA_HOME" -type f; exit $status'
+    )
+    code = "import sys; import toy_build; toy_build.main(*sys.argv[1:])"
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(small)]
+    env = {
+        **os.environ,
+        "XDG_DATA_HOME": str(small / "data"),
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
+    }
+    finished = subprocess.run(
+        [*command, sys.executable, "-c", code, str(index.root), str(links)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "the disk is full" in finished.stderr, finished.stderr
+    assert finished.returncode == 6
+    assert [line for line in finished.stdout.splitlines() if "/locks/" not in line] == []
+    assert not list(links.iterdir())
+
+
+def test_another_platform_is_built_but_not_run(index: ToyIndex, links: Path) -> None:
+    foreign = next(v for v in MATRIX.variants.values() if v.system != HOST)
+    request = Request(foreign, MATRIX.default, links, slim=False, index=str(index.wheels))
+    said: list[str] = []
+    result = Wheels(Store.default()).build(request, said.append)
+    assert f"it is for {foreign.system}: it can be built here, but not run" in said
+    assert result.manifest.system == foreign.system
+    expected = result.path / "bin" / f"python{MINOR}"
+    assert str(expected.readlink()) == f"/usr/bin/python{MINOR}"
+
+
+def test_gc_keeps_what_is_linked_and_frees_the_rest(index: ToyIndex, links: Path) -> None:
+    store = Store.default()
+    kept, _ = build(links)
+    dropped, _ = build(links, "0.11.2")
+    build(links)  # the link points to the default release again
+    assert [removed.path for removed in store.gc()] == [dropped.path]
+    assert kept.path.exists()
+    (links / f"result-{NAME}").unlink()
+    assert [removed.path for removed in store.gc()] == [kept.path]
+    assert store.entries() == []
+
+
+def test_gc_leaves_a_build_under_way_alone(index: ToyIndex) -> None:
+    store = Store.default()
+    with store.lock("entry", lambda: None), store.building("entry") as folder:
+        assert store.gc() == []
+        assert folder.exists()
+
+
+def test_results_are_listed_with_size_and_links(index: ToyIndex, links: Path) -> None:
+    result, _ = build(links)
+    (entry,) = Store.default().entries()
+    assert entry.result.path == result.path
+    assert entry.links == (links / f"result-{NAME}",)
+    assert entry.bytes == result.manifest.facts["bytes"]["result"] > 0
+
+
+def test_a_broken_result_is_a_sentence(index: ToyIndex, links: Path) -> None:
+    result, _ = build(links)
+    manifest = result.path / results.MANIFEST
+    manifest.write_text("{}")
+    with pytest.raises(Error, match="is not a manifest of a result"):
+        results.read(links / f"result-{NAME}")
