@@ -156,17 +156,18 @@ def _count(
 
 
 def _judge(source: Source, container: Container, device: Capability, audit: LibraryAudit) -> None:
-    known = [(kind, image.target) for image in container.images if (kind := image.kind)]
-    best = choose(known, device)
-    audit.fits[best.fit if best else Fit.NONE] += 1
+    images = []
     for image in container.images:
-        if image.kind is None:
-            continue
-        if not fit(image.kind, image.target, device):
-            stub = is_stub(source, image)
-            audit.stubs += stub
-            audit.foreign += 0 if stub else image.size
-        elif best and (image.kind, image.target.capability) != (best.kind, best.target.capability):
+        if is_stub(source, image):
+            audit.stubs += 1
+        elif kind := image.kind:
+            images.append((kind, image))
+    best = choose([(kind, image.target) for kind, image in images], device)
+    audit.fits[best.fit if best else Fit.NONE] += 1
+    for kind, image in images:
+        if not fit(kind, image.target, device):
+            audit.foreign += image.size
+        elif best and (kind, image.target.capability) != (best.kind, best.target.capability):
             audit.spare += image.size
         elif best and best.fit is Fit.JIT:
             audit.jit.append(JitContainer(container.offset, image.target, image.original_size))

@@ -17,7 +17,15 @@ from typing import Any
 from vllm_variants.capability import Capability
 from vllm_variants.errors import InputError
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin.rewrite import Copy, Rewrite, device_sections, pieces, rewrites
+from vllm_variants.fatbin.rewrite import (
+    Copy,
+    Rewrite,
+    device_sections,
+    pieces,
+    resource_rewrites,
+    resource_sections,
+    rewrites,
+)
 from vllm_variants.fatbin.source import MappedFile, mapped
 from vllm_variants.fatbin.verify import verify
 
@@ -49,11 +57,17 @@ class FileReport:
 
 
 def slim_file(
-    path: Path, devices: Sequence[Capability], *, to: Path | None = None, keep_ptx: bool = False
+    path: Path,
+    devices: Sequence[Capability],
+    *,
+    to: Path | None = None,
+    keep_ptx: bool = False,
+    resources: bool = False,
 ) -> FileReport:
     """Slim one shared library for `devices`, in place or `to` another path; raise `InputError`.
 
     In place, a file with nothing to drop is not touched; `to` another path, nothing is written then.
+    `resources`: also stub what no device can run in the sections that mix containers and tables.
     """
     with mapped(path) as source:
         before = source.size
@@ -66,6 +80,9 @@ def slim_file(
         if elf.type == elfs.ET_REL:
             return FileReport(str(path), before, before, kept="an object file: nvprune slims those")
         changes = [change for s in sections for change in rewrites(source, s, devices, keep_ptx)]
+        if resources:
+            changes += [c for s in resource_sections(elf) for c in resource_rewrites(source, s, devices)]
+            changes.sort(key=lambda change: change.container.offset)
         holes = elfs.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
         if not holes:
             return FileReport(str(path), before, before, kept="nothing to drop")

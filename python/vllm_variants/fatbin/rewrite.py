@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_variants.capability import Capability
-from vllm_variants.fatbin.container import CONTAINER_HEADER, Container, Image, containers
+from vllm_variants.fatbin.container import (
+    CONTAINER_HEADER,
+    Container,
+    Image,
+    containers,
+    scattered_containers,
+)
 from vllm_variants.fatbin.elf import Elf, Layout, Section, Shift
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
@@ -20,6 +26,9 @@ from vllm_variants.fatbin.stub import Stub, stub_for
 
 DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 """Sections that hold containers and zeros, nothing else."""
+RESOURCE_SECTIONS = (".cask_resource",)
+"""Sections where libraries keep containers among their own tables. A container there that no device
+can run may become a stub, in place; nothing else moves."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,23 @@ class Rewrite:
 
 def device_sections(elf: Elf) -> list[Section]:
     """The sections with device code, by offset."""
-    found = [s for s in elf.sections if s.name in DEVICE_SECTIONS and s.file_size]
+    return _sections(elf, DEVICE_SECTIONS)
+
+
+def resource_sections(elf: Elf) -> list[Section]:
+    """The sections with containers among other data that may be slimmed, by offset."""
+    return _sections(elf, RESOURCE_SECTIONS)
+
+
+def _sections(elf: Elf, names: Sequence[str]) -> list[Section]:
+    found = [s for s in elf.sections if s.name in names and s.file_size]
     return sorted(found, key=lambda section: section.offset)
+
+
+def containers_in(source: Source, section: Section) -> Iterator[Container]:
+    """The containers of a device or resource section."""
+    walk = containers if section.name in DEVICE_SECTIONS else scattered_containers
+    return walk(source, section.offset, section.end)
 
 
 def rewrites(
@@ -69,6 +93,13 @@ def rewrites(
                 yield Rewrite(container, images, None, dead_end)
         elif stub := stub_for(source, container):
             yield Rewrite(container, (), stub, dead_end)
+
+
+def resource_rewrites(source: Source, section: Section, devices: Sequence[Capability]) -> Iterator[Rewrite]:
+    """The containers among other data that hold nothing for these devices."""
+    for container in containers_in(source, section):
+        if not kept_images(container, devices) and (stub := stub_for(source, container)):
+            yield Rewrite(container, (), stub, container.end)
 
 
 @dataclass(frozen=True, slots=True)

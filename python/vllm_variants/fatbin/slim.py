@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,15 @@ def slim_tree(
     sms: Sequence[Capability],
     *,
     keep_ptx: bool = False,
+    resources: bool = False,
     progress: Progress = lambda done, total, path: None,
     jobs: int | None = None,
 ) -> SlimReport:
     """Slim every library under `root`, in place, for devices `sms`.
 
-    Files are replaced, never written to. `jobs` processes work (default: one a core). A library
-    whose fat binaries are malformed is kept as it is, and its report says why.
+    Files are replaced, never written to. `resources`: see `library.slim_file`. `jobs` processes
+    work (default: one a core). A library whose fat binaries are malformed is kept as it is, and
+    its report says why.
     """
     inodes = regular_files(root)
     before = sum(size for size, _ in inodes.values())
@@ -73,7 +76,11 @@ def slim_tree(
         ((size, names) for size, names in inodes.values() if _worth_opening(size, names[0])), reverse=True
     )
     total, done, reports = sum(size for size, _ in work), 0, []
-    for size, names, report in _slimmed(work, tuple(sms), keep_ptx, jobs or len(os.sched_getaffinity(0))):
+    for size, names, report in _slimmed(
+        work,
+        partial(_slim, devices=tuple(sms), keep_ptx=keep_ptx, resources=resources),
+        jobs or len(os.sched_getaffinity(0)),
+    ):
         if report.changed:
             for other in names[1:]:
                 _relink(names[0], other)
@@ -112,16 +119,16 @@ def _worth_opening(size: int, path: Path) -> bool:
 
 
 def _slimmed(
-    work: Sequence[tuple[int, list[Path]]], devices: tuple[Capability, ...], keep_ptx: bool, jobs: int
+    work: Sequence[tuple[int, list[Path]]], slim: Callable[[Path], FileReport], jobs: int
 ) -> Iterator[tuple[int, list[Path], FileReport]]:
     """Each item of `work` with its report, as they become ready."""
     if jobs == 1 or len(work) < 2:
         for size, names in work:
-            yield size, names, _slim(names[0], devices, keep_ptx)
+            yield size, names, slim(names[0])
         return
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(min(jobs, len(work)), context) as pool:
-        futures = {pool.submit(_slim, names[0], devices, keep_ptx): (size, names) for size, names in work}
+        futures = {pool.submit(slim, names[0]): (size, names) for size, names in work}
         try:
             for future in as_completed(futures):
                 yield *futures[future], future.result()
@@ -130,9 +137,9 @@ def _slimmed(
             raise
 
 
-def _slim(path: Path, devices: tuple[Capability, ...], keep_ptx: bool) -> FileReport:
+def _slim(path: Path, devices: tuple[Capability, ...], keep_ptx: bool, resources: bool) -> FileReport:
     try:
-        return slim_file(path, devices, keep_ptx=keep_ptx)
+        return slim_file(path, devices, keep_ptx=keep_ptx, resources=resources)
     except Malformed as error:
         size = path.stat().st_size
         return FileReport(str(path), size, size, kept=f"malformed: {error.message}")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from vllm_variants.errors import AuditError
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin.container import Container, Image, containers
+from vllm_variants.fatbin.container import Container, Image
 from vllm_variants.fatbin.elf import Elf, Segment
-from vllm_variants.fatbin.rewrite import Rewrite, device_sections
+from vllm_variants.fatbin.rewrite import Rewrite, containers_in, device_sections, resource_sections
 from vllm_variants.fatbin.source import MappedFile, mapped
 
 _BLOCK = 1 << 18
@@ -149,7 +149,7 @@ def _file_ranges(elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
 def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf) -> None:
     if len(old.sections) != len(new_elf.sections):
         raise Wrong(source.name, "the number of sections changed")
-    device = {section.name for section in device_sections(old)}
+    device = {section.name for section in (*device_sections(old), *resource_sections(old))}
     for before, after in zip(old.sections, new_elf.sections, strict=True):
         if before.name != after.name or before.address != after.address or before.type != after.type:
             raise Wrong(source.name, f"section {before.name} is not the section it was")
@@ -174,12 +174,9 @@ def _containers(
     source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, changes: Sequence[Rewrite]
 ) -> None:
     changed = {change.container.offset: change for change in changes}
-    for before, after in zip(device_sections(old), device_sections(new_elf), strict=True):
-        pairs = zip(
-            containers(source, before.offset, before.end),
-            containers(new, after.offset, after.end),
-            strict=True,
-        )
+    sections = [(*device_sections(each), *resource_sections(each)) for each in (old, new_elf)]
+    for before, after in zip(*sections, strict=True):
+        pairs = zip(containers_in(source, before), containers_in(new, after), strict=True)
         for was, now in pairs:
             if _address(old, was.offset) != _address(new_elf, now.offset):
                 raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} moved")
