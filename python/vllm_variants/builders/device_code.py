@@ -1,18 +1,72 @@
-"""The two steps that look at device code: slim a fresh tree to one SM, and audit it."""
+"""The two steps that look at device code: slim a fresh tree to one SM, and audit what is there.
+
+Both leave their whole report beside the manifest (`slim.json`, `audit.json`) and its sums in it.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from vllm_variants.audit import AuditReport, Verdict, audit_tree
+from vllm_variants.audit import expectations as expected
 from vllm_variants.builders import Request
 from vllm_variants.builders.steps import Steps
+from vllm_variants.errors import AuditError
+from vllm_variants.fatbin.slim import slim_tree
+from vllm_variants.progress import bar
+from vllm_variants.results import MANIFEST
 
 
 def slim(steps: Steps, request: Request, tree: Path) -> None:
     """Drop every image that cannot run on the variant's SM from the libraries of `tree`."""
-    steps.skip("slim", "not asked for" if not request.slim else "this version has no slimmer")
+    if not request.slim:
+        steps.skip("slim", "not asked for")
+        return
+    with steps.step("slim") as step, bar("slimming") as advance:
+        report = slim_tree(
+            tree,
+            [request.variant.capability],
+            keep_ptx=request.keep_ptx,
+            progress=lambda done, total, path: advance(done, total),
+        )
+        facts = report.as_dict()
+        _keep(tree, "slim.json", {**facts, "root": "."})
+        step.facts |= {key: facts[key] for key in ("before", "after", "ratio")}
+        step.facts["libraries"] = len(report.changed)
+        step.facts["keep_ptx"] = request.keep_ptx
 
 
 def audit(steps: Steps, request: Request, tree: Path) -> None:
-    """Check that every container of `tree` has what the variant's SM needs."""
-    steps.skip("audit", "this version has no audit")
+    """Check every container of `tree` against the variant's SM and the release's expectations.
+
+    Raises `AuditError` when device code that the release has for this SM is missing or broken.
+    """
+    with steps.step("audit") as step:
+        known = expected.load(request.release.name, request.variant.system)
+        report = audit_tree(tree, request.variant.capability, known)
+        facts = report.as_dict()
+        _keep(tree, "audit.json", {**facts, "roots": ["."]})
+        step.facts |= {
+            "verdict": facts["verdict"],
+            "totals": facts["totals"],
+            "expectations": known is not None,
+        }
+    if not report.passed:
+        raise AuditError(_missing(request, report), mend="`vllm-variants audit` shows every library")
+    steps.say(f"audit: {facts['verdict']} for {request.variant.capability.sm}")
+
+
+def _missing(request: Request, report: AuditReport) -> str:
+    missing = [f for f in report.findings if f.verdict is Verdict.MISSING]
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    first = missing[0]
+    return f"{request.name} was not linked: {first.library}: {first.what}{more}"
+
+
+def _keep(tree: Path, name: str, facts: Mapping[str, Any]) -> None:
+    path = tree / MANIFEST.parent / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

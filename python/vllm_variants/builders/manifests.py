@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -53,5 +54,5 @@ def write(
 
 def _packages(tree: Path, minor: str) -> dict[str, str]:
     site = tree / "lib" / f"python{minor}" / "site-packages"
-    found = {d.metadata["Name"].lower(): d.version for d in distributions(path=[str(site)])}
+    found = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version for d in distributions(path=[str(site)])}
     return dict(sorted(found.items()))

@@ -1,0 +1,39 @@
+"""Progress of long work, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int, int], None]
+"""Told how much is done, and of how much, in bytes."""
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Advance]:
+    """Show progress of `what` while the block runs."""
+    if not sys.stderr.isatty():
+        yield _Lines(what)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """A line each time another quarter is done: a log that is short and yet alive."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._quarter = what, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        quarter = 4 * done // total if total else 4
+        if quarter > self._quarter:
+            self._quarter = quarter
+            sys.stderr.write(f"{self._what}: {25 * quarter} % of {total / 1e9:.2f} GB\n")
+            sys.stderr.flush()
