@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -49,19 +49,20 @@ class Finding:
 
 def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]:
     """Every finding, as it is made: some ask the network or start a program."""
-    checks: tuple[Callable[[], Finding], ...] = (
-        lambda: _gpu(matrix, release),
-        lambda: _python(release),
-        _uv,
-        _glibc,
-        lambda: _disk(store),
-        _memory,
-        lambda: _index(release),
-        _compiler,
-        _nix,
-    )
-    for check in checks:
-        yield check()
+    yield _gpu(matrix, release)
+    yield _uv()
+    yield from examine_for_wheels(release, store.root)
+    yield _compiler()
+    yield _nix()
+
+
+def examine_for_wheels(release: Release, folder: Path) -> Iterator[Finding]:
+    """What a build by the `wheels` builder with its store in `folder` needs."""
+    yield _python(release)
+    yield _glibc()
+    yield _disk(folder)
+    yield _memory()
+    yield _index(release)
 
 
 def _gpu(matrix: Matrix, release: Release) -> Finding:
@@ -102,12 +103,12 @@ def _glibc() -> Finding:
     return Finding("C library", state, f"glibc {version} (the wheels need {needed})", mend)
 
 
-def _disk(store: Store) -> Finding:
-    folder = store.root
+def _disk(folder: Path) -> Finding:
+    store = folder
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    text = f"{free / 1e9:.0f} GB free for {store.root}"
+    text = f"{free / 1e9:.0f} GB free for {store}"
     needs = f"a first build takes {DISK_FIRST / 1e9:.0f} GB, each further variant {DISK_NEXT / 1e9:.0f} GB"
     if free >= DISK_FIRST:
         return Finding("disk", State.OK, f"{text} ({needs})")
