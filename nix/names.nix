@@ -6,7 +6,6 @@ let
   inherit (builtins)
     attrNames
     attrValues
-    concatMap
     concatStringsSep
     elemAt
     filter
@@ -51,11 +50,17 @@ rec {
         text == variant.short
         || builtins.any (release: text == full release variant) (attrValues matrix.releases)
       ) (attrValues matrix.variants);
+      # A long text is compared with full names, a short one with short names.
+      candidates =
+        if stringLength text > 14 then
+          map (full matrix.default) (attrValues matrix.variants)
+        else
+          attrNames matrix.variants;
     in
     if found != [ ] then
       head found
     else
-      throw "there is no variant \"${text}\": did you mean ${nearest text (known text)}? All: ${concatStringsSep ", " (attrNames matrix.variants)}";
+      throw "there is no variant \"${text}\": did you mean ${nearest text candidates}? All: ${concatStringsSep ", " (attrNames matrix.variants)}";
 
   /**
     The candidate with the fewest edits from a text.
@@ -76,15 +81,12 @@ rec {
     in
     (head (sort (a: b: a.edits < b.edits) ranked)).name;
 
-  # Compare a long text with full names, a short one with short names.
-  known =
-    text:
-    if stringLength text > 14 then
-      concatMap (release: map (full release) (attrValues matrix.variants)) [ matrix.default ]
-    else
-      attrNames matrix.variants;
+  /**
+    Levenshtein's distance: the edits of one character that lead from one text to another.
 
-  # Levenshtein's distance, one row after another.
+    # Type
+    `distance :: String -> String -> Int`
+  */
   distance =
     a: b:
     let

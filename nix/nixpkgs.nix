@@ -8,18 +8,24 @@
 input:
 let
   lock = builtins.fromJSON (builtins.readFile ../flake.lock);
-  locked = lock.nodes.${lock.nodes.${lock.root}.inputs.${input}}.locked;
-  fetch = {
+  inherit (lock.nodes.${lock.nodes.${lock.root}.inputs.${input}}) locked;
+
+  fetchers = {
     github = fetchTarball {
       url = "https://github.com/${locked.owner}/${locked.repo}/archive/${locked.rev}.tar.gz";
       sha256 = locked.narHash;
     };
-    # A checkout of one's own: `nix flake lock --override-input nixpkgs path:…`.
-    path = locked.path;
+    path = builtins.path {
+      name = "source";
+      inherit (locked) path;
+      sha256 = locked.narHash;
+    };
   };
+  tree =
+    fetchers.${locked.type}
+      or (throw "flake.lock has ${input} from \"${locked.type}\": github and path are understood here");
 in
 {
-  outPath =
-    fetch.${locked.type} or (throw "flake.lock has ${input} from ${locked.type}: github and path are understood here");
+  outPath = if locked ? dir then "${tree}/${locked.dir}" else tree;
 }
 // (if locked ? rev then { inherit (locked) rev; } else { })

@@ -1,10 +1,18 @@
 # Runs pure.nix: a list of failures, each { test; expected; found; }. Errors are forced here, their
 # words are compared by test_pure.py, since an evaluation cannot read its own error.
-{ library ? import ../../nix }:
+{
+  library ? import ../../nix,
+  tests ? import ./pure.nix { inherit library; },
+}:
 let
-  inherit (builtins) attrNames concatMap deepSeq filter tryEval;
+  inherit (builtins)
+    attrNames
+    concatMap
+    deepSeq
+    filter
+    tryEval
+    ;
 
-  tests = import ./pure.nix { inherit library; };
   outcome = expr: tryEval (deepSeq expr expr);
   verdict =
     test: case:

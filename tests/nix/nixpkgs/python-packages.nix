@@ -8,6 +8,9 @@ let
   lib = self.pkgs.lib;
 
   leaf = pname: version: buildPythonPackage { inherit pname version; pyproject = true; };
+  absent =
+    pname: version:
+    buildPythonPackage { inherit pname version; pyproject = true; installPhase = "installMetadata"; };
   wheel =
     pname: version: attrs:
     buildPythonPackage ({ inherit pname version; format = "wheel"; } // attrs);
@@ -134,13 +137,13 @@ in
 
   vllm = callPackage ./vllm.nix { version = vllm; inherit behaviour; };
 
-  # What the project's own command line needs.
-  hatchling = leaf "hatchling" "1.28.0";
-  nvidia-ml-py = leaf "nvidia-ml-py" "13.590.44";
-  pyelftools = leaf "pyelftools" "0.32";
-  rich = leaf "rich" "14.2.0";
-  toml = leaf "toml" "0.10.2";
-  typer = leaf "typer" "0.20.1";
-  uv = leaf "uv" "0.9.26";
-  pytest = leaf "pytest" "8.4.2";
+  # What the project's own command line needs. Metadata only: the modules are the host Python's.
+  hatchling = absent "hatchling" "1.28.0";
+  nvidia-ml-py = absent "nvidia-ml-py" "13.590.44";
+  pyelftools = absent "pyelftools" "0.32";
+  rich = absent "rich" "14.2.0";
+  toml = absent "toml" "0.10.2";
+  typer = absent "typer" "0.20.1";
+  uv = absent "uv" "0.9.26";
+  pytest = absent "pytest" "8.4.2";
 }

@@ -1,9 +1,14 @@
 # wrapPython's functions, and makeWrapper's, which come with it. They write real wrappers.
 installModule() {
-  site=$out/lib/python3.12/site-packages
-  mkdir -p "$site/$module" "$site/$module-$version.dist-info"
+  installMetadata
+  mkdir -p "$site/$module"
   echo "__version__ = \"$version\"" > "$site/$module/__init__.py"
   if [ -f "${src:-}/pyproject.toml" ]; then installProject; fi
+}
+
+installMetadata() {
+  site=$out/lib/python3.12/site-packages
+  mkdir -p "$site/$module-$version.dist-info"
   printf 'Metadata-Version: 2.4\nName: %s\nVersion: %s\n' "$module" "$version" \
     > "$site/$module-$version.dist-info/METADATA"
 }
