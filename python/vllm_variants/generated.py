@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from vllm_variants import flox
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.matrix import Matrix, Related
 
@@ -95,7 +96,8 @@ def refresh(text: str, matrix: Matrix, where: str) -> str:
 def files(root: Path, matrix: Matrix) -> dict[Path, str]:
     """Every file with generated text → what it should hold."""
     pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    return {page: refresh(page.read_text(encoding="utf-8"), matrix, page.name) for page in pages}
+    made = {page: refresh(page.read_text(encoding="utf-8"), matrix, page.name) for page in pages}
+    return made | {root / path: text for path, text in flox.expressions(matrix).items()}
 
 
 def _related(related: Sequence[Related]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import data, generated, matrix
+from vllm_variants import data, flox, generated, matrix
 from vllm_variants.cli.output import say
 from vllm_variants.errors import ExitCode
 
@@ -16,7 +16,7 @@ def docs(
         bool, typer.Option("--check", help="Change nothing; exit 1 if something is old.")
     ] = False,
 ) -> None:
-    """Rewrite the tables in README.md and docs/ that come from variants.toml."""
+    """Rewrite what comes from variants.toml: tables in README.md and docs/, Flox's expressions."""
     root = data.checkout()
     assert root is not None  # registered in a checkout only
     old = {
@@ -24,11 +24,16 @@ def docs(
         for path, text in generated.files(root, matrix.load()).items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     }
+    strays = flox.strays(root, matrix.load())
+    for path in strays:
+        say(f"{'no variant of the matrix' if check else 'removed'}: {path.relative_to(root)}")
+        if not check:
+            path.unlink()
     for path, text in old.items():
         say(f"{'old' if check else 'rewritten'}: {path.relative_to(root)}")
         if not check:
             path.write_text(text, encoding="utf-8")
-    if check and old:
+    if check and (old or strays):
         raise typer.Exit(ExitCode.FAILED)
-    if not old:
+    if not old and not strays:
         say("everything is as variants.toml says")
