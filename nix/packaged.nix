@@ -38,6 +38,8 @@ in
       "this nixpkgs has no ${pythonSet}, and release ${release.name} declares Python ${release.python}"
     else if !(pkgs ? ${cudaSet}) then
       "this nixpkgs has no ${cudaSet}, and release ${release.name} declares CUDA ${release.cuda}"
+    else if versions.cuda != release.cuda then
+      "this package set is on CUDA ${versions.cuda}, and release ${release.name} declares ${release.cuda}: keep the mend \"cuda-version\", or set cudaPackages in an overlay"
     else if versions.vllm != release.name then
       "this nixpkgs packages vLLM ${versions.vllm}, and release ${release.name} was asked for: ask for release \"${versions.vllm}\", or give the nixpkgs that packages ${release.name} (${release.nixpkgs})"
     else if versions.torch != release.torch then

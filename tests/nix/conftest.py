@@ -46,7 +46,10 @@ def nix() -> Nix:
 @pytest.fixture(scope="session")
 def building_nix(nix: Nix) -> Nix:
     """A Nix that builds the model: without a sandbox, into a store that programs run from."""
-    probe = 'derivation { name = "probe"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "PATH=/usr/bin:/bin; mkdir $out" ]; }'
+    probe = """derivation {
+        name = "probe"; system = builtins.currentSystem;
+        builder = "/bin/sh"; args = [ "-c" "PATH=/usr/bin:/bin; mkdir $out" ];
+    }"""
     try:
         path = nix.build("--impure", "--expr", probe)
     except NixFailed as error:

@@ -59,7 +59,7 @@ def test_what_flox_reads_of_a_package_can_be_read(nix: Nix, checkout: Path) -> N
 
 def test_a_variant_of_another_system_says_where_it_is_built(nix: Nix, checkout: Path) -> None:
     variant = MATRIX.variants["sm90-arm64"]
-    with pytest.raises(NixFailed, match="^sm90-arm64 is built on aarch64-linux, not on x86_64-linux"):
+    with pytest.raises(NixFailed, match=r"^sm90-arm64 is built on aarch64-linux, not on x86_64-linux"):
         nix.value(f"{called_by_flox(checkout, variant, 'x86_64-linux')}.drvPath")
 
 

@@ -34,9 +34,10 @@ def refusal(nix: Nix, subject: str, case: str) -> str:
 def test_every_refusal_says_what_is_expected(nix: Nix) -> None:
     expected: dict[str, dict[str, str]] = nix.value(
         f"""
-        builtins.mapAttrs (_: cases: builtins.mapAttrs (_: case: case.expectedError)
-          (removeAttrs cases (builtins.filter (name: !(cases.${{name}} ? expectedError)) (builtins.attrNames cases))))
-          ({TESTS})
+        let
+          errors = cases: removeAttrs cases
+            (builtins.filter (name: !(cases.${{name}} ? expectedError)) (builtins.attrNames cases));
+        in builtins.mapAttrs (_: cases: builtins.mapAttrs (_: case: case.expectedError) (errors cases)) ({TESTS})
         """
     )
     assert sum(map(len, expected.values())) >= 15
@@ -50,12 +51,12 @@ def test_every_public_function_has_a_test(nix: Nix) -> None:
     public = nix.value(
         f"""
         let
+          data = [ "matrix.default" "matrix.releases" "matrix.variants" "mends" "systems" ];
           functions = path: value:
-            if builtins.isFunction value || path == "matrix.default" then [ path ]
-            else if builtins.elem path [ "systems" "mends" "matrix.releases" "matrix.variants" ] then [ path ]
-            else builtins.concatMap (name: functions (if path == "" then name else "${{path}}.${{name}}") value.${{name}})
-              (builtins.attrNames value);
-        in functions "" ({LIBRARY})
+            if builtins.isFunction value || builtins.elem path data then [ path ]
+            else builtins.concatMap (name: functions "${{path}}.${{name}}" value.${{name}}) (builtins.attrNames value);
+          within = name: functions name ({LIBRARY}).${{name}};
+        in builtins.concatMap within (builtins.attrNames ({LIBRARY}))
         """
     )
     tested = nix.value(f"builtins.attrNames ({TESTS})")

@@ -65,7 +65,7 @@ in
         : > "$cmake/FindCUDAToolkit.cmake"
       '';
     }
-  ) { };
+  ) { triton = self.triton-bin; };
 
   triton = leaf "triton" "3.5.1";
   triton-bin = wheel "triton" "3.5.1" { };

@@ -62,7 +62,7 @@ let
                   final:
                   let
                     prev = rattrs final;
-                    once = f prev;
+                    once = if builtins.isFunction f then f prev else f;
                   in
                   prev // (if builtins.isFunction once then f final prev else once)
                 );

@@ -1,0 +1,114 @@
+"""Each mend is seen to matter, and each swap that fails upstream is refused when it is evaluated."""
+
+from __future__ import annotations
+
+import pytest
+from paths import MODEL, ROOT
+from real_nix import Nix, NixFailed
+
+SWAPS = f"(import {ROOT}/tests/nix/swaps.nix {{ nixpkgs = {MODEL}; }})"
+WHEEL = "-python3.12-torch-2.9.1"
+
+# Swap → what its evaluation must end in.
+REFUSALS = {
+    "bare": "attribute 'cudaSupport' missing",
+    "passthru-replaced": "passthru.pyproject missing after overrideAttrs overriding",
+    "passthru-without-stdenv": (
+        "vllm-python312-cuda12_9-sm90 would not be what it says: "
+        "compiler GCC 15.2.0: nvcc of this CUDA goes with 14.3.0"
+    ),
+    "torch-changed-but-not-torch-bin": f"two of one Python package: /nix/store/*{WHEEL} and /nix/store/*{WHEEL}",
+    "triton-not-swapped": "two of one Python package: /nix/store/*-triton-3.5.1 and /nix/store/*-triton-3.5.1",
+    "only-in-vllms-override": f"two of one Python package: /nix/store/*{WHEEL} and /nix/store/*{WHEEL}",
+    "another-cuda-in-passthru": "a second CUDA: cuda_cudart-12.8.90 beside cuda_cudart-12.9.86",
+    "env-attribute-at-top-level": (
+        "The ‘env’ attribute set cannot contain any attributes passed to derivation. "
+        "The following attributes are overlapping: VLLM_TARGET_DEVICE"
+    ),
+    "without.cuda-version": (
+        "this package set is on CUDA 12.8, and release 0.13.0 declares 12.9: "
+        'keep the mend "cuda-version", or set cudaPackages in an overlay'
+    ),
+    "without.cudnn-volta": (
+        "cuDNN releases since 9.12 (found 9.13.0.50) "
+        'support CUDA compute capabilities 7.5 and newer (found ["7.0"])'
+    ),
+}
+
+# Mend → what the build ends in without it.
+FAILURES = {
+    "torch-wheel-cmake": "Found two conflicting CUDA versions",
+    "torch-wheel-nvshmem": "auto-patchelf could not satisfy dependency libnvshmem_host.so.3",
+    "bitsandbytes": "_CCCL_PP_SPLICE_WITH_IMPL20 was not declared",
+}
+
+
+def in_order(text: str, pattern: str) -> bool:
+    """Whether the parts of `pattern` between asterisks follow each other in `text`."""
+    at = 0
+    for part in pattern.split("*"):
+        at = text.find(part, at)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
+
+
+def test_every_mend_is_among_these(nix: Nix) -> None:
+    mends = set(nix.value(f"builtins.attrNames {SWAPS}.without"))
+    by_evaluation = {name.removeprefix("without.") for name in REFUSALS if name.startswith("without.")}
+    assert mends == by_evaluation | set(FAILURES) | {"torch-wheel", "cudnn-nvrtc"}
+
+
+def test_with_all_of_it_the_variant_evaluates(nix: Nix) -> None:
+    assert nix.value(f"{SWAPS}.all.drvPath")
+
+
+@pytest.mark.parametrize("swap", REFUSALS)
+def test_it_is_refused_when_it_is_evaluated(nix: Nix, swap: str) -> None:
+    with pytest.raises(NixFailed) as refused:
+        nix.value(f"{SWAPS}.{swap}.drvPath")
+    assert in_order(str(refused.value), REFUSALS[swap]), str(refused.value)
+
+
+def test_a_name_still_evaluates_where_only_the_derivation_is_refused(nix: Nix) -> None:
+    """So listing variants stays quick, and a test that forces only names would prove nothing."""
+    assert nix.value(f"{SWAPS}.without.cudnn-volta.name")
+    assert nix.value(f"{SWAPS}.triton-not-swapped.name")
+
+
+@pytest.mark.parametrize("mend", FAILURES)
+def test_without_it_the_build_fails(building_nix: Nix, mend: str) -> None:
+    with pytest.raises(NixFailed) as failed:
+        building_nix.build("-L", "--impure", "--expr", f"{SWAPS}.without.{mend}")
+    assert FAILURES[mend] in failed.value.stderr
+
+
+def test_the_wheel_stands_in_for_torch_only_with_its_mend(nix: Nix) -> None:
+    torches = 'builtins.filter (module: module.pname or null == "torch") variant.propagatedBuildInputs'
+    is_wheel = f"(variant: map (module: module.isWheel) ({torches}))"
+    assert nix.value(f"{is_wheel} {SWAPS}.without.bitsandbytes") == [True]
+    assert nix.value(f"{is_wheel} {SWAPS}.without.torch-wheel") == [False]
+
+
+def test_a_cpu_wheel_is_refused_on_arm(nix: Nix) -> None:
+    with pytest.raises(NixFailed, match=r"^torch-bin is a CPU wheel: https://.*/whl/cpu/torch-2\.9\.1"):
+        nix.value(f"{SWAPS}.cpu-wheel-on-arm")
+
+
+def test_ptx_is_no_capability(nix: Nix) -> None:
+    with pytest.raises(NixFailed, match=r"^attribute '\"9\.0\+PTX\"' missing"):
+        nix.value(f"{SWAPS}.ptx-as-a-capability")
+
+
+def test_cudnn_finds_nvrtc_under_every_name_of_the_cuda_set(nix: Nix) -> None:
+    found = nix.value(f"{SWAPS}.cudnn")
+    (runpath,) = found["mended"]["cudaPackages"]
+    assert runpath.endswith("-cuda_nvrtc-12.9.86/lib")
+    assert set(map(tuple, found["mended"].values())) == {(runpath,)}
+    assert set(map(tuple, found["unmended"].values())) == {()}
+
+
+def test_an_override_of_the_alias_leaves_the_versioned_set_as_it_was(nix: Nix) -> None:
+    found = nix.value(f"{SWAPS}.cudnn")["on-the-alias-only"]
+    assert found == {"cudaPackages": ["nvrtc"], "cudaPackages_12": [], "cudaPackages_12_9": []}
