@@ -1,0 +1,71 @@
+"""The package as it is installed: a wheel that needs no checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_variants import data, matrix, process
+
+ROOT = data.checkout() or pytest.skip("a package is made in a checkout", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel, and nothing of the checkout."""
+    made = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)]
+    told = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    (wheel,) = made.glob("*.whl")
+    target = tmp_path_factory.mktemp("installed")
+    install = [process.uv(), "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    subprocess.run([*install, "--python", sys.executable, str(wheel)], check=True)
+    return target
+
+
+def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "vllm_variants", *arguments]
+    return subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, check=False)
+
+
+def test_it_brings_the_matrix(installed: Path) -> None:
+    told = run(installed, "list", "--json")
+    assert [v["short"] for v in json.loads(told.stdout)["variants"]] == list(matrix.load().variants)
+
+
+def test_it_brings_locks_and_expectations(installed: Path) -> None:
+    code = """
+from vllm_variants import data, locks, matrix
+from vllm_variants.audit import expectations
+rows = matrix.load()
+pairs = [(release, system) for release in rows.releases.values() for system in matrix.SYSTEMS]
+digests = [locks.find(*pair).digest[:7] for pair in pairs]
+print(data.checkout(), digests, all(expectations.load(release, "x86_64-linux") for release in rows.releases))
+"""
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == f"None {['sha256:'] * 4} True"
+
+
+def test_it_hides_the_commands_of_a_checkout(installed: Path) -> None:
+    listed = run(installed, "--help").stdout
+    assert " build " in listed
+    assert not any(line.split()[:1] in (["lock"], ["docs"], ["test"]) for line in listed.splitlines())
+
+
+def test_it_is_named_by_its_version(installed: Path) -> None:
+    (info,) = installed.glob("vllm_variants-*.dist-info")
+    assert run(installed, "--version").stdout.split() == [
+        "vllm-variants",
+        info.name.split("-")[1].removesuffix(".dist"),
+    ]
+    assert "License-Expression: MIT" in (info / "METADATA").read_text()
