@@ -7,7 +7,7 @@ from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
 
 SWAPS = f"(import {ROOT}/tests/nix/swaps.nix {{ nixpkgs = {MODEL}; }})"
-WHEEL = "-python3.12-torch-2.9.1"
+TWO = "two of one Python package: /nix/store/*-{0} and /nix/store/*-{0}"
 
 # Swap → what its evaluation must end in.
 REFUSALS = {
@@ -17,9 +17,9 @@ REFUSALS = {
         "vllm-python312-cuda12_9-sm90 would not be what it says: "
         "compiler GCC 15.2.0: nvcc of this CUDA goes with 14.3.0"
     ),
-    "torch-changed-but-not-torch-bin": f"two of one Python package: /nix/store/*{WHEEL} and /nix/store/*{WHEEL}",
-    "triton-not-swapped": "two of one Python package: /nix/store/*-triton-3.5.1 and /nix/store/*-triton-3.5.1",
-    "only-in-vllms-override": f"two of one Python package: /nix/store/*{WHEEL} and /nix/store/*{WHEEL}",
+    "torch-changed-but-not-torch-bin": TWO.format("python3.12-torch-2.9.1"),
+    "triton-not-swapped": TWO.format("python3.12-triton-3.5.1"),
+    "only-in-vllms-override": TWO.format("python3.12-torch-2.9.1"),
     "another-cuda-in-passthru": "a second CUDA: cuda_cudart-12.8.90 beside cuda_cudart-12.9.86",
     "env-attribute-at-top-level": (
         "The ‘env’ attribute set cannot contain any attributes passed to derivation. "

@@ -37,7 +37,8 @@ def test_every_refusal_says_what_is_expected(nix: Nix) -> None:
         let
           errors = cases: removeAttrs cases
             (builtins.filter (name: !(cases.${{name}} ? expectedError)) (builtins.attrNames cases));
-        in builtins.mapAttrs (_: cases: builtins.mapAttrs (_: case: case.expectedError) (errors cases)) ({TESTS})
+          words = cases: builtins.mapAttrs (_: case: case.expectedError) (errors cases);
+        in builtins.mapAttrs (_: words) ({TESTS})
         """
     )
     assert sum(map(len, expected.values())) >= 15
@@ -54,7 +55,8 @@ def test_every_public_function_has_a_test(nix: Nix) -> None:
           data = [ "matrix.default" "matrix.releases" "matrix.variants" "mends" "systems" ];
           functions = path: value:
             if builtins.isFunction value || builtins.elem path data then [ path ]
-            else builtins.concatMap (name: functions "${{path}}.${{name}}" value.${{name}}) (builtins.attrNames value);
+            else builtins.concatMap (name: functions "${{path}}.${{name}}" value.${{name}})
+              (builtins.attrNames value);
           within = name: functions name ({LIBRARY}).${{name}};
         in builtins.concatMap within (builtins.attrNames ({LIBRARY}))
         """
