@@ -20,9 +20,10 @@ __all__ = [
     "Finding",
     "LibraryAudit",
     "Verdict",
-    "audit_paths",
     "audit_tree",
     "closure",
+    "collect",
+    "judge",
 ]
 
 
@@ -30,16 +31,15 @@ def audit_tree(
     root: Path, capability: Capability | None, expectations: Expectations | None = None
 ) -> AuditReport:
     """Audit every library below `root` for a device; with `expectations`, also what should be there."""
-    return audit_paths([root], capability, expectations)
+    return judge((str(root),), collect([root], capability), capability, expectations)
 
 
-def audit_paths(
+def collect(
     paths: Sequence[Path],
     capability: Capability | None = None,
-    expectations: Expectations | None = None,
     progress: Callable[[str], None] = lambda path: None,
-) -> AuditReport:
-    """Audit files, wheels and directories together; `progress` is told each library's path."""
+) -> tuple[LibraryAudit, ...]:
+    """The libraries with device code in files, wheels and directories; `progress` is told each path."""
     libraries = []
     for path in paths:
         for name, source in sources(path):
@@ -47,4 +47,4 @@ def audit_paths(
             library = audit_library(source, name, capability)
             if library and library.has_device_code:
                 libraries.append(library)
-    return judge(tuple(map(str, paths)), tuple(libraries), capability, expectations)
+    return tuple(libraries)

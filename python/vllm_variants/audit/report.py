@@ -110,9 +110,5 @@ def _foreign(library: LibraryAudit, device: Capability) -> Finding:
 
 def _jit(library: LibraryAudit) -> Finding:
     containers = len({each.offset for each in library.jit})
-    size = sum(each.bytes for each in library.jit)
-    return Finding(
-        Verdict.JIT,
-        library.path,
-        f"{containers} containers are PTX only: the driver compiles {size} bytes at first use",
-    )
+    cost = f"the driver compiles {sum(each.bytes for each in library.jit)} bytes of it at first use"
+    return Finding(Verdict.JIT, library.path, f"PTX only in {containers} of {library.containers}: {cost}")

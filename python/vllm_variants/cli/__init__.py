@@ -13,6 +13,7 @@ from types import FrameType
 import typer
 
 from vllm_variants import __version__, data
+from vllm_variants.cli.audit import audit
 from vllm_variants.cli.build import build
 from vllm_variants.cli.detect import detect
 from vllm_variants.cli.docs import docs
@@ -21,6 +22,7 @@ from vllm_variants.cli.gc import gc
 from vllm_variants.cli.list import list_variants
 from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import err
+from vllm_variants.cli.slim import slim
 from vllm_variants.cli.test import test
 from vllm_variants.errors import Error, ExitCode, Interrupted
 
@@ -52,6 +54,8 @@ def _options(
 app.command("list")(list_variants)
 app.command()(detect)
 app.command()(build)
+app.command()(audit)
+app.command()(slim)
 app.command()(doctor)
 app.command()(gc)
 if data.checkout():  # what only makes sense beside the sources
