@@ -10,7 +10,7 @@ let
   inherit (prev) lib;
   set = "cudaPackages_${builtins.replaceStrings [ "." ] [ "_" ] plan.release.cuda}";
 in
-{
+lib.optionalAttrs (prev ? ${set}) {
   ${set} = prev.${set}.overrideScope (
     cudaFinal: cudaPrev: {
       cudnn = cudaPrev.cudnn.overrideAttrs (old: {

@@ -24,7 +24,7 @@ let
   };
 in
 # CUDA 13 has a cuDNN of its own.
-prev.lib.optionalAttrs (prev.lib.versionOlder version "13") {
+prev.lib.optionalAttrs (prev ? ${set} && prev.lib.versionOlder version "13") {
   ${set} = prev.${set}.override (old: {
     manifests = old.manifests // {
       cudnn = {

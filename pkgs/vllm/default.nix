@@ -91,7 +91,7 @@ vllm.overrideAttrs (
       inherit (plan) capability short;
       release = release.name;
       torch = plan.torch.from;
-      inherit versions tests;
+      inherit manifest versions tests;
     };
 
     meta = old.meta // {

@@ -54,7 +54,10 @@ let
         lib.extendDerivation (lib.throwIf (refused != "") refused true)
           (
             {
-              inherit (attrs) meta;
+              meta = {
+                outputsToInstall = [ (lib.head (attrs.outputs or [ "out" ])) ];
+              }
+              // attrs.meta;
               passthru = attrs.passthru or { };
               overrideAttrs =
                 f:
