@@ -7,17 +7,18 @@
 */
 { lib, python312Packages }:
 let
+  project = builtins.fromTOML (builtins.readFile ../pyproject.toml);
+  wheel = project.tool.hatch.build.targets.wheel;
+
+  # Only what the wheel is made of, so that its hash moves only with that.
   kept = [
     "LICENSE"
     "README.md"
-    "locks"
     "pyproject.toml"
     "python"
-    "variants.toml"
-  ];
+  ]
+  ++ lib.attrNames wheel.force-include;
   root = toString ../.;
-
-  # Only what the wheel is made of, so that its hash moves only with that.
   source = builtins.path {
     name = "vllm-variants-source";
     path = ../.;

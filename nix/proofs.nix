@@ -2,14 +2,25 @@
   What proves a built variant: the audit of its device code, and the kernels on a GPU.
 
   # Type
-  `proofs :: { runCommand, cli } -> { audit, gpu :: Variant -> Derivation }`
+  `proofs :: { runCommand, closureInfo, cli } -> { audit, gpu :: Variant -> Derivation }`
 */
-{ runCommand, cli }:
 {
-  /** Which images are in every shared library, and whether each container runs on the SM. */
-  audit = variant: runCommand "audit-${variant.variant}" { nativeBuildInputs = [ cli ]; } ''
-    ${cli}/bin/vllm-variants audit ${variant} --json > "$out"
-  '';
+  runCommand,
+  closureInfo,
+  cli,
+}:
+{
+  /** Which images are in every library of the closure, and whether each container runs on the SM. */
+  audit =
+    variant:
+    runCommand "audit-${variant.variant}"
+      {
+        nativeBuildInputs = [ cli ];
+        closure = closureInfo { rootPaths = [ variant ]; };
+      }
+      ''
+        vllm-variants audit ${variant} $(grep -vxF ${variant} "$closure/store-paths") --json > "$out"
+      '';
 
   /** The GPU checks. Only a builder that says it has the feature `cuda` runs them. */
   gpu =
@@ -20,6 +31,6 @@
         requiredSystemFeatures = [ "cuda" ];
       }
       ''
-        ${cli}/bin/vllm-variants verify ${variant} --json > "$out"
+        vllm-variants verify ${variant} --json > "$out"
       '';
 }

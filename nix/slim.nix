@@ -25,7 +25,7 @@ let
     "libcusparse_lt"
     "libnpp"
   ];
-  digits = lib.replaceStrings [ "." ] [ "" ];
+  devices = lib.concatMapStringsSep " " (capability: "--sm ${capability}") plan.capabilities;
 
   slimmed =
     package:
@@ -35,10 +35,8 @@ let
       slimPhase = ''
         for output in $(getAllOutputNames); do
           eval "path=\$$output"
-          ${lib.getExe cli} slim "$path" --sm ${digits plan.capability} -o "$NIX_BUILD_TOP/slim-$output"
           chmod -R u+w "$path"
-          rm -r "$path"
-          mv "$NIX_BUILD_TOP/slim-$output" "$path"
+          vllm-variants slim "$path" --in-place ${devices}${lib.optionalString plan.ptx " --keep-ptx"}
         done
       '';
     });

@@ -58,7 +58,7 @@ let
         in
         import ./proofs.nix {
           inherit (plain) cli;
-          inherit (plain.pkgs) runCommand;
+          inherit (plain.pkgs) closureInfo runCommand;
         };
 
       package = pkgs.callPackage ../pkgs/vllm {

@@ -17,6 +17,7 @@ from real_nix import Nix, NixFailed
 PARTS = (
     ".flox",
     "LICENSE",
+    "expectations",
     "flake.lock",
     "flake.nix",
     "locks",

@@ -157,3 +157,10 @@ def test_the_command_lines_hash_moves_only_with_what_it_is_made_of(
     with (copy / "variants.toml").open("a") as file:
         file.write("# an edit\n")
     assert nix.flake(f"path:{copy}#cli.drvPath") != before
+
+
+def test_the_audit_is_a_check_of_a_built_variant(building_nix: Nix, checkout: Path) -> None:
+    report = building_nix.build("--no-update-lock-file", f"path:{checkout}#audits.sm90")
+    audited = json.loads(report.read_text())
+    assert any(name.endswith("-sm90-0.13.0") for name in audited["roots"]), audited
+    assert any(name.endswith("-torch-2.9.1") for name in audited["roots"]), "the closure is audited too"

@@ -47,6 +47,17 @@ let
         printf '%s' "$text" > "$out"; chmod +x "$out"
       '';
     runtimeShell = "/bin/sh";
+    # The whole closure upstream; here what the model's programs can name without Nix: the roots,
+    # and what they propagate.
+    closureInfo =
+      { rootPaths }:
+      final.runCommand "closure-info" { inherit rootPaths; } ''
+        mkdir "$out"
+        for path in $rootPaths; do
+          echo "$path"
+          tr ' ' '\n' < "$path/nix-support/propagated-build-inputs"
+        done > "$out/store-paths"
+      '';
     coreutils = final.stdenv.mkDerivation {
       name = "coreutils-9.8";
       buildPhase = ''ln -s "$(dirname "$(command -v readlink)")" "$out/bin"'';

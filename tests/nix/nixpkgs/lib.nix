@@ -16,6 +16,7 @@ let
     intersectAttrs
     isFunction
     isList
+    isString
     length
     listToAttrs
     map
@@ -36,6 +37,7 @@ let
       filter
       foldl'
       head
+      isString
       length
       listToAttrs
       map

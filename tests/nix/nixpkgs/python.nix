@@ -66,6 +66,13 @@ let
           finalAttrs.passthru.pyproject
             or (throw "passthru.pyproject missing after overrideAttrs overriding");
         dependencies = attrs.dependencies or [ ];
+        # A project of hatchling's: what its wheel holds beside the package.
+        included =
+          if lib.isString attrs.src or null then
+            (builtins.fromTOML (builtins.readFile "${attrs.src}/pyproject.toml"))
+            .tool.hatch.build.targets.wheel.force-include
+          else
+            { };
       in
       removeAttrs attrs [
         "dependencies"
@@ -86,6 +93,7 @@ let
         ++ attrs.build-system or [ ];
         propagatedBuildInputs = attrs.propagatedBuildInputs or [ ] ++ dependencies ++ [ interpreter ];
         isWheel = !pyproject;
+        included = map (from: "${from}=${included.${from}}") (lib.attrNames included);
         module = attrs.module or (lib.replaceStrings [ "-" ] [ "_" ] attrs.pname);
         installPhase = attrs.installPhase or ''installModule'';
         postFixup = "wrapPythonPrograms; catchConflicts\n" + attrs.postFixup or "";

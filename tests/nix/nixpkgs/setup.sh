@@ -23,6 +23,7 @@ cd "$NIX_BUILD_TOP/work"
 for output in $outputs; do eval "mkdir -p \"\$$output\""; done
 
 for dep in ${nativeBuildInputs:-}; do
+  if [ -d "$dep/bin" ]; then PATH=$PATH:$dep/bin; fi
   if [ -f "$dep/nix-support/setup-hook" ]; then . "$dep/nix-support/setup-hook"; fi
 done
 

@@ -17,8 +17,11 @@ installMetadata() {
 installProject() {
   cp -r "$src/python/$module" "$site/"
   chmod -R u+w "$site/$module"
-  mkdir -p "$site/$module/data" "$out/bin"
-  cp -r "$src/variants.toml" "$src/locks" "$site/$module/data/"
+  for _pair in $included; do
+    mkdir -p "$site/$(dirname "${_pair#*=}")"
+    cp -r "$src/${_pair%%=*}" "$site/${_pair#*=}"
+  done
+  mkdir -p "$out/bin"
   printf '#!/bin/sh\nexec python3.12 -m %s "$@"\n' "$module" > "$out/bin/$pname"
   chmod +x "$out/bin/$pname"
 }

@@ -1,0 +1,62 @@
+"""`slim = true`: which packages pass through the slimmer, when, and that they still build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paths import MODEL, ROOT
+from real_nix import Nix
+
+SET = f"""(slim: changes:
+  let library = import {ROOT}/nix; in library.packageSet {{
+    nixpkgs = {MODEL};
+    plan = library.plan ({{ system = "x86_64-linux"; variant = "sm100"; inherit slim; }} // changes);
+  }})"""
+PHASES = """(set: builtins.mapAttrs (_: package: package.slimPhase or "") {
+  inherit (set.cudaPackages) cudnn libcublas libcufft libcusparse_lt nccl cuda_cudart;
+  inherit (set.python312Packages) torch vllm torchvision;
+})"""
+
+
+def test_the_wheel_and_the_closed_libraries_pass_through_it_and_nothing_else(nix: Nix) -> None:
+    phases = nix.value(f"{PHASES} ({SET} true {{ }})")
+    slimmed = {name for name, phase in phases.items() if phase}
+    assert slimmed == {"torch", "cudnn", "libcublas", "libcufft", "libcusparse_lt"}
+    assert all("--in-place --sm 10.0\n" in phases[name] for name in slimmed)
+
+
+def test_it_is_off_by_default(nix: Nix) -> None:
+    assert set(nix.value(f"{PHASES} ({SET} false {{ }})").values()) == {""}
+
+
+def test_it_keeps_every_capability_and_ptx_that_the_variant_has(nix: Nix) -> None:
+    phases = nix.value(f'{PHASES} ({SET} true {{ extraCapabilities = [ "10.3" ]; ptx = true; }})')
+    assert "--in-place --sm 10.0 --sm 10.3 --keep-ptx\n" in phases["cudnn"]
+
+
+def test_torch_from_source_needs_none(nix: Nix) -> None:
+    phases = nix.value(f'{PHASES} ({SET} true {{ torch = "source"; }})')
+    assert not phases["torch"]
+    assert phases["cudnn"]
+
+
+def test_it_is_the_last_phase(nix: Nix) -> None:
+    """patchelf moves program headers: it must be done by then."""
+    assert nix.value(f"({SET} true {{ }}).python312Packages.torch.postPhases")[-1] == "slimPhase"
+
+
+def test_a_slim_variant_builds_and_runs(building_nix: Nix, checkout: Path) -> None:
+    flake = f'(builtins.getFlake "path:{checkout}")'
+    built = building_nix.build(
+        "--impure", "--expr", f"{flake}.packages.x86_64-linux.sm90.override {{ slim = true; }}"
+    )
+    assert (built / "bin" / "python").exists()
+    said = building_nix.run(
+        "log",
+        "--impure",
+        "--expr",
+        f"""
+        builtins.head (builtins.filter (m: m.pname or "" == "torch")
+          ({flake}.packages.x86_64-linux.sm90.override {{ slim = true; }}).propagatedBuildInputs)""",
+    )
+    assert "0 B → 0 B" in said or "for sm90" in said
