@@ -10,8 +10,8 @@ import typer
 
 from vllm_variants import detection, gpus, matrix
 from vllm_variants.cli.options import ReleaseName, VariantNames
-from vllm_variants.cli.output import Json, print_json, say, size
-from vllm_variants.errors import Error, ExitCode, UsageError
+from vllm_variants.cli.output import Json, say
+from vllm_variants.errors import UsageError
 from vllm_variants.matrix import Matrix, Release, Variant
 
 
@@ -19,80 +19,111 @@ class Via(StrEnum):
     """The builders, by name."""
 
     WHEELS = "wheels"
+    NIX = "nix"
+    FLOX = "flox"
+
+
+def _option(metavar: str, help: str, **more: int) -> typer.models.OptionInfo:
+    return typer.Option(metavar=metavar, help=help, **more)  # type: ignore[call-overload, no-any-return]
 
 
 def build(
     variants: VariantNames = None,
     all_variants: Annotated[bool, typer.Option("--all", help="Every variant of this host's system.")] = False,
-    via: Annotated[Via, typer.Option(help="How: wheels installs published wheels.")] = Via.WHEELS,
+    via: Annotated[
+        Via, typer.Option(help="How: wheels installs published wheels; nix and flox compile from source.")
+    ] = Via.WHEELS,
     release: ReleaseName = None,
     links: Annotated[
         Path, typer.Option("--links", metavar="DIR", help="The folder that gets the result-… links.")
     ] = Path(),
-    index: Annotated[
-        str | None, typer.Option(metavar="URL", help="One more package index (aarch64's CUDA torch).")
-    ] = None,
-    python: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The interpreter for the result; found if absent.")
-    ] = None,
-    slim: Annotated[bool, typer.Option(help="Keep only images that run on the variant's SM.")] = True,
+    index: Annotated[str | None, _option("URL", "wheels: one more index (aarch64's CUDA torch).")] = None,
+    python: Annotated[Path | None, _option("PATH", "wheels: the interpreter; found if absent.")] = None,
+    slim: Annotated[bool, typer.Option(help="wheels: keep only images that run on the variant's SM.")] = True,
     keep_ptx: Annotated[
-        bool, typer.Option("--keep-ptx", help="Keep one PTX a container, for later GPUs.")
+        bool, typer.Option("--keep-ptx", help="wheels: keep one PTX a container, for later GPUs.")
     ] = False,
+    systems: Annotated[
+        list[str] | None, typer.Option("--system", metavar="SYSTEM", help="With --all: of this system too.")
+    ] = None,
+    keep_going: Annotated[bool, typer.Option(help="Build the rest when a variant fails.")] = True,
+    retries: Annotated[int, _option("N", "nix, flox: try what failed again, so many times.", min=0)] = 0,
+    logs: Annotated[Path | None, _option("DIR", "nix, flox: keep the full logs there.")] = None,
+    cores: Annotated[
+        int | None, _option("N", "nix: compile jobs a build; computed from memory if absent.", min=1)
+    ] = None,
+    max_jobs: Annotated[int | None, _option("N", "nix: builds at once; computed if absent.", min=1)] = None,
+    flake: Annotated[str | None, _option("REF", "nix: the flake; this checkout if absent.")] = None,
+    override_input: Annotated[
+        list[str] | None, _option("INPUT=REF", "nix: another input for the flake: nixpkgs=path:….")
+    ] = None,
+    nix_option: Annotated[list[str] | None, _option("NAME=VALUE", "nix: one of Nix's settings.")] = None,
+    builders: Annotated[str | None, _option("SPEC", "nix: remote builders, as in nix.conf.")] = None,
+    store: Annotated[str | None, _option("URL", "nix: build in another store: ssh-ng://host.")] = None,
+    push: Annotated[str | None, _option("URL", "nix: copy audited results to this cache.")] = None,
+    signing_key: Annotated[Path | None, _option("FILE", "nix: sign what is pushed.")] = None,
+    jsonl: Annotated[Path | None, _option("FILE", "Write a line of JSON as each variant ends.")] = None,
+    junit: Annotated[Path | None, _option("FILE", "Write a JUnit report.")] = None,
+    summary: Annotated[Path | None, _option("FILE", "Write a summary in Markdown.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Build variants, each into the store, and link them here as result-<variant>."""
+    """Build variants and link them here as result-<variant>."""
     from vllm_variants.builders import Request
-    from vllm_variants.builders.wheels import Wheels
-    from vllm_variants.store import Store
+    from vllm_variants.cli import building
+    from vllm_variants.cli.batch_report import BatchReport
 
+    only_wheels = {"--index": index, "--python": python, "--no-slim": not slim, "--keep-ptx": keep_ptx}
+    source = {"--retries": retries, "--logs": logs}
+    only_nix = {"--cores": cores, "--max-jobs": max_jobs, "--flake": flake, "--builders": builders}
+    only_nix |= {"--override-input": override_input, "--nix-option": nix_option, "--store": store}
+    only_nix |= {"--push": push, "--signing-key": signing_key}
+    _refuse(via, {Via.WHEELS: only_wheels, Via.NIX: {**source, **only_nix}, Via.FLOX: source})
     rows = matrix.load()
     chosen = rows.release(release)
-    wanted = _wanted(variants or [], all_variants, rows, chosen)
+    wanted = _wanted(variants or [], all_variants, systems or [], rows, chosen)
     if not links.is_dir():
         raise UsageError(f"there is no folder {links} for the links", mend=f"make it: mkdir -p {links}")
-    builder = Wheels(Store.default())
-    facts: list[object] = []
-    failed: Error | None = None
-    for variant in wanted:
-        request = Request(variant, chosen, links, index, python, slim, keep_ptx)
-        try:
-            result = builder.build(request, say)
-        except Error as error:
-            if len(wanted) == 1:
-                raise
-            say(f"{variant.short} failed: {error}")
-            facts.append({"variant": request.name, "status": "failed", "reason": error.message})
-            failed = error
-            continue
-        manifest = result.manifest.facts
-        sizes = manifest["bytes"]
-        say(f"{request.link} ({size(sizes['result'])}; {size(sizes['installed'])} before slimming)")
-        facts.append(
-            {
-                "variant": request.name,
-                "status": "built",
-                "link": str(request.link.absolute()),
-                "path": str(result.path),
-                "manifest": manifest,
-            }
-        )
-    if as_json:
-        print_json(facts)
-    if failed:
-        raise typer.Exit(failed.exit_code if len(wanted) == 1 else ExitCode.FAILED)
+    requests = [Request(variant, chosen, links, index, python, slim, keep_ptx) for variant in wanted]
+    with BatchReport(len(requests), as_json, jsonl, junit, summary) as report:
+        if via is Via.WHEELS:
+            building.wheels(requests, keep_going, report)
+        elif via is Via.FLOX:
+            building.flox(requests, keep_going, retries, logs, report)
+        else:
+            how = building.NixChoices(flake, override_input or [], nix_option or [], builders, store)
+            options = building.options(cores, max_jobs, keep_going, retries, logs, push, signing_key)
+            building.nix(requests, how, options, report)
 
 
-def _wanted(names: list[str], everything: bool, rows: Matrix, release: Release) -> tuple[Variant, ...]:
+def _refuse(via: Via, options: dict[Via, dict[str, object]]) -> None:
+    """`UsageError` for an option that was given and means nothing to this builder."""
+    for group in options.values():
+        for name, value in group.items():
+            if value and name not in options[via]:
+                fits = " or ".join(kind.value for kind, names in options.items() if name in names)
+                raise UsageError(
+                    f"{name} goes with --via {fits}, not with --via {via}", mend=f"leave out {name}"
+                )
+
+
+def _wanted(
+    names: list[str], everything: bool, systems: list[str], rows: Matrix, release: Release
+) -> tuple[Variant, ...]:
     """The variants that were asked for, each once, saying what a person's word was taken for."""
     if everything == bool(names):
         raise UsageError(
             "name variants, or auto, or --all" if not names else "--all goes without names",
             mend="vllm-variants build auto, or see `vllm-variants list`",
         )
+    if systems and not everything:
+        raise UsageError("--system goes with --all", mend="name the variants instead: sm90-arm64")
     if everything:
-        host = matrix.host_system()
-        return rows.for_system(host)
+        for system in systems:
+            if system not in matrix.SYSTEMS:
+                known = " or ".join(matrix.SYSTEMS)
+                raise UsageError(f"there is no system {system!r}", mend=f"write {known}")
+        chosen = {matrix.host_system(), *systems}
+        return tuple(variant for variant in rows.variants.values() if variant.system in chosen)
     found: list[Variant] = []
     for name in names:
         if name == "auto":

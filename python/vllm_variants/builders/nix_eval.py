@@ -1,0 +1,154 @@
+"""Evaluate variants to derivations: each in a process of its own, as many at once as memory allows.
+
+One variant's evaluation imports a nixpkgs of its own, 1 to 2 GB with CUDA, and shares next to nothing
+with another's. So separate processes cost no more, give their memory back, and one bad variant does
+not stop the rest. `nix-eval-jobs`, where it is on PATH, does the same with its own workers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_variants import memory
+from vllm_variants.builders import Request
+from vllm_variants.builders.nix_command import Nix
+from vllm_variants.errors import Error
+
+PER_EVALUATION = 2_500_000_000  # bytes, for a nixpkgs with CUDA
+
+_FACTS = """drv: {
+  inherit (drv) drvPath name;
+  out = drv.outPath;
+  features = drv.requiredSystemFeatures or [ ];
+}"""
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What a variant evaluates to: its derivation, its first output, and what building it needs."""
+
+    request: Request
+    drv: str
+    out: str
+    name: str
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A variant that does not evaluate, and why."""
+
+    request: Request
+    error: Error
+
+
+def evaluate(nix: Nix, requests: Sequence[Request], workers: int | None = None) -> list[Derivation | Refusal]:
+    """Evaluate every request, in the order given; a bad one becomes a `Refusal`."""
+    count = workers or concurrent(memory.available(), memory.processors())
+    if len(requests) > 1 and (jobs := _eval_jobs()):
+        return _with_eval_jobs(jobs, nix, requests, count)
+    with ThreadPoolExecutor(max_workers=count) as pool:
+        return list(pool.map(lambda request: _alone(nix, request), requests))
+
+
+def concurrent(available: int, processors: int) -> int:
+    """How many evaluations fit at once."""
+    return max(1, min(processors, available // PER_EVALUATION))
+
+
+def attribute(request: Request) -> str:
+    """Where the flake has a variant: `legacyPackages.x86_64-linux.releases."0.13.0".sm90`."""
+    return f"{_parent(request)}.{request.variant.short}"
+
+
+def _parent(request: Request) -> str:
+    return f'legacyPackages.{request.variant.system}.releases."{request.release.name}"'
+
+
+def _alone(nix: Nix, request: Request) -> Derivation | Refusal:
+    installable = f"{nix.flake}#{attribute(request)}"
+    told = nix.ask("eval", "--json", installable, "--apply", _FACTS, *nix.flake_options(), remote=False)
+    if told.status:
+        return Refusal(request, refusal(request, told.error))
+    facts = json.loads(told.out)
+    return Derivation(request, facts["drvPath"], facts["out"], facts["name"], tuple(facts["features"]))
+
+
+def refusal(request: Request, reason: str) -> Error:
+    """Why a variant does not evaluate, as an `Error`."""
+    return Error(
+        f"{request.variant.short} does not evaluate: {reason}",
+        mend=f"see all of it: nix eval --show-trace '.#{attribute(request)}.drvPath'",
+    )
+
+
+def _eval_jobs() -> str | None:
+    """nix-eval-jobs, if it is here and can be told which attributes to look at (`--select`)."""
+    program = shutil.which("nix-eval-jobs")
+    if not program:
+        return None
+    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    return program if "--select" in told.stdout + told.stderr else None
+
+
+def _with_eval_jobs(
+    program: str, nix: Nix, requests: Sequence[Request], workers: int
+) -> list[Derivation | Refusal]:
+    found: dict[Request, Derivation | Refusal] = {}
+    for parent in dict.fromkeys(_parent(request) for request in requests):
+        group = [request for request in requests if _parent(request) == parent]
+        found |= _jobs_of(program, nix, parent, group, workers)
+    missing = "nix-eval-jobs said nothing about it"
+    return [found.get(request) or Refusal(request, refusal(request, missing)) for request in requests]
+
+
+def _jobs_of(
+    program: str, nix: Nix, parent: str, group: Sequence[Request], workers: int
+) -> dict[Request, Derivation | Refusal]:
+    by_name = {request.variant.short: request for request in group}
+    wanted = " ".join(by_name)
+    settings = [word for name, value in nix.options for word in ("--option", name, value)]
+    command = [program, "--flake", f"{nix.flake}#{parent}", "--select", f"set: {{ inherit (set) {wanted}; }}"]
+    command += ["--workers", str(workers), "--max-memory-size", str(PER_EVALUATION // 1_000_000)]
+    command += ["--option", "experimental-features", "nix-command flakes", *nix.flake_options(), *settings]
+    told = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    found: dict[Request, Derivation | Refusal] = {}
+    for line in told.stdout.splitlines():
+        job = json.loads(line)
+        request = by_name.get(job["attr"])
+        if request is None:
+            continue
+        if job.get("error"):
+            from vllm_variants.builders.nix_command import first_error
+
+            found[request] = Refusal(request, refusal(request, first_error(job["error"])))
+        else:
+            features = tuple(job.get("requiredSystemFeatures", ()))
+            found[request] = Derivation(request, job["drvPath"], job["outputs"]["out"], job["name"], features)
+    if told.returncode and not found:
+        from vllm_variants.builders.nix_command import first_error
+
+        reason = first_error(told.stderr)
+        return {request: Refusal(request, refusal(request, reason)) for request in group}
+    return found
+
+
+def untracked(flake: str) -> list[str]:
+    """Files of a git checkout that Nix would read and git does not track, so that Nix misses them."""
+    folder = Path(flake)
+    if not (folder / ".git").exists():
+        return []
+    command = ["git", "-C", str(folder), "ls-files", "--others", "--exclude-standard", "--"]
+    told = subprocess.run(
+        [*command, "nix", "pkgs", ".flox", "variants.toml", "flake.nix", "flake.lock"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.split("\n")[:-1] if told.returncode == 0 else []

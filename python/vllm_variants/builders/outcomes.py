@@ -1,0 +1,83 @@
+"""What became of each variant of a batch, whichever builder worked on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.errors import Error, ExitCode
+
+
+class Status(StrEnum):
+    """How a variant ended."""
+
+    BUILT = "built"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # not tried, because another failed
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One variant's end: link, path and manifest of a result, or the error and its last lines.
+
+    `how` a result came about: `built`, `fetched` from a cache, or found `already built`. `seconds` is
+    the time of its own build, without what it waited for; `log` the file with all that the build that
+    failed, or its own, printed; `audit` the audit's report; `pushed` the store that it was copied to.
+    """
+
+    variant: str
+    short: str
+    status: Status
+    link: Path | None = None
+    path: Path | None = None
+    manifest: dict[str, Any] | None = None
+    how: str = ""
+    seconds: float = 0.0
+    attempts: int = 1
+    phase: str = ""
+    error: Error | None = None
+    tail: tuple[str, ...] = ()
+    log: Path | None = None
+    audit: Path | None = None
+    pushed: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is an audited, linked result."""
+        return self.status is Status.BUILT
+
+    def as_dict(self) -> dict[str, object]:
+        """The outcome as JSON; what does not apply is left out."""
+        facts: dict[str, object | None] = {
+            "variant": self.variant,
+            "status": self.status.value,
+            "reason": self.error.message if self.error else None,
+            "mend": self.error.mend if self.error else None,
+            "phase": self.phase or None,
+            "tail": list(self.tail) or None,
+            "link": str(self.link.absolute()) if self.link else None,
+            "path": str(self.path) if self.path else None,
+            "how": self.how or None,
+            "seconds": round(self.seconds, 1) or None,
+            "attempts": self.attempts if self.attempts > 1 else None,
+            "log": str(self.log) if self.log else None,
+            "audit": str(self.audit) if self.audit else None,
+            "pushed": self.pushed,
+            "manifest": self.manifest,
+        }
+        return {key: value for key, value in facts.items() if value is not None}
+
+
+def exit_code(outcomes: list[Outcome]) -> ExitCode:
+    """What a batch ends in: the one failure's own code, or `FAILED` where several variants were asked."""
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    if not failed:
+        return ExitCode.OK
+    if any(outcome.status is Status.INTERRUPTED for outcome in failed):
+        return ExitCode.INTERRUPTED
+    if len(outcomes) == 1 and failed[0].error:
+        return failed[0].error.exit_code
+    return ExitCode.FAILED

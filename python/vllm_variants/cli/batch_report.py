@@ -1,0 +1,100 @@
+"""Tell how a batch ends: a line a variant, the reports that were asked for, the exit code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import typer
+
+from vllm_variants.builders import reports
+from vllm_variants.builders.outcomes import Outcome, Status, exit_code
+from vllm_variants.cli.output import print_json, say, size
+from vllm_variants.errors import Interrupted
+
+
+class BatchReport:
+    """Gathers outcomes while a batch runs; on leaving writes the reports and ends the program.
+
+    Reports are written when the batch was interrupted too. `jsonl` gets its lines as outcomes come;
+    `-` is stdout.
+    """
+
+    def __init__(
+        self, asked: int, as_json: bool, jsonl: Path | None, junit: Path | None, summary: Path | None
+    ) -> None:
+        self._asked, self._as_json = asked, as_json
+        self._jsonl, self._junit, self._summary = jsonl, junit, summary
+        self._outcomes: list[Outcome] = []
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._jsonl and str(self._jsonl) != "-":
+            reports.write(self._jsonl, "")
+        return self
+
+    def take(self, outcome: Outcome) -> None:
+        """Hear of one variant's end."""
+        self._outcomes.append(outcome)
+        if self._jsonl:
+            self._append(reports.json_line(outcome))
+        if outcome.ok:
+            say(_built(outcome))
+        elif self._asked > 1 and outcome.status is Status.FAILED:
+            say(f"{outcome.short} failed: {outcome.error}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind and not issubclass(kind, Interrupted):
+            return
+        seconds = time.monotonic() - self._started
+        if self._junit:
+            reports.write(self._junit, reports.junit(self._outcomes, seconds))
+        if self._summary:
+            reports.write(self._summary, reports.markdown(self._outcomes, seconds))
+        if self._as_json:
+            print_json([outcome.as_dict() for outcome in self._outcomes])
+        if self._asked > 1 or kind:
+            say(_sentence(self._outcomes, seconds))
+        if kind:
+            return
+        failed = [outcome for outcome in self._outcomes if not outcome.ok]
+        if failed and self._asked == 1 and failed[0].error:
+            raise failed[0].error
+        if failed:
+            raise typer.Exit(exit_code(self._outcomes))
+
+    def _append(self, line: str) -> None:
+        if str(self._jsonl) == "-":
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            return
+        assert self._jsonl is not None
+        with self._jsonl.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+
+def _built(outcome: Outcome) -> str:
+    sizes = (outcome.manifest or {}).get("bytes")
+    if sizes:
+        about = f"{size(sizes['result'])}; {size(sizes['installed'])} before slimming"
+    elif outcome.how == "built":
+        about = f"built in {reports.duration(outcome.seconds)}"
+    else:
+        about = outcome.how
+    pushed = f"; pushed to {outcome.pushed}" if outcome.pushed else ""
+    return f"{outcome.link} ({about}{pushed})"
+
+
+def _sentence(outcomes: list[Outcome], seconds: float) -> str:
+    by_status = {
+        status: [outcome.short for outcome in outcomes if outcome.status is status] for status in Status
+    }
+    built = by_status.pop(Status.BUILT)
+    rest = [f"{status}: {', '.join(shorts)}" for status, shorts in by_status.items() if shorts]
+    head = f"{len(built)} of {len(outcomes)} variants are ready after {reports.duration(seconds)}"
+    return "; ".join([head, *rest])
