@@ -1,0 +1,354 @@
+"""One check: its cases, their inputs, their error against a reference, their time, their image.
+
+A check is a function that takes a `Run` and calls `run.case(...)` for every shape and dtype it
+tries. A case is an operator call with fresh random inputs, whose outputs are poisoned before the
+call (so an operator that writes nothing cannot pass) and compared with a reference computed in
+float64 on the CPU.
+"""
+
+import hashlib
+import json
+import statistics
+import time
+import traceback
+import zlib
+from dataclasses import dataclass, field
+
+import torch
+
+from . import images
+
+_CHECKS = {}
+
+# How libraries say that this device is not served. What follows from it (a failure, or just what
+# was expected of this SM) is not decided here: expectations.toml knows.
+_UNSUPPORTED = (
+    "no kernel image is available",
+    "no compiled",
+    "not compiled",
+    "not supported on",
+    "unsupported device",
+    "unsupported for compute capability",
+    "requires compute capability",
+    "is not supported for",
+    "only supported on",
+    "only support ampere or newer",
+    "ada cards only supports",
+    "expected version_num >=",
+    "device kernel image is invalid",
+)
+
+HALF_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 6e-3, torch.float32: 1e-5}
+
+
+class Unsupported(Exception):
+    """vLLM itself says that this device cannot run it; the text is vLLM's reason."""
+
+
+class Skipped(Exception):
+    """The check cannot be tried on this machine, and the text says why."""
+
+
+class Wrong(Exception):
+    """A fact that should hold does not; the text is a sentence for a person."""
+
+
+def check(name):
+    """Register the decorated function as the check `name`."""
+
+    def register(function):
+        _CHECKS[name] = function
+        return function
+
+    return register
+
+
+def registered(name):
+    """The check's function; raises KeyError for a name that the imported scripts do not define."""
+    return _CHECKS[name]
+
+
+@dataclass
+class Run:
+    """What a check works with: a seeded source of inputs, a device, and the cases so far."""
+
+    name: str
+    seed: int
+    facts: dict
+    dry: bool
+    cases: list = field(default_factory=list)
+    notes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.device = torch.device("cpu" if self.dry else "cuda")
+        self.generator = torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(self.name.encode()))
+        self._inputs = hashlib.sha256()
+
+    @property
+    def capability(self):
+        """The device's compute capability as (major, minor); the variant's own in a dry run."""
+        if self.dry:
+            major, minor = str(self.facts.get("capability", "9.0")).split(".")
+            return int(major), int(minor)
+        return torch.cuda.get_device_capability()
+
+    # ── inputs: always made on the CPU, so the same seed gives the same bits on every card ──
+
+    def _input(self, tensor):
+        self._inputs.update(_bytes(tensor))
+        return tensor.to(self.device)
+
+    def normal(self, *shape, dtype=torch.float32, scale=1.0):
+        """A tensor of normally distributed values with this standard deviation."""
+        return self._input((torch.randn(shape, generator=self.generator) * scale).to(dtype))
+
+    def uniform(self, *shape, dtype=torch.float32, low=0.0, high=1.0):
+        """A tensor of values in [low, high)."""
+        return self._input((torch.rand(shape, generator=self.generator) * (high - low) + low).to(dtype))
+
+    def integers(self, low, high, *shape, dtype=torch.int32):
+        """A tensor of integers in [low, high)."""
+        return self._input(torch.randint(low, high, shape, generator=self.generator).to(dtype))
+
+    def permutation(self, count, dtype=torch.int32):
+        """The integers below `count` in random order."""
+        return self._input(torch.randperm(count, generator=self.generator).to(dtype))
+
+    def tensor(self, values, dtype):
+        """A tensor of these values."""
+        return self._input(torch.tensor(values, dtype=dtype))
+
+    def empty(self, *shape, dtype):
+        """An output for `case(outputs=…)`, which poisons it before every call that is judged."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    # ── cases ──
+
+    def case(
+        self,
+        name,
+        call,
+        reference,
+        tolerance,
+        *,
+        outputs=None,
+        restore=None,
+        worst=6.0,
+        timed=True,
+        image=True,
+    ):
+        """Run `call`, compare its outputs with `reference`, time it, and record the case.
+
+        `outputs`: the tensors that `call` writes; without them `call` returns its output(s).
+        `reference`: one CPU tensor an output (float64; or integers for an exact comparison).
+        `tolerance`: the largest ‖out−ref‖/‖ref‖, one number, or one an output.
+        `restore`: tensors to set back before each judged call, for operators that work in place.
+        `worst`: how many times the tolerance the worst row may differ, in units of the mean row.
+        `image`: find out which images served the call; not for calls that cannot be captured.
+        """
+        references = list(reference) if isinstance(reference, (tuple, list)) else [reference]
+        tolerances = tolerance if isinstance(tolerance, (tuple, list)) else [tolerance] * len(references)
+
+        def judged():
+            for tensor, initial in restore or ():
+                tensor.copy_(initial)
+            restored = {tensor.data_ptr() for tensor, _ in restore or ()}
+            for tensor in outputs or ():
+                if tensor.data_ptr() not in restored:
+                    poison(tensor)
+            if outputs is None and not self.dry:
+                _poison_free_memory()
+            returned = call()
+            return _tensors(returned if outputs is None else outputs)
+
+        first_ms, got = self._first(judged)
+        record = {"case": name, "first_ms": first_ms}
+        # On the CPU: the copy also keeps later calls from overwriting what is judged.
+        got = [tensor.detach().to("cpu", copy=True) for tensor in got]
+        if len(got) < len(references):
+            raise Wrong(f"{name}: {len(got)} outputs where {len(references)} were expected")
+        record |= _compare(got, references, tolerances, worst)
+        record["digest"] = _digest(got)
+        again = [tensor.detach().to("cpu", copy=True) for tensor in judged()]
+        record["deterministic"] = _digest(again) == record["digest"]
+        if timed and not self.dry:
+            record["median_ms"] = _median_ms(call)
+            if image:
+                record["kernels"] = images.kernels(call)
+        self.cases.append(record)
+        return record
+
+    def fact(self, **facts):
+        """Record facts for the report (versions, paths, counts)."""
+        self.notes |= facts
+
+    def _first(self, judged):
+        if self.dry:
+            return None, judged()
+        torch.cuda.synchronize()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        got = judged()
+        end.record()
+        torch.cuda.synchronize()
+        return round(start.elapsed_time(end), 4), got
+
+
+def poison(tensor):
+    """Fill with bytes that no operator would leave by accident: NaN in every floating type."""
+    tensor.view(torch.uint8).fill_(0xFF) if tensor.is_contiguous() else tensor.fill_(
+        _poison_value(tensor.dtype)
+    )
+
+
+def _poison_value(dtype):
+    return float("nan") if dtype.is_floating_point else -1
+
+
+def _poison_free_memory():
+    """Leave NaN in the allocator's free blocks, where an operator's own outputs will come from."""
+    for count in (1 << 10, 1 << 18, 1 << 22):
+        block = torch.empty(count, dtype=torch.float32, device="cuda")
+        block.fill_(float("nan"))
+        del block
+
+
+def _tensors(returned):
+    if isinstance(returned, torch.Tensor):
+        return [returned]
+    return [item for item in returned if isinstance(item, torch.Tensor)]
+
+
+def _bytes(tensor):
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _digest(tensors):
+    whole = hashlib.sha256()
+    for tensor in tensors:
+        whole.update(_bytes(tensor))
+    return whole.hexdigest()[:32]
+
+
+def _compare(got, references, tolerances, worst):
+    """The error of the worst output, in units of its tolerance, with the figures of that output."""
+    found = []
+    for output, reference, tolerance in zip(got, references, tolerances, strict=False):
+        error, peak = relative_error(output, reference)
+        good = error <= tolerance and peak <= worst * tolerance
+        ratio = 0.0 if error == 0 else error / tolerance if tolerance else float("inf")
+        found.append((good, ratio if ratio == ratio else float("inf"), error, peak, tolerance))
+    good, _, error, peak, tolerance = max(found, key=lambda each: (not each[0], each[1]))
+    return {"ok": good, "error": _finite(error), "worst_row": _finite(peak), "tolerance": tolerance}
+
+
+def _finite(value):
+    """A number that JSON can carry: NaN and infinity as text."""
+    return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else str(value)
+
+
+def relative_error(output, reference):
+    """(‖out−ref‖/‖ref‖, the worst row's ‖out−ref‖ over the mean row norm of ref), in float64.
+
+    Wrong shapes and non-finite values where the reference is finite count as infinitely wrong.
+    """
+    if tuple(output.shape) != tuple(reference.shape):
+        return float("inf"), float("inf")
+    out, ref = output.double(), reference.double()
+    same_infinite = torch.isinf(ref) & (out == ref)
+    out, ref = out.masked_fill(same_infinite, 0), ref.masked_fill(same_infinite, 0)
+    rows = ref.reshape(-1, ref.shape[-1]) if ref.dim() > 1 else ref.reshape(1, -1)
+    difference = (out - ref).reshape(rows.shape)
+    size = rows.norm().item()
+    error = difference.norm().item()
+    mean_row = rows.norm(dim=-1).mean().item()
+    peak = difference.norm(dim=-1).max().item() if difference.numel() else 0.0
+    if error != error or peak != peak:
+        return float("inf"), float("inf")
+    return (error / size if size else error), (peak / mean_row if mean_row else peak)
+
+
+def _median_ms(call, repeats=11):
+    """The median time of a call in milliseconds, by CUDA events, each call by itself."""
+    times = []
+    call()
+    torch.cuda.synchronize()
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return round(statistics.median(times), 4)
+
+
+def outcome(name, function, *, seed, facts, dry):
+    """Run one check and say how it went, as the record that becomes its JSON line."""
+    run = Run(name, seed, facts, dry)
+    started = time.monotonic()
+    status, reason = "ok", None
+    try:
+        function(run)
+        if not dry:
+            torch.cuda.synchronize()
+        wrong = [case for case in run.cases if not case["ok"]]
+        if wrong:
+            status, reason = "failed", "; ".join(_sentence(case) for case in wrong[:4])
+    except Unsupported as error:
+        status, reason = "unsupported", str(error)
+    except Skipped as error:
+        status, reason = "skipped", str(error)
+    except Wrong as error:
+        status, reason = "failed", str(error)
+    except Exception as error:
+        traceback.print_exc()
+        status, reason = _judge(error)
+    return {
+        "check": name,
+        "status": status,
+        **({"reason": reason} if reason else {}),
+        **_summary(run.cases),
+        "seconds": round(time.monotonic() - started, 3),
+        "seed": seed,
+        "inputs": run._inputs.hexdigest()[:32],
+        **({"facts": json.loads(json.dumps(run.notes, default=str))} if run.notes else {}),
+        "cases": run.cases,
+    }
+
+
+def _judge(error):
+    text = " ".join(str(error).split("\n")[:3]).strip() or type(error).__name__
+    said = text.lower()
+    if isinstance(error, NotImplementedError) or any(phrase in said for phrase in _UNSUPPORTED):
+        return "unsupported", text
+    return "failed", f"{type(error).__name__}: {text}"
+
+
+def _sentence(case):
+    return (
+        f"{case['case']}: error {case['error']} (worst row {case['worst_row']}),"
+        f" and {case['tolerance']} is allowed"
+    )
+
+
+def _summary(cases):
+    """The check's own figures: the case nearest to its tolerance, the first call, the median."""
+    if not cases:
+        return {}
+
+    def ratio(case):
+        error = case["error"]
+        if isinstance(error, str):
+            return float("inf")
+        return error / case["tolerance"] if case["tolerance"] else (float("inf") if error else 0.0)
+
+    nearest = max(cases, key=lambda case: (not case["ok"], ratio(case)))
+    medians = [case["median_ms"] for case in cases if case.get("median_ms") is not None]
+    return {
+        "error": nearest["error"],
+        "tolerance": nearest["tolerance"],
+        "first_ms": cases[0].get("first_ms"),
+        "median_ms": round(statistics.median(medians), 4) if medians else None,
+        "image": images.summary([kernel for case in cases for kernel in case.get("kernels") or ()]),
+    }

@@ -1,0 +1,59 @@
+"""Dry runs: every operator of vLLM's libraries gets a CPU kernel that computes nothing.
+
+The registered schema still judges each call: missing, surplus and mistyped arguments raise. Return
+values are uninitialised tensors of one element, so every comparison fails; what a dry run shows
+is whether a check gets that far. It needs no GPU.
+"""
+
+import contextlib
+import importlib
+import warnings
+from pathlib import Path
+
+import torch
+
+NAMESPACES = ("_C", "_moe_C", "_C_cache_ops", "_C_cuda_utils", "_vllm_fa2_C", "_vllm_fa3_C",
+              "_flashmla_C", "_flashmla_extension_C")  # fmt: skip
+
+
+def _value(kind):
+    if kind == "Tensor":
+        return torch.empty(1)
+    if kind == "List[Tensor]":
+        return [torch.empty(1) for _ in range(2)]
+    return {"int": 1, "bool": True, "List[str]": [""]}.get(kind)
+
+
+def _fake(schema):
+    values = [str(each.type) for each in schema.returns]
+    if schema.name == "_vllm_fa3_C::fwd":
+        return lambda *arguments, **keywords: [torch.empty(1) for _ in range(4)]
+
+    def kernel(*arguments, **keywords):
+        made = tuple(_value(kind) for kind in values)
+        return None if not made else made[0] if len(made) == 1 else made
+
+    return kernel
+
+
+def prepare():
+    """Register the empty kernels, and let the device look like a CUDA one of 9.0."""
+    import vllm
+
+    folder = Path(vllm.__file__).parent
+    for path in folder.rglob("*.so"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(".".join(path.relative_to(folder.parent).parts).split(".abi3")[0])
+    warnings.simplefilter("ignore")
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        if namespace in NAMESPACES and schema.arguments:
+            library = torch.library.Library(namespace, "IMPL")
+            with contextlib.suppress(RuntimeError):
+                library.impl(name, _fake(schema), "CPU")
+            _KEPT.append(library)
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    torch.cuda.synchronize = lambda *_: None
+
+
+_KEPT = []

@@ -1,0 +1,150 @@
+"""Is this the result it says it is: versions, libraries, device, driver.
+
+Facts (all optional; `run.py --facts`): `vllm`, `torch`, `cuda`, `python` versions, `capability`
+("9.0"), `driver` (the oldest branch, "560"), `inside` (folders that the libraries must come from).
+"""
+
+import ctypes
+import importlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from .checking import Wrong, check
+
+# The driver's own libraries are the host's, on purpose: they must match its kernel module.
+DRIVER = re.compile(r"^(libcuda\.so|libnvidia-|libcudadebugger|libnvcuvid|libnvoptix)")
+GPU_LIBRARY = re.compile(
+    r"^(libcu|libnv|libnccl|libtorch|libc10|libcaffe2|_C\.|_moe_C\.|_vllm_fa|_flashmla|cumem_allocator)"
+)
+
+
+def _same(found, wanted):
+    """Whether a version is the wanted one or a patch of it: 2.9.1+cu128 is 2.9.1."""
+    return found.split("+")[0] == wanted or found.split("+")[0].startswith(wanted + ".")
+
+
+def _mapped():
+    """Paths of the shared libraries that this process has mapped."""
+    with Path("/proc/self/maps").open() as maps:
+        lines = [line.split(maxsplit=5) for line in maps]
+    return sorted({line[5].strip() for line in lines if len(line) == 6 and ".so" in line[5]})
+
+
+@check("import.versions")
+def versions(run):
+    import vllm
+
+    found = {"vllm": vllm.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    number = ctypes.c_int()
+    ctypes.CDLL("libcudart.so.12").cudaRuntimeGetVersion(ctypes.byref(number))
+    found["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    run.fact(**found, torch_built_for_cuda=torch.version.cuda)
+    for name, version in found.items():
+        wanted = run.facts.get(name)
+        if wanted and not _same(version, wanted):
+            raise Wrong(f"{name} is {version}, and the result says {wanted}")
+
+
+@check("import.extensions")
+def extensions(run):
+    """Every extension library of vLLM loads, and leaves operators or functions behind."""
+    import vllm
+
+    folder = Path(vllm.__file__).parent
+    counts = {}
+    for path in sorted(folder.rglob("*.so")):
+        name = ".".join(path.relative_to(folder.parent).parts).split(".abi3")[0].removesuffix(".so")
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise Wrong(f"{name} does not load: {error}") from error
+        own = name.rsplit(".", 1)[-1] + "::"
+        operators = sum(schema.name.startswith(own) for schema in torch._C._jit_get_all_schemas())
+        functions = sum(not each.startswith("__") for each in vars(module))
+        if not operators and not functions:
+            raise Wrong(f"{name} loads but registers nothing")
+        counts[name] = operators or functions
+    for needed in ("vllm._C", "vllm._moe_C"):
+        if needed not in counts:
+            raise Wrong(f"{needed} is missing")
+    run.fact(operators=counts)
+
+
+@check("import.device")
+def device(run):
+    if not torch.cuda.is_available():
+        raise Wrong("torch finds no CUDA device: torch.cuda.is_available() is False")
+    found = ".".join(map(str, torch.cuda.get_device_capability()))
+    driver = _driver()
+    properties = torch.cuda.get_device_properties(0)
+    run.fact(
+        capability=found,
+        driver=driver,
+        name=properties.name,
+        memory=properties.total_memory,
+        built_for=torch.cuda.get_arch_list(),
+    )
+    wanted = run.facts.get("capability")
+    if wanted and found != wanted:
+        raise Wrong(f"this card is of compute capability {found}, and the result is built for {wanted}")
+    oldest = run.facts.get("driver")
+    if oldest and driver and int(driver.split(".")[0]) < int(oldest.split(".")[0]):
+        raise Wrong(f"the driver is {driver}, and this result needs {oldest} or newer")
+    x = torch.arange(1000, device="cuda", dtype=torch.float64)
+    if x.sum().item() != 499500:
+        raise Wrong("the card adds wrongly: 0 + 1 + … + 999 is not 499500")
+
+
+def _driver():
+    """The driver's version, from the kernel module or nvidia-smi; None where neither tells."""
+    try:
+        with Path("/proc/driver/nvidia/version").open() as file:
+            found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", file.read())
+            if found:
+                return found[1]
+    except OSError:
+        pass
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return said.split("\n")[0].strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@check("import.libraries")
+def libraries(run):
+    """Use every NVIDIA library once, then look where each of them was loaded from."""
+    import vllm
+    import vllm._C
+    import vllm._moe_C
+
+    x = torch.randn(64, 64, device="cuda")
+    (x @ x, torch.fft.fft(x), torch.linalg.svdvals(x), x.to_sparse_csr() @ x)
+    torch.nn.functional.conv2d(x[None, None], x[None, None, :3, :3])
+    torch.cuda.synchronize()
+    run.fact(cudnn=torch.backends.cudnn.version(), nccl=".".join(map(str, torch.cuda.nccl.version())))
+    if not torch.backends.cudnn.version():
+        raise Wrong("cuDNN reports no version")
+    used = [path for path in _mapped() if GPU_LIBRARY.match(Path(path).name)]
+    own = [path for path in used if not DRIVER.match(Path(path).name)]
+    run.fact(libraries=own, driver_libraries=[path for path in used if path not in own])
+    inside = [os.path.realpath(each) for each in run.facts.get("inside", ())]
+    if not inside:
+        return
+    strangers = [
+        path
+        for path in (*own, torch.__file__, vllm.__file__)
+        if not any(os.path.realpath(path).startswith(each.rstrip("/") + "/") for each in inside)
+    ]
+    if strangers:
+        raise Wrong(
+            f"{len(strangers)} libraries come from outside the result, the first is {strangers[0]};"
+            f" the interpreter is {sys.executable}"
+        )

@@ -1,0 +1,115 @@
+"""What the operators should compute, in float64 on the CPU, from their definitions.
+
+Every function takes CPU or GPU tensors of any dtype and returns float64 CPU tensors.
+"""
+
+import torch
+
+
+def exact(tensor):
+    """The tensor's values in float64 on the CPU."""
+    return tensor.detach().to("cpu").double()
+
+
+def fp8(values):
+    """Round to float8 e4m3, saturating, and back to float64."""
+    return values.clamp(-448.0, 448.0).float().to(torch.float8_e4m3fn).double()
+
+
+def int8(values):
+    """Round half to even to int8, saturating, as float64."""
+    return values.round().clamp(-128, 127)
+
+
+def matmul(a, b, scale_a=1.0, scale_b=1.0, bias=None):
+    """(scale_a · a) @ (scale_b · b) + bias; the scales broadcast against their operand."""
+    product = (exact(a) * _scale(scale_a)) @ (exact(b) * _scale(scale_b))
+    return product if bias is None else product + exact(bias)
+
+
+def _scale(scale):
+    return exact(scale) if isinstance(scale, torch.Tensor) else scale
+
+
+def spread(scales, rows, columns):
+    """Repeat each entry of a block-scale matrix over its block of `rows` × `columns` elements."""
+    return exact(scales).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+
+
+def rms_norm(x, weight, epsilon):
+    """x / sqrt(mean(x²) + epsilon) · weight, over the last dimension."""
+    x = exact(x)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * exact(weight)
+
+
+def attention(q, k, v, *, scale, causal=True, window=None, softcap=0.0):
+    """(output [queries, heads, v size], log-sum-exp [heads, queries]) of one sequence.
+
+    q is [queries, heads, size], k and v are [keys, key heads, size]; the queries are the last ones
+    of the sequence. `window` is how many keys to the left of its own a query still sees.
+    """
+    q, k, v = exact(q), exact(k), exact(v)
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    position = torch.arange(q.shape[0]).unsqueeze(1) + k.shape[0] - q.shape[0]
+    key = torch.arange(k.shape[0]).unsqueeze(0)
+    hidden = torch.zeros(q.shape[0], k.shape[0], dtype=torch.bool)
+    if causal:
+        hidden |= key > position
+    if window is not None:
+        hidden |= key < position - window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+
+def rotary(positions, x, cache, neox):
+    """Rotate the first `cache.shape[1]` elements of every head of x [tokens, heads, size]."""
+    x, cache = exact(x), exact(cache)[positions.cpu().long()]
+    half = cache.shape[1] // 2
+    cosine, sine = cache[:, None, :half], cache[:, None, half:]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if neox:
+        first, second = turned[..., :half], turned[..., half:]
+    else:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+    real, imaginary = first * cosine - second * sine, second * cosine + first * sine
+    both = torch.cat([real, imaginary], -1) if neox else torch.stack([real, imaginary], -1).flatten(-2)
+    return torch.cat([both, rest], -1)
+
+
+def silu(x):
+    """x · sigmoid(x)."""
+    return x * torch.sigmoid(x)
+
+
+def experts(x, w1, w2, weights, ids):
+    """A mixture of experts: Σ weight · (silu(x w1_gateᵀ) · (x w1_upᵀ)) w2ᵀ over each token's experts.
+
+    x [tokens, hidden], w1 [experts, 2·inner, hidden], w2 [experts, hidden, inner].
+    """
+    x, w1, w2 = exact(x), exact(w1), exact(w2)
+    weights, ids = exact(weights), ids.cpu().long()
+    out = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float64)
+    for expert in range(w1.shape[0]):
+        token, slot = (ids == expert).nonzero(as_tuple=True)
+        gate, up = (x[token] @ w1[expert].T).chunk(2, -1)
+        out.index_add_(0, token, weights[token, slot, None] * ((silu(gate) * up) @ w2[expert].T))
+    return out
+
+
+def selective_scan(u, delta, a, b, c, d, z, bias, state):
+    """Mamba's recurrence over one sequence; returns (output [dim, length], final state [dim, n]).
+
+    h ← exp(Δ A) h + Δ B u,  y = C h + D u, gated by silu(z), with Δ = softplus(delta + bias).
+    """
+    u, delta, a, b, c, d, z, bias = map(exact, (u, delta, a, b, c, d, z, bias))
+    step = torch.nn.functional.softplus(delta + bias[:, None])
+    state = exact(state).clone()
+    columns = []
+    for t in range(u.shape[1]):
+        state = torch.exp(step[:, t, None] * a) * state + step[:, t, None] * b[None, :, t] * u[:, t, None]
+        columns.append((state * c[None, :, t]).sum(-1) + d * u[:, t])
+    return torch.stack(columns, -1) * silu(z), state

@@ -1,0 +1,98 @@
+"""Run one check, in the interpreter of a result: `result/bin/python run.py norm.rms_norm`.
+
+Prints one JSON line with the outcome. With `--gated` it first prints `{"event": "ready"}` once the
+libraries are imported, and touches the GPU only after a line arrives on standard input: so the
+interpreters of the next checks can start while one check has the GPU to itself.
+
+`--facts` is a JSON object with what the result says about itself (see `imports.py`); `--dry` calls
+every operator through its registered schema with kernels that compute nothing, for machines
+without a GPU: the call is proven, the result is not.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PACKAGE = "vllm_variant_checks"
+
+
+def _package():
+    """Make this folder importable as a package, and keep its file names out of `sys.path`."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, HERE / "__init__.py", submodule_search_locations=[str(HERE)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = module
+    spec.loader.exec_module(module)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description="Run one check of this interpreter's vLLM.")
+    parser.add_argument("check", help="its name, such as norm.rms_norm")
+    parser.add_argument("--script", required=True, help="the module of this folder that defines it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--facts", default="{}", help="JSON: what the result says about itself")
+    parser.add_argument("--gated", action="store_true", help="wait for a line before touching the GPU")
+    parser.add_argument("--dry", action="store_true", help="operators compute nothing: no GPU needed")
+    return parser.parse_args()
+
+
+def main():
+    """Print the outcome on the real standard output; whatever libraries print goes to stderr."""
+    arguments = _arguments()
+    stream = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # vLLM and its libraries print on stdout; that stream is for JSON lines
+    _package()
+    started = time.monotonic()
+
+    def emit(record):
+        stream.write(json.dumps(record) + "\n")
+        stream.flush()
+
+    try:
+        if arguments.dry:
+            importlib.import_module(PACKAGE + ".dry").prepare()
+        checking = importlib.import_module(PACKAGE + ".checking")
+        importlib.import_module(f"{PACKAGE}.{arguments.script}")
+        function = checking.registered(arguments.check)
+    except Exception as error:
+        traceback.print_exc()
+        emit(
+            {
+                "check": arguments.check,
+                "status": "failed",
+                "reason": f"its imports fail: {type(error).__name__}: {error}",
+            }
+        )
+        return
+    if arguments.gated:
+        emit({"event": "ready", "seconds": round(time.monotonic() - started, 3)})
+        if not sys.stdin.readline():
+            return
+    emit(
+        checking.outcome(
+            arguments.check,
+            function,
+            seed=arguments.seed,
+            facts=json.loads(arguments.facts),
+            dry=arguments.dry,
+        )
+    )
+    stream.close()
+    # Libraries that hang or crash while the interpreter shuts down are not what is being checked.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "__mp_main__":  # a process that a check spawned, to run one of its functions
+    _package()

@@ -1,0 +1,67 @@
+"""The checks without anything installed: `python -m vllm_variants.verify --python … --sm sm90`.
+
+Runs the checks of any interpreter (a result's, or a folder that was carried to another machine),
+prints one line a check and, with `--jsonl`, the outcomes as JSON lines. The command line proper is
+`vllm-variants verify`; this one knows no manifest and looks at no GPU by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+from vllm_variants.errors import Error, ExitCode
+from vllm_variants.verify import expectations, reports, running, verdicts
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m vllm_variants.verify", description=__doc__)
+    parser.add_argument("--python", type=Path, required=True, help="the interpreter to check")
+    parser.add_argument("--sm", required=True, help="the SM to expect: sm90")
+    parser.add_argument("--release", required=True, help="the vLLM release to expect: 0.13.0")
+    parser.add_argument("--facts", default="{}", help="JSON: what the result says about itself")
+    parser.add_argument("--only", action="append", default=[], help="a check, a group or a pattern")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--ahead", type=int, default=4, help="interpreters that load meanwhile")
+    parser.add_argument("--logs", type=Path, help="a folder for the checks' logs")
+    parser.add_argument("--jsonl", type=Path, help="write the outcomes here, one line each")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run, print, and return an exit code of `errors.ExitCode`."""
+    arguments = _arguments()
+    seed = random.SystemRandom().randrange(1 << 31) if arguments.seed is None else arguments.seed
+    checks = expectations.select(expectations.read(), arguments.only)
+    subject = running.Subject(arguments.python, json.loads(arguments.facts))
+    by_name = {each.name: each for each in checks}
+    judged = []
+    started = time.monotonic()
+    for outcome in running.run(subject, checks, seed=seed, ahead=arguments.ahead, logs=arguments.logs):
+        one = verdicts.judge(by_name[outcome["check"]], outcome, release=arguments.release, sm=arguments.sm)
+        judged.append(one)
+        print(reports.line(one), flush=True)
+        if arguments.jsonl:
+            with arguments.jsonl.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(one.as_dict()) + "\n")
+    summary = verdicts.summarise(judged)
+    print(f"\n{summary.sentence} in {time.monotonic() - started:.0f} seconds (seed {seed})")
+    for one in judged:
+        if one.verdict is verdicts.Verdict.FAILED:
+            print(f"\n{one.check.name}: {one.sentence}")
+            for case in one.outcome.get("cases") or ():
+                if not case["ok"]:
+                    print(f"    {case['case']}: error {case['error']}, worst row {case['worst_row']}")
+    return ExitCode.OK if summary.good else ExitCode.AUDIT
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
