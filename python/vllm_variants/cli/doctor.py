@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from vllm_variants import matrix
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json
-from vllm_variants.errors import ExitCode
+from vllm_variants.errors import ExitCode, UsageError
 from vllm_variants.store import Store
+
+if TYPE_CHECKING:
+    from vllm_variants.doctor import Finding
 
 _MARK = {"ok": "[green]ok[/green]     ", "note": "[yellow]note[/yellow]   ", "problem": "[red]problem[/red]"}
 
 
-def doctor(as_json: Json = False, release: ReleaseName = None) -> None:
+def doctor(
+    as_json: Json = False,
+    release: ReleaseName = None,
+    nixpkgs: Annotated[
+        bool,
+        typer.Option(
+            "--nixpkgs", help="Instead, evaluate every variant at the pinned nixpkgs (downloads them)."
+        ),
+    ] = False,
+) -> None:
     """Examine this machine: one line a finding, with the command that mends it."""
     from vllm_variants.doctor import State, examine
 
     rows = matrix.load()
     findings = []
-    for finding in examine(rows, rows.release(release), Store.default()):
+    for finding in _pinned(rows) if nixpkgs else examine(rows, rows.release(release), Store.default()):
         findings.append(finding)
         if not as_json:
             out.print(_MARK[finding.state.value], end=" ")
@@ -30,3 +45,13 @@ def doctor(as_json: Json = False, release: ReleaseName = None) -> None:
         print_json([finding.as_dict() for finding in findings])
     if any(finding.state is State.PROBLEM for finding in findings):
         raise typer.Exit(ExitCode.UNSUPPORTED)
+
+
+def _pinned(rows: matrix.Matrix) -> Iterator[Finding]:
+    from vllm_variants import data, pinned
+    from vllm_variants.builders import nix_command
+
+    root = data.checkout()
+    if root is None:
+        raise UsageError("--nixpkgs examines a checkout", mend="run ./vllm-variants in one")
+    yield from pinned.examine(nix_command.find(str(root)), root, rows)
