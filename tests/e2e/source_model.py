@@ -46,14 +46,17 @@ def checkout(into: Path) -> Path:
     return into
 
 
-def model(into: Path, changes: dict[str, str] | None = None) -> Path:
-    """A copy of the model with device code; `changes` are files to write into it besides."""
+def model(into: Path, while_building: str = "") -> Path:
+    """A copy of the model with device code; `while_building` is shell that vLLM's build runs first."""
     shutil.copytree(MODEL, into)
     (into / "interpreter").write_text(f"{sys.executable}\n")
     expression = into / "vllm.nix"
     text = expression.read_text()
     assert _LEAVES in text, "the model's vLLM leaves its library otherwise now"
     copied = """cp -r ${./libraries}/''${targets%%;*}/vllm "$out/lib/python3.12/site-packages/\""""
+    phase = "buildPhase = ''\n"
+    assert text.count(phase) == 1
+    text = text.replace(phase, f"{phase}    {while_building}\n")
     expression.write_text(text.replace(_LEAVES, copied))
     rows = matrix.load()
     for variant in rows.variants.values():
@@ -63,8 +66,6 @@ def model(into: Path, changes: dict[str, str] | None = None) -> Path:
             for name in known.libraries if known else ["vllm/_C.abi3.so"]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(library(variant.capability))
-    for name, content in (changes or {}).items():
-        (into / name).write_text(content)
     return into
 
 

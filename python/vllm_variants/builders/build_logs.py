@@ -94,5 +94,7 @@ class BuildLogs:
         self._open[key].write(text + "\n")
 
     def _end(self, drv: str) -> None:
-        with suppress(OSError):
-            self._open.pop(drv).close()
+        handle = self._open.pop(drv, None)
+        if handle:
+            with suppress(OSError):
+                handle.close()

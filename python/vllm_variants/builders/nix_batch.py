@@ -120,7 +120,7 @@ class Batch:
         if isinstance(about, Build) and about.ended is not None and about.drv in self._pending:
             self._settle([self._pending[about.drv]])
         elif isinstance(about, Copy) and about.ended:
-            self._settle([d for d in self._pending.values() if d.out == about.path], "fetched")
+            self._settle([d for d in self._pending.values() if d.out == about.path])
 
     def _plan(self) -> Plan:
         cores, max_jobs = self._options.cores, self._options.max_jobs
@@ -150,18 +150,19 @@ class Batch:
                 continue
             told = self._nix.ask("build", "--no-link", "--max-jobs", "0", derivation.out, remote=False)
             if told.status == 0:
-                self._settle([derivation], "fetched")
+                self._settle([derivation])
                 continue
             need = f"{system} with {', '.join(derivation.features)}" if derivation.features else system
             text = (
                 f"{derivation.request.variant.short} needs a machine of {need}, and none is configured here"
             )
             del self._pending[derivation.drv]
-            self._end(_outcome(derivation.request, Status.FAILED, error=UnsupportedError(text, mend=_MEND)))
+            error = UnsupportedError(text, mend=_MEND.format(system=system))
+            self._end(_outcome(derivation.request, Status.FAILED, error=error))
 
     # ── finishing ──
 
-    def _settle(self, candidates: Iterable[Derivation], how: str = "built") -> None:
+    def _settle(self, candidates: Iterable[Derivation], how: str = "") -> None:
         """Send the variants whose output is whole on to be finished, and forget them here."""
         wanted = list(candidates)
         valid = self._nix.valid([d.out for d in wanted]) if wanted else frozenset()
@@ -175,13 +176,12 @@ class Batch:
         if self._watch:
             build = self._watch.tracker.builds.get(derivation.drv)
             log = self._watch.logs.paths.get(derivation.drv)
-        if how == "built" and build is None:
-            how = "fetched"
+        how = how or ("built" if build else "fetched")
         outcome = _outcome(
             request,
             Status.BUILT,
             how=how,
-            seconds=(build.ended or build.started) - build.started if build else 0.0,
+            seconds=build.seconds(time.monotonic()) if build else 0.0,
             attempts=self._attempt,
             log=log,
         )
@@ -242,6 +242,8 @@ class Batch:
                 self._end(future.result())
             else:
                 self._pending[derivation.drv] = derivation
+        if self._watch:
+            self._say(_what_stays(self._watch))
         for derivation in self._pending.values():
             error = Error("interrupted", mend="run the same command again: what is whole is not built twice")
             self._end(_outcome(derivation.request, Status.INTERRUPTED, error=error))
@@ -256,7 +258,7 @@ class Batch:
 
 
 _MEND = (
-    "name a builder: --builders 'ssh-ng://host SYSTEM - 4 1 big-parallel', or mend nix.conf "
+    "name a builder: --builders 'ssh-ng://host {system} - 4 1 big-parallel', or mend nix.conf "
     "(system-features, extra-platforms): vllm-variants doctor"
 )
 
@@ -270,6 +272,17 @@ class Blame:
 
     def __bool__(self) -> bool:
         return self.build is not None or bool(self.errors)
+
+
+def _what_stays(watch: Watch) -> str:
+    """What an interrupted run leaves in the store, and what may still go on elsewhere."""
+    ended = [build for build in watch.tracker.builds.values() if build.ended is not None]
+    kept = len(ended) - len(watch.failed)
+    text = f"stopped; {kept} finished build{'s' if kept != 1 else ''} of this run stay in the store"
+    machines = sorted({build.machine for build in watch.tracker.running if build.machine})
+    if machines:
+        text += f"; what runs on {', '.join(machines)} ends when it notices, or goes on to its end there"
+    return text
 
 
 def _names(derivations: Iterable[Derivation]) -> dict[str, str]:

@@ -32,7 +32,7 @@ _STORE_NAME = re.compile(r"(?:.*/)?[0-9a-z]{32}-(.*?)(?:\.drv)?")
 _PYTHON_PREFIX = re.compile(r"^python3\.\d+-")
 
 
-@dataclass
+@dataclass(eq=False)
 class Build:
     """One derivation being built: on which machine, in which phase, how many objects are compiled."""
 
@@ -81,7 +81,7 @@ class Tracker:
     @property
     def running(self) -> list[Build]:
         """The builds under way."""
-        return list(self._running.values())
+        return list({build.drv: build for build in self._running.values()}.values())
 
     @property
     def bytes_copied(self) -> int:
@@ -116,8 +116,13 @@ class Tracker:
     def _start(self, event: Started) -> Build | Copy | None:
         if event.kind is Activity.BUILD and event.fields:
             machine = str(event.fields[1]) if len(event.fields) > 1 else ""
-            build = Build(str(event.fields[0]), machine, started=self.clock())
-            self.builds[build.drv] = self._running[event.id] = build
+            drv = str(event.fields[0])
+            build = self.builds.get(drv)
+            # A remote build is one activity here and one over there: both are the same build.
+            if build is None or build.ended is not None:
+                build = self.builds[drv] = Build(drv, started=self.clock())
+            build.machine = machine or build.machine
+            self._running[event.id] = build
             return build
         if event.kind is Activity.COPY_PATH and event.fields:
             copy = self.copies[event.id] = Copy(str(event.fields[0]))
@@ -129,7 +134,8 @@ class Tracker:
     def _stop(self, id: int) -> Build | Copy | None:
         if id in self._running:
             build = self._running.pop(id)
-            build.ended = self.clock()
+            if build not in self._running.values():
+                build.ended = self.clock()
             return build
         if id in self.copies:
             copy = self.copies.pop(id)

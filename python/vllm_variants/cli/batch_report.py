@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import typer
 
-from vllm_variants.builders import reports
+from vllm_variants.builders import Request, reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.errors import Interrupted
@@ -24,9 +25,15 @@ class BatchReport:
     """
 
     def __init__(
-        self, asked: int, as_json: bool, jsonl: Path | None, junit: Path | None, summary: Path | None
+        self,
+        requests: Sequence[Request],
+        as_json: bool,
+        jsonl: Path | None,
+        junit: Path | None,
+        summary: Path | None,
     ) -> None:
-        self._asked, self._as_json = asked, as_json
+        self._order = [request.name for request in requests]
+        self._asked, self._as_json = len(requests), as_json
         self._jsonl, self._junit, self._summary = jsonl, junit, summary
         self._outcomes: list[Outcome] = []
         self._started = time.monotonic()
@@ -44,7 +51,8 @@ class BatchReport:
         if outcome.ok:
             say(_built(outcome))
         elif self._asked > 1 and outcome.status is Status.FAILED:
-            say(f"{outcome.short} failed: {outcome.error}")
+            named = outcome.error is not None and outcome.error.message.startswith(outcome.short)
+            say(f"{'' if named else f'{outcome.short} failed: '}{outcome.error}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -52,6 +60,7 @@ class BatchReport:
         if kind and not issubclass(kind, Interrupted):
             return
         seconds = time.monotonic() - self._started
+        self._outcomes.sort(key=lambda outcome: self._order.index(outcome.variant))
         if self._junit:
             reports.write(self._junit, reports.junit(self._outcomes, seconds))
         if self._summary:

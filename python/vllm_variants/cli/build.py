@@ -84,7 +84,7 @@ def build(
     if not links.is_dir():
         raise UsageError(f"there is no folder {links} for the links", mend=f"make it: mkdir -p {links}")
     requests = [Request(variant, chosen, links, index, python, slim, keep_ptx) for variant in wanted]
-    with BatchReport(len(requests), as_json, jsonl, junit, summary) as report:
+    with BatchReport(requests, as_json, jsonl, junit, summary) as report:
         if via is Via.WHEELS:
             building.wheels(requests, keep_going, report)
         elif via is Via.FLOX:
