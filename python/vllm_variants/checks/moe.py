@@ -237,10 +237,10 @@ def marlin(run):
                 made.append([torch.stack(each).to(run.device) for each in (whole, packed, scales)])
             (w1, q1, s1), (w2, q2, s2) = made
             weights, ids = _routing(run, tokens, experts, chosen)
-            workspace = {} if not run.dry else {"workspace": torch.zeros(8, dtype=torch.int32)}
+            space = {} if not run.dry else {"workspace": torch.zeros(8, dtype=torch.int32)}
             run.case(
                 f"{dtype} {tokens} tokens, {chosen} of {experts}, {hidden}→{inner}",
-                lambda x=x, q=(q1, q2), s=(s1, s2), w=weights, i=ids, e=experts, k=workspace: fused_marlin_moe(
+                lambda x=x, q=(q1, q2), s=(s1, s2), w=weights, i=ids, e=experts, k=space: fused_marlin_moe(
                     x, *q, None, None, *s, None, w, i,
                     quant_type_id=kind.id, global_num_experts=e, is_k_full=True, **k,
                 ),

@@ -24,6 +24,7 @@ from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import err
 from vllm_variants.cli.slim import slim
 from vllm_variants.cli.test import test
+from vllm_variants.cli.verify import verify
 from vllm_variants.errors import Error, ExitCode, Interrupted
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ app.command()(detect)
 app.command()(build)
 app.command()(audit)
 app.command()(slim)
+app.command()(verify)
 app.command()(doctor)
 app.command()(gc)
 if data.checkout():  # what only makes sense beside the sources

@@ -1,0 +1,89 @@
+"""Before any check runs: is this a result, and does this machine have the GPU that it is for?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vllm_variants import results
+from vllm_variants.errors import InputError, MissingError, UnsupportedError
+from vllm_variants.gpus import Gpu, Machine
+from vllm_variants.results import Result
+from vllm_variants.verify.running import Subject
+
+DETECT = "vllm-variants detect"
+
+
+def result(path: Path, *, wanted: str | None = None) -> Result:
+    """The result at `path`; raise when there is none, or when it is not the variant `wanted`.
+
+    `MissingError`, `InputError`: no result there, one without an interpreter, or another variant.
+    """
+    found = results.read(path)
+    if wanted and found.manifest.short != wanted:
+        raise InputError(
+            f"{path} is a result for {found.manifest.short}, not for {wanted}",
+            mend=f"vllm-variants verify {found.manifest.short} --result {path}",
+        )
+    if not found.python.exists():
+        raise MissingError(
+            f"{path} has no interpreter at {found.python}",
+            mend=f"build it again: vllm-variants build {found.manifest.short}",
+        )
+    return found
+
+
+def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
+    """The GPUs of this machine that the result is built for; raise `UnsupportedError` without any.
+
+    Only the result's own capability counts: what another one can run of it is not known.
+    """
+    manifest = found.manifest
+    if manifest.system != machine.system:
+        raise UnsupportedError(f"{manifest.short} is for {manifest.system} and this host is {machine.system}")
+    if not machine.gpus:
+        raise UnsupportedError(
+            f"there is no GPU to check {manifest.short} on: {machine.problem or 'the driver sees none'}",
+            mend=f"run this on a machine with a GPU of compute capability {manifest.capability}",
+        )
+    gpus = tuple(gpu for gpu in machine.gpus if gpu.capability == manifest.capability)
+    if not gpus:
+        have = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in machine.gpus)
+        raise UnsupportedError(
+            f"{manifest.short} is built for compute capability {manifest.capability},"
+            f" and this machine has {have}",
+            mend=f"{DETECT} names the variant for it",
+        )
+    _old_driver(found, machine)
+    return gpus
+
+
+def _old_driver(found: Result, machine: Machine) -> None:
+    oldest = str(found.manifest.facts.get("stack", {}).get("driver", ""))
+    if oldest and machine.driver and _branch(machine.driver) < _branch(oldest):
+        raise UnsupportedError(
+            f"the NVIDIA driver is {machine.driver}, and {found.manifest.short} needs {oldest} or newer",
+            mend="update the driver; its kernel module and libraries come from the host",
+        )
+
+
+def _branch(version: str) -> int:
+    return int(version.split(".")[0])
+
+
+def facts(found: Result) -> dict[str, Any]:
+    """What the result says about itself, in the words of `checks/imports.py`."""
+    manifest = found.manifest
+    stack = manifest.facts.get("stack", {})
+    said = {
+        "vllm": manifest.release,
+        "capability": str(manifest.capability),
+        **{name: str(stack[name]) for name in ("torch", "cuda", "python", "driver") if name in stack},
+    }
+    inside = [str(found.path)] if manifest.builder == "wheels" else ["/nix/store"]
+    return {**said, "inside": inside}
+
+
+def subject(found: Result, gpus: tuple[Gpu, ...]) -> Subject:
+    """What `running.run` needs: the interpreter, the facts, and these GPUs, the first one first."""
+    return Subject(found.python, facts(found), tuple(gpu.uuid for gpu in gpus))
