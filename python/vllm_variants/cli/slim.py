@@ -31,8 +31,9 @@ def slim(
         bool, typer.Option("--keep-ptx", help="Keep one PTX a container, for later GPUs.")
     ] = False,
     resources: Annotated[
-        bool, typer.Option("--resources", help="Also stub foreign code in .cask_resource sections.")
-    ] = False,
+        bool,
+        typer.Option("--resources/--no-resources", help="Stub foreign code in .cask_resource sections too."),
+    ] = True,
     link: Annotated[
         bool, typer.Option("--link", help="With -o: hard-link what is not slimmed instead of copying it.")
     ] = False,

@@ -53,10 +53,10 @@ def _unlink_from(root: Path, copy: Path) -> None:
     for inode, (_, names) in regular_files(copy).items():
         if inode not in shared:
             continue
-        first = names[0]
+        first = Path(names[0])
         own = first.with_name(f".{first.name}.slimming")
         shutil.copy2(first, own)
         own.replace(first)
         for other in names[1:]:
-            other.unlink()
+            Path(other).unlink()
             os.link(first, other)

@@ -33,7 +33,8 @@ SMALLEST_HOLE = 0x10000
 """Bytes; a smaller hole saves less than its segment costs at load time."""
 MOST_HOLES = 4000
 """Program headers are counted in 16 bits, and glibc keeps them on the stack while loading."""
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
+"""Bytes; shorter ranges are read and written."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ def slim_file(
     *,
     to: Path | None = None,
     keep_ptx: bool = False,
-    resources: bool = False,
+    resources: bool = True,
 ) -> FileReport:
     """Slim one shared library for `devices`, in place or `to` another path; raise `InputError`.
 
     In place, a file with nothing to drop is not touched; `to` another path, nothing is written then.
-    `resources`: also stub what no device can run in the sections that mix containers and tables.
+    `resources`: also stub what no device can run in the sections that mix containers and tables
+    (docs/slim.md has the proof).
     """
     with mapped(path) as source:
         before = source.size
@@ -112,11 +114,18 @@ def _write(
 
 def _copy(source: int, offset: int, target: int, to: int, length: int) -> None:
     while length > 0:
-        data = os.pread(source, min(length, _BLOCK), offset)
-        if not data:
+        done = _copy_some(source, offset, target, to, length)
+        if not done:
             raise InputError(f"the file became shorter while it was read, at offset {offset:#x}")
-        done = os.pwrite(target, data, to)
         offset, to, length = offset + done, to + done, length - done
+
+
+def _copy_some(source: int, offset: int, target: int, to: int, length: int) -> int:
+    """Copy up to `length` bytes, inside the kernel where that is possible; returns how many."""
+    if length >= _BLOCK:
+        with suppress(OSError):  # not between these file systems, or not on this kernel
+            return os.copy_file_range(source, target, length, offset, to)
+    return os.pwrite(target, os.pread(source, min(length, _BLOCK), offset), to)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def slim_tree(
     sms: Sequence[Capability],
     *,
     keep_ptx: bool = False,
-    resources: bool = False,
+    resources: bool = True,
     progress: Progress = lambda done, total, path: None,
     jobs: int | None = None,
 ) -> SlimReport:
@@ -72,9 +71,11 @@ def slim_tree(
     """
     inodes = regular_files(root)
     before = sum(size for size, _ in inodes.values())
-    work = sorted(
-        ((size, names) for size, names in inodes.values() if _worth_opening(size, names[0])), reverse=True
-    )
+    work = [
+        (size, [Path(name) for name in names])
+        for size, names in sorted(inodes.values(), reverse=True)  # the largest first
+        if _worth_opening(size, names[0])
+    ]
     total, done, reports = sum(size for size, _ in work), 0, []
     for size, names, report in _slimmed(
         work,
@@ -98,23 +99,28 @@ def slim_tree(
 UNREMARKABLE = ("no ELF64 library", "no device code")
 
 
-def regular_files(root: Path) -> dict[tuple[int, int], tuple[int, list[Path]]]:
+def regular_files(root: Path) -> dict[tuple[int, int], tuple[int, list[str]]]:
     """Per inode (device, number) below `root`: its size in bytes and its names, sorted."""
-    found: dict[tuple[int, int], tuple[int, list[Path]]] = {}
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                found.setdefault((status.st_dev, status.st_ino), (status.st_size, []))[1].append(path)
+    found: dict[tuple[int, int], tuple[int, list[str]]] = {}
+    folders = [os.fspath(root)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    inode = status.st_dev, status.st_ino
+                    found.setdefault(inode, (status.st_size, []))[1].append(entry.path)
+    for _, names in found.values():
+        names.sort()
     return found
 
 
-def _worth_opening(size: int, path: Path) -> bool:
+def _worth_opening(size: int, path: str) -> bool:
     if size < SMALLEST_HOLE:
         return False
-    with path.open("rb") as file:
+    with open(path, "rb") as file:  # noqa: PTH123 - thousands of them
         return file.read(4) == b"\x7fELF"
 
 

@@ -16,32 +16,62 @@ from vllm_variants.fatbin.source import Source
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
-_NAMES = b"\0.shstrtab\0".ljust(16, b"\0")
+_STRTAB, _SYMTAB, _NOTE = 3, 2, 7
+_NOTE_HEADER = struct.Struct("<III12s")
+"""Length of the owner's name and of the description, type, the owner's name."""
 _PAYLOAD_SIZE = struct.Struct("<QI")  # at 0x08 of an image's header: payload size, compressed size
 _FLAGS, _UNCOMPRESSED = 0x28, 0x38
 
 
 def empty_cubin(target: Target) -> bytes:
-    """A cubin that holds no code: an ELF header, a table of names, two section headers; 208 bytes.
+    """A cubin that holds no code, only the tables that every reader expects; under 700 bytes.
 
-    Version and flags follow what nvcc 12.9 writes: until 9.0 the SM stands in bytes 0 and 2 of the
-    flags and bit 11 marks `a`; from 10.0 on it stands in byte 1 and bit 3 marks `a`.
+    Version and flags follow what nvcc 12.9 writes. Until 9.0 the SM stands in bytes 0 and 2 of the
+    flags, and bit 11 marks `a`. From 10.0 on it stands in byte 1, bit 3 marks `a`, and two notes
+    say the toolkit (12.9) and the SM again.
     """
     sm = target.capability.major * 10 + target.capability.minor
-    modern = target.capability.major >= 10
     specific = target.suffix == "a"
-    if modern:
-        ident, version, flags = (0x41, 8), 1, sm << 8 | (0x0600000A if specific else 0x04000002)
-    else:
-        ident, version, flags = (0x33, 7), 0x81, sm << 16 | 0x500 | sm | (0x800 if specific else 0)
-    names_at = _ELF_HEADER.size
-    sections_at = names_at + len(_NAMES)
-    magic = b"\x7fELF\x02\x01\x01" + bytes(ident)
-    header = _ELF_HEADER.pack(
-        magic, 2, 190, version, 0, 0, sections_at, flags, 64, 0, 0, _SECTION_HEADER.size, 2, 1
-    )
-    names = _SECTION_HEADER.pack(1, 3, 0, 0, names_at, 11, 0, 0, 1, 0)
-    return header + _NAMES + bytes(_SECTION_HEADER.size) + names
+    sections = [
+        _Section(b".shstrtab", _STRTAB),
+        _Section(b".strtab", _STRTAB, b"\0"),
+        _Section(b".symtab", _SYMTAB, bytes(24), link=2, align=8, info=1, entry=24),
+    ]
+    if target.capability.major < 10:
+        return _elf(b"\x33\x07", 0x81, sm << 16 | 0x500 | sm | (0x800 if specific else 0), sections)
+    toolkit = _NOTE_HEADER.pack(12, 28, 2000, b"NVIDIA Corp") + struct.pack("<6I4x", 129, 0, 0, 0, 0, 0)
+    version = _NOTE_HEADER.pack(12, 12, 1000, b"NVIDIA Corp") + struct.pack("<HHII", 1, sm, 1, 1)
+    sections += [
+        _Section(b".note.nv.tkinfo", _NOTE, toolkit, flags=0x02000000, align=4),
+        _Section(b".note.nv.cuver", _NOTE, version, flags=0x01000000, link=4, align=4),
+    ]
+    return _elf(b"\x41\x08", 1, 0x05000002 | sm << 8 | (8 if specific else 0), sections)
+
+
+@dataclass(frozen=True)
+class _Section:
+    name: bytes
+    type: int
+    data: bytes = b""
+    flags: int = 0
+    link: int = 0
+    info: int = 0
+    align: int = 1
+    entry: int = 0
+
+
+def _elf(abi: bytes, version: int, flags: int, sections: list[_Section]) -> bytes:
+    names = b"\0" + b"".join(section.name + b"\0" for section in sections)
+    body, table = b"", bytes(_SECTION_HEADER.size)
+    for each in sections:
+        data = each.data or names
+        name, at = names.index(each.name), _ELF_HEADER.size + len(body)
+        table += _SECTION_HEADER.pack(
+            name, each.type, each.flags, 0, at, len(data), each.link, each.info, each.align, each.entry
+        )
+        body += data.ljust(-(-len(data) // 8) * 8, b"\0")
+    ident, at, count = b"\x7fELF\x02\x01\x01" + abi, _ELF_HEADER.size + len(body), len(sections) + 1
+    return _ELF_HEADER.pack(ident, 2, 190, version, 0, 0, at, flags, 64, 56, 0, 64, count, 1) + body + table
 
 
 def empty_ptx(target: Target) -> bytes:

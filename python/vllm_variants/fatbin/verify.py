@@ -42,8 +42,9 @@ def verify(source: MappedFile, path: Path, changes: Sequence[Rewrite]) -> None:
         _header(source, new)
         _segments(source.name, old_elf, new_elf)
         _bytes(source, old_elf, new, new_elf, changes)
-        _sections(source, old_elf, new, new_elf)
-        _containers(source, old_elf, new, new_elf, changes)
+        touched = _touched(old_elf, changes)
+        _sections(source, old_elf, new, new_elf, touched)
+        _containers(source, old_elf, new, new_elf, changes, touched)
 
 
 def _header(source: MappedFile, new: MappedFile) -> None:
@@ -146,14 +147,25 @@ def _file_ranges(elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
         raise Wrong("", f"address {address:#x} had no bytes before")
 
 
-def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf) -> None:
+def _touched(old: Elf, changes: Sequence[Rewrite]) -> list[int]:
+    """The sections, by index, that hold a change; device sections all count."""
+    starts = [change.container.offset for change in changes]
+    kept = {section.offset for section in device_sections(old)}
+    for section in resource_sections(old):
+        if bisect_right(starts, section.end) > bisect_right(starts, section.offset - 1):
+            kept.add(section.offset)
+    return [
+        index for index, section in enumerate(old.sections) if section.file_size and section.offset in kept
+    ]
+
+
+def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, touched: Sequence[int]) -> None:
     if len(old.sections) != len(new_elf.sections):
         raise Wrong(source.name, "the number of sections changed")
-    device = {section.name for section in (*device_sections(old), *resource_sections(old))}
-    for before, after in zip(old.sections, new_elf.sections, strict=True):
+    for index, (before, after) in enumerate(zip(old.sections, new_elf.sections, strict=True)):
         if before.name != after.name or before.address != after.address or before.type != after.type:
             raise Wrong(source.name, f"section {before.name} is not the section it was")
-        if before.name in device or not before.file_size:
+        if index in touched or not before.file_size:
             continue
         if after.size != before.size:
             raise Wrong(source.name, f"section {before.name} changed its size")
@@ -171,11 +183,16 @@ def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf) -> No
 
 
 def _containers(
-    source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, changes: Sequence[Rewrite]
+    source: MappedFile,
+    old: Elf,
+    new: MappedFile,
+    new_elf: Elf,
+    changes: Sequence[Rewrite],
+    touched: Sequence[int],
 ) -> None:
     changed = {change.container.offset: change for change in changes}
-    sections = [(*device_sections(each), *resource_sections(each)) for each in (old, new_elf)]
-    for before, after in zip(*sections, strict=True):
+    for index in touched:
+        before, after = old.sections[index], new_elf.sections[index]
         pairs = zip(containers_in(source, before), containers_in(new, after), strict=True)
         for was, now in pairs:
             if _address(old, was.offset) != _address(new_elf, now.offset):
