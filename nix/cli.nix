@@ -3,9 +3,14 @@
   (pyproject.toml says how).
 
   # Type
-  `cli :: { lib, python312Packages } -> Derivation`
+  `cli :: { lib, python312Packages, … } -> Derivation`
 */
-{ lib, python312Packages }:
+{
+  lib,
+  coreutils,
+  python312Packages,
+  runtimeShell,
+}:
 let
   project = builtins.fromTOML (builtins.readFile ../pyproject.toml);
   wheel = project.tool.hatch.build.targets.wheel;
@@ -54,6 +59,13 @@ python312Packages.buildPythonApplication {
   pythonRelaxDeps = true;
 
   pythonImportsCheck = [ "vllm_variants" ];
+
+  # `detect` asks the driver, through NVML.
+  postFixup = ''
+    wrapProgramShell "$out/bin/vllm-variants" --run ${
+      lib.escapeShellArg (import ./offer-driver.nix { inherit coreutils runtimeShell; })
+    }
+  '';
 
   meta = {
     description = "vLLM for exactly your GPU: list, detect, build and verify per-SM variants";

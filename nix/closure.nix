@@ -36,7 +36,7 @@ let
 
   differing = what: drvs: filter (group: lib.length group > 1) (
     attrValues (
-      builtins.mapAttrs (_: group: lib.unique (map what group)) (groupBy (drv: drv.pname) drvs)
+      builtins.mapAttrs (_: group: lib.unique (map what group)) (groupBy (drv: drv.pname or drv.name) drvs)
     )
   );
 

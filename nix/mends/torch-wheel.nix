@@ -17,7 +17,16 @@ let
   inherit (final) cudaPackages;
 
   # nixpkgs' own wheel, or the one that the plan pins.
-  source = old: if plan.torch.wheel == null then old.src else final.fetchurl plan.torch.wheel;
+  source =
+    old:
+    if plan.torch.wheel == null then
+      old.src
+    else
+      final.fetchurl {
+        inherit (plan.torch.wheel) url hash;
+        # "%" cannot be in a store path's name.
+        name = lib.replaceStrings [ "%2B" ] [ "+" ] (baseNameOf plan.torch.wheel.url);
+      };
   withCuda = src: lib.throwIfNot (lib.hasInfix "/whl/cu" src.url) "torch-bin is a CPU wheel: ${src.url}";
 
   swap = pyFinal: pyPrev: {

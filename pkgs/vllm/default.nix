@@ -49,38 +49,40 @@ vllm.overrideAttrs (
         }
         // lib.listToAttrs (
           map (module: {
-            name = module.pname;
-            value = module.version;
+            name = module.pname or module.name;
+            value = module.version or "unknown";
           }) modules
         );
         steps = [ ];
       }
     );
 
-    # On NixOS the driver is where every program looks. Elsewhere the programs are offered the
-    # host's driver, and nothing else of the host: nix/driver.sh says how it is found.
-    offerDriver = ''
-      driver=$(PATH=${coreutils}/bin ${runtimeShell} ${../../nix/driver.sh}) || driver=
-      if [ -n "$driver" ]; then
-        export LD_LIBRARY_PATH=$driver''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-        export TRITON_LIBCUDA_PATH=''${TRITON_LIBCUDA_PATH:-$driver}
-      fi
-      unset driver'';
+    # The driver is where NixOS has it, or nix/driver.sh finds it.
+    offerDriver = lib.escapeShellArg (
+      import ../../nix/offer-driver.nix { inherit coreutils runtimeShell; }
+    );
   in
   {
     pname = plan.name;
     requiredSystemFeatures = old.requiredSystemFeatures or [ ] ++ [ "big-parallel" ];
 
-    # Appended: wrapPythonPrograms, which gives these functions their results, has run by then.
+    # postFixup comes after hours of compiling: that its functions are there is seen at the start.
+    postUnpack = old.postUnpack or "" + ''
+      for function in buildPythonPath makeWrapper wrapProgramShell; do
+        command -v "$function" > /dev/null || { echo "no $function: bin/python cannot be made" >&2; exit 1; }
+      done
+    '';
+
+    # Appended: wrapPythonPrograms has run by then.
     postFixup = old.postFixup or "" + ''
       buildPythonPath "$out ''${pythonPath:-}"
       makeWrapper ${python.interpreter} "$out/bin/python" \
         --prefix PATH : "$program_PATH" \
         --prefix PYTHONPATH : "$program_PYTHONPATH" \
         --set PYTHONNOUSERSITE true \
-        --run ${lib.escapeShellArg offerDriver}
+        --run ${offerDriver}
       ln -s python "$out/bin/python3"
-      wrapProgramShell "$out/bin/vllm" --run ${lib.escapeShellArg offerDriver}
+      wrapProgramShell "$out/bin/vllm" --run ${offerDriver}
 
       mkdir -p "$out/share/vllm-variants"
       cp ${manifest} "$out/share/vllm-variants/manifest.json"

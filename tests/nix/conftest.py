@@ -30,6 +30,12 @@ PARTS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "nix" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.nix)
+
+
 @pytest.fixture(scope="session")
 def nix() -> Nix:
     program = shutil.which("nix") or _from_debian()

@@ -56,7 +56,7 @@ let
     triton = py.triton-bin;
   };
   withPassthru = passthru: torch: torch.overrideAttrs (old: { passthru = old.passthru // passthru; });
-  vllm = f: variant {
+  vllm = arguments: f: variant (arguments // {
     overlays = [
       (_: prev: {
         pythonPackagesExtensions = prev.pythonPackagesExtensions ++ [
@@ -64,6 +64,15 @@ let
         ];
       })
     ];
+  });
+  twoTorches = _: old: {
+    propagatedBuildInputs = map (
+      dependency:
+      if dependency.pname or "" == "torch" then
+        dependency.overrideAttrs { postInstall = "true"; }
+      else
+        dependency
+    ) old.propagatedBuildInputs;
   };
 in
 {
@@ -102,17 +111,8 @@ in
     five: py: pyPrev:
     removeAttrs (everything py) [ "triton" ] // { torch-bin = withPassthru five pyPrev.torch-bin; }
   );
-  only-in-vllms-override = vllm (
-    py: old: {
-      propagatedBuildInputs = map (
-        dependency:
-        if dependency.pname or "" == "torch" then
-          dependency.overrideAttrs { postInstall = "true"; }
-        else
-          dependency
-      ) old.propagatedBuildInputs;
-    }
-  );
+  only-in-vllms-override = vllm { } twoTorches;
+  only-in-vllms-override-unchecked = vllm { check = false; } twoTorches;
   another-cuda-in-passthru = variant {
     overlays = [
       (final: prev: {
@@ -122,7 +122,7 @@ in
       })
     ];
   };
-  env-attribute-at-top-level = vllm (_: _: { VLLM_TARGET_DEVICE = "cpu"; });
+  env-attribute-at-top-level = vllm { } (_: _: { VLLM_TARGET_DEVICE = "cpu"; });
   cpu-wheel-on-arm =
     (set { } {
       system = "aarch64-linux";

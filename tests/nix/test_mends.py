@@ -84,6 +84,14 @@ def test_without_it_the_build_fails(building_nix: Nix, mend: str) -> None:
     assert FAILURES[mend] in failed.value.stderr
 
 
+def test_unchecked_the_build_itself_fails_on_two_torches(building_nix: Nix) -> None:
+    """What the check at evaluation saves: upstream this comes hours later."""
+    assert building_nix.value(f"{SWAPS}.only-in-vllms-override-unchecked.drvPath")
+    with pytest.raises(NixFailed) as failed:
+        building_nix.build("-L", "--impure", "--expr", f"{SWAPS}.only-in-vllms-override-unchecked")
+    assert "Found duplicated packages in closure for dependency 'torch'" in failed.value.stderr
+
+
 def test_the_wheel_stands_in_for_torch_only_with_its_mend(nix: Nix) -> None:
     torches = 'builtins.filter (module: module.pname or null == "torch") variant.propagatedBuildInputs'
     is_wheel = f"(variant: map (module: module.isWheel) ({torches}))"

@@ -5,7 +5,7 @@ catchConflicts() {
     IFS=:
     for _site in $program_PYTHONPATH; do
       for _info in "$_site"/*.dist-info; do
-        if [ -d "$_info" ]; then basename "$_info" | sed 's/-[^-]*$//'; fi
+        if [ -d "$_info" ]; then basename "$_info" | sed 's/-.*//'; fi
       done
     done | sort | uniq -d
   )

@@ -25,7 +25,7 @@ let
 
     fetchurl =
       { url, hash, name ? baseNameOf url }:
-      final.runCommand (builtins.replaceStrings [ "%2B" ] [ "+" ] name) { inherit url; } ''
+      final.runCommand name { inherit url; } ''
         printf '%s' "$url" > "$out"
       ''
       // {

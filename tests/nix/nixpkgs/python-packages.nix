@@ -50,7 +50,11 @@ in
           "https://download.pytorch.org/whl/cu128/torch-2.9.1%2Bcu128-cp312-cp312-manylinux_2_28_x86_64.whl";
     in
     wheel "torch" "2.9.1" {
-      src = fetchurl { inherit url; hash = "sha256-fLQBj0zmi2H9Pvh9wcTKUgcxx7WyAONgrUe2EteEQGM="; };
+      src = fetchurl {
+        name = "torch-2.9.1-cp312-cp312-linux.whl";
+        inherit url;
+        hash = "sha256-fLQBj0zmi2H9Pvh9wcTKUgcxx7WyAONgrUe2EteEQGM=";
+      };
       dependencies = [ triton ];
       buildInputs = [ cudaPackages.cudnn cudaPackages.nccl cudaPackages.cuda_cudart ];
       # autoPatchelf: libtorch_nvshmem.so needs a library that the wheel does not hold.

@@ -27,7 +27,7 @@ for dep in ${nativeBuildInputs:-}; do
   if [ -f "$dep/nix-support/setup-hook" ]; then . "$dep/nix-support/setup-hook"; fi
 done
 
-for phase in buildPhase installPhase; do runHook "$phase"; done
+for phase in postUnpack buildPhase installPhase; do runHook "$phase"; done
 
 if [ -n "${propagatedBuildInputs:-}" ]; then
   mkdir -p "$out/nix-support"
