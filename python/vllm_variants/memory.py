@@ -36,6 +36,8 @@ class Plan:
 
     def sentence(self) -> str:
         """The sum, for a person."""
+        if not self.max_jobs:
+            return f"nothing is built here (--max-jobs 0); {self.cores} compile jobs each on remote machines"
         memory, each = f"{self.available / 1e9:.0f} GB of memory", f"{PER_JOB / 1e9:.0f} GB"
         builds = f"{self.max_jobs} build{'s' if self.max_jobs > 1 else ''} at a time"
         jobs = f"{self.cores} compile job{'s' if self.cores > 1 else ''} each"

@@ -57,14 +57,14 @@ def environment(folder: Path, interpreter: Interpreter) -> None:
     uv_run(["venv", "--quiet", "--relocatable", "--no-project", "--allow-existing"], interpreter, [folder])
 
 
-def sync(folder: Path, lock: Lock, more: Sequence[Path], index: str | None) -> None:
-    """Install exactly the locked wheels, each checked against its hash; raises an `Error`."""
+def sync(folder: Path, lock: Lock, files: Sequence[Path], index: str | None) -> None:
+    """Install exactly the wheels of these requirement files, each checked against its hash."""
     command: list[str | Path] = ["pip", "sync", "--require-hashes", "--only-binary", ":all:"]
     if lock.system != host_system():
         command += ["--python-platform", locks.wheel_platform(lock.system)]
     if index:
         command += ["--index", index]
-    uv_run(command, folder / "bin" / "python", [lock.path, *more])
+    uv_run(command, folder / "bin" / "python", files)
 
 
 def lock_from_index(lock: Lock, index: str, into: Path) -> Path:

@@ -187,8 +187,8 @@ class Batch:
         )
         try:
             result, audit = self._finisher.finish(request, derivation.out, self._say)
-            facts = {"path": result.path, "manifest": result.manifest.facts, "audit": audit}
-            outcome = replace(outcome, link=request.link, **facts)
+            outcome = replace(outcome, link=request.link, path=result.path, audit=audit)
+            outcome = replace(outcome, manifest=result.manifest.facts)
             if self._options.cache:
                 self._finisher.push(request, derivation.out)
                 outcome = replace(outcome, pushed=self._options.cache.url)

@@ -114,7 +114,7 @@ def parse(line: str) -> Event | None:
         return Message(3, plain(text)) if text else None
     try:
         return _event(json.loads(text[len(PREFIX) :]))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
         return None
 
 

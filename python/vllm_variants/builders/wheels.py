@@ -24,7 +24,7 @@ from vllm_variants.results import Result
 from vllm_variants.store import Store, disk_use
 
 # Part of every result's hash: raise it when the same inputs give another result.
-PIPELINE = 1
+PIPELINE = 2
 # Where a result for another platform expects its interpreter, unless --python says otherwise.
 FOREIGN_HOME = Path("/usr/bin")
 
@@ -84,23 +84,29 @@ class Wheels:
         self, request: Request, lock: Lock, interpreter: Interpreter, folder: Path, step: Step
     ) -> None:
         installation.environment(folder, interpreter)
-        more: list[Path] = []
+        torch = folder / "lib" / f"python{request.release.stack.python}" / "site-packages" / "torch"
+        files = [lock.path]
         if lock.index_only and request.index:
             share = folder / "share" / "vllm-variants"
             share.mkdir(parents=True)
-            more.append(installation.lock_from_index(lock, request.index, share))
-        installation.sync(folder, lock, more, request.index)
-        site = folder / "lib" / f"python{request.release.stack.python}" / "site-packages"
-        if not (site / "torch" / "lib" / "libtorch_cuda.so").exists():
-            raise UnsupportedError(
-                f"the torch that was installed for {lock.system} is a CPU build",
-                mend="name an index that has torch's CUDA wheels for it: --index URL",
-            )
-        step.facts["site_packages"] = str(site.relative_to(folder))
+            files.append(installation.lock_from_index(lock, request.index, share))
+            installation.sync(folder, lock, files[1:], request.index)
+            _require_cuda(torch, lock)  # before the gigabytes that would be of no use without it
+        installation.sync(folder, lock, files, request.index)
+        _require_cuda(torch, lock)
+        step.facts["site_packages"] = str(torch.parent.relative_to(folder))
 
     def entry(self, request: Request) -> str:
         """The name that the request's result has in the store: a hash of its inputs, and what it is."""
         return _entry(request, *_inputs(request))
+
+
+def _require_cuda(torch: Path, lock: Lock) -> None:
+    if not (torch / "lib" / "libtorch_cuda.so").exists():
+        raise UnsupportedError(
+            f"the torch that the index has for {lock.system} is a CPU build",
+            mend="name an index that has torch's CUDA wheels for it: --index URL",
+        )
 
 
 def _inputs(request: Request) -> tuple[Lock, Interpreter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,8 +23,8 @@ class Via(StrEnum):
     FLOX = "flox"
 
 
-def _option(metavar: str, help: str, **more: int) -> typer.models.OptionInfo:
-    return typer.Option(metavar=metavar, help=help, **more)  # type: ignore[call-overload, no-any-return]
+def _option(metavar: str, help: str, least: int | None = None) -> Any:
+    return typer.Option(metavar=metavar, help=help, min=least)
 
 
 def build(
@@ -47,12 +47,14 @@ def build(
         list[str] | None, typer.Option("--system", metavar="SYSTEM", help="With --all: of this system too.")
     ] = None,
     keep_going: Annotated[bool, typer.Option(help="Build the rest when a variant fails.")] = True,
-    retries: Annotated[int, _option("N", "nix, flox: try what failed again, so many times.", min=0)] = 0,
+    retries: Annotated[int, _option("N", "nix, flox: try what failed again, so many times.", least=0)] = 0,
     logs: Annotated[Path | None, _option("DIR", "nix, flox: keep the full logs there.")] = None,
     cores: Annotated[
-        int | None, _option("N", "nix: compile jobs a build; computed from memory if absent.", min=1)
+        int | None, _option("N", "nix: compile jobs a build; computed from memory if absent.", least=1)
     ] = None,
-    max_jobs: Annotated[int | None, _option("N", "nix: builds at once; computed if absent.", min=1)] = None,
+    max_jobs: Annotated[
+        int | None, _option("N", "nix: builds at once here; computed if absent.", least=0)
+    ] = None,
     flake: Annotated[str | None, _option("REF", "nix: the flake; this checkout if absent.")] = None,
     override_input: Annotated[
         list[str] | None, _option("INPUT=REF", "nix: another input for the flake: nixpkgs=path:….")
@@ -72,9 +74,19 @@ def build(
     from vllm_variants.cli import building
     from vllm_variants.cli.batch_report import BatchReport
 
-    only_wheels = {"--index": index, "--python": python, "--no-slim": not slim, "--keep-ptx": keep_ptx}
-    source = {"--retries": retries, "--logs": logs}
-    only_nix = {"--cores": cores, "--max-jobs": max_jobs, "--flake": flake, "--builders": builders}
+    only_wheels: dict[str, object] = {
+        "--index": index,
+        "--python": python,
+        "--no-slim": not slim,
+        "--keep-ptx": keep_ptx,
+    }
+    source: dict[str, object] = {"--retries": retries, "--logs": logs}
+    only_nix: dict[str, object] = {
+        "--cores": cores,
+        "--max-jobs": max_jobs,
+        "--flake": flake,
+        "--builders": builders,
+    }
     only_nix |= {"--override-input": override_input, "--nix-option": nix_option, "--store": store}
     only_nix |= {"--push": push, "--signing-key": signing_key}
     _refuse(via, {Via.WHEELS: only_wheels, Via.NIX: {**source, **only_nix}, Via.FLOX: source})
