@@ -1,6 +1,6 @@
 /**
   Names of variants: `sm90` and `vllm-python312-cuda12_9-sm90` are the same one. Pure. The Python
-  side's twin is `matrix.py`; tests/nix/test_names.py holds both to the same list.
+  side's twin is `matrix.py`; tests/nix/test_flake.py holds both to the same list.
 */
 let
   inherit (builtins)
