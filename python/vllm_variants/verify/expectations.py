@@ -71,7 +71,7 @@ def read(path: Path | None = None) -> tuple[Check, ...]:
                     releases={key: _support(value) for key, value in table.get("release", {}).items()},
                 )
             )
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: {name} is broken: {error}") from error
     return tuple(checks)
 

@@ -1,0 +1,24 @@
+"""Every GPU check of every result that fits a card of this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_variants.verify import preflight, running, verdicts
+from vllm_variants.verify.expectations import Check
+
+if TYPE_CHECKING:
+    from conftest import Subject
+
+
+def test_check(subject: Subject, check: Check, cards: tuple[str, ...], seed: int) -> None:
+    """The outcome is what this SM must show with this release."""
+    manifest = subject.result.manifest
+    whole = running.Subject(subject.result.python, preflight.facts(subject.result), cards)
+    (outcome,) = running.run(whole, [check], seed=seed)
+    judged = verdicts.judge(check, outcome, release=manifest.release, sm=manifest.capability.sm)
+    if judged.verdict in (verdicts.Verdict.SKIPPED, verdicts.Verdict.OPEN):
+        pytest.skip(judged.sentence)
+    assert judged.verdict is verdicts.Verdict.PASSED, f"{judged.sentence} (seed {seed})"

@@ -1,0 +1,136 @@
+"""Checks run in processes of their own: what any one of them does, the others are not touched."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in
+
+from vllm_variants.verify import running
+from vllm_variants.verify.expectations import Check, Support
+
+ANYWHERE = Support(None, frozenset())
+
+
+def check(name: str, limit: float = 20.0, gpus: int = 1) -> Check:
+    return Check(name, "norms", "what it proves", limit, gpus, ANYWHERE)
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a group that still run; a dead one that nobody has collected does not."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(stat.parent.name)
+    return found
+
+
+def outcomes(
+    tmp_path: Path, behaviour: dict[str, Any], checks: list[Check], **options: Any
+) -> list[running.Outcome]:
+    result = stand_in.make(tmp_path / "result", behaviour)
+    subject = running.Subject(result / "bin" / "python", {"vllm": "0.13.0"}, ("GPU-a", "GPU-b"))
+    return list(running.run(subject, checks, seed=7, **options))
+
+
+def test_an_answer_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    (found,) = outcomes(tmp_path, {}, [check("norm.rms_norm")])
+    assert found["status"] == "ok"
+    assert (found["error"], found["tolerance"], found["image"]) == (1e-4, 1e-3, "sm_90")
+    assert found["cases"][0]["digest"] == "d" * 32
+
+
+def test_the_interpreter_gets_name_seed_facts_and_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
+    outcomes(tmp_path, {}, [check("norm.rms_norm"), check("all_reduce.custom", gpus=2)])
+    one, two = stand_in.seen(tmp_path / "result")
+    assert (one["check"], one["seed"], one["facts"]) == ("norm.rms_norm", "7", {"vllm": "0.13.0"})
+    assert (one["devices"], two["devices"]) == ("GPU-a", "GPU-a,GPU-b")
+    assert one["pythonpath"] is None
+    assert one["cache"] == two["cache"]
+    assert not Path(one["cache"]).exists(), "the driver's cache of a run ends with it"
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("crash", "its process crashed (SIGSEGV); its last words: about to touch what it should not"),
+        ("garbage", "it printed something that is no outcome: 'Segmentation fault? (no JSON here)'"),
+        ("list", "it printed '[1, 2]'"),
+        ("silence", "its process ended with status 3 and without an outcome"),
+        ("another", "it answered with something that is no outcome"),
+        ("dies loading", "while it was loading, its process ended with status 1"),
+        ("cannot load", "its imports fail: no torch"),
+        ("nonsense", "it answered with something that is no outcome"),
+    ],
+)
+def test_misbehaviour_is_a_failure_in_a_sentence_and_the_next_check_runs(
+    tmp_path: Path, does: str, says: str
+) -> None:
+    found = outcomes(tmp_path, {"bad.one": {"does": does}}, [check("bad.one"), check("good.one")])
+    assert [each["check"] for each in found] == ["bad.one", "good.one"]
+    assert found[0]["status"] == "failed"
+    assert says in found[0]["reason"]
+    assert found[1]["status"] == "ok"
+
+
+def test_a_hanging_check_is_ended_at_its_limit_with_its_children(tmp_path: Path) -> None:
+    started = time.monotonic()
+    found = outcomes(tmp_path, {"bad.one": {"does": "hang"}}, [check("bad.one", 1.0), check("good.one")])
+    assert time.monotonic() - started < 15
+    assert found[0]["reason"] == "it did not answer within 1 seconds"
+    assert found[1]["status"] == "ok"
+    assert not any(alive(each["pid"]) for each in stand_in.seen(tmp_path / "result"))
+
+
+def test_an_interpreter_that_does_not_come_down_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "ENDING", 0.5)
+    found = outcomes(
+        tmp_path, {"slow.one": {"does": "ok", "lingers": True}}, [check("slow.one"), check("b.c")]
+    )
+    assert [each["status"] for each in found] == ["ok", "ok"]
+
+
+def test_a_limit_begins_with_the_turn_and_not_with_the_start(tmp_path: Path) -> None:
+    """Two checks take a second each; the second one waits longer than its own limit and passes."""
+    names = [f"some.check{number}" for number in range(4)]
+    checks = [check(name, limit=6.0) for name in names]
+    found = outcomes(tmp_path, {}, checks, ahead=3)
+    assert [each["check"] for each in found] == names
+    assert all(each["status"] == "ok" for each in found)
+
+
+def test_nothing_outlives_an_interrupted_run(tmp_path: Path) -> None:
+    result = stand_in.make(tmp_path / "result")
+    subject = running.Subject(result / "bin" / "python")
+    run = running.run(subject, [check(f"some.check{n}") for n in range(5)], seed=1, ahead=3)
+    next(run)
+    run.close()
+    assert not any(alive(each["pid"]) for each in stand_in.seen(result))
+
+
+def test_a_missing_interpreter_fails_every_check_in_order(tmp_path: Path) -> None:
+    subject = running.Subject(tmp_path / "nowhere" / "python")
+    found = list(running.run(subject, [check("a.a"), check("b.b")], seed=1))
+    assert [each["check"] for each in found] == ["a.a", "b.b"]
+    assert all("does not start: No such file" in each["reason"] for each in found)
+
+
+def test_logs_are_kept_on_request_and_named_where_a_check_failed(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    found = outcomes(
+        tmp_path, {"bad.one": {"does": "crash"}}, [check("bad.one"), check("good.one")], logs=logs
+    )
+    assert found[0]["log"] == str(logs / "bad.one.log")
+    assert "about to touch" in (logs / "bad.one.log").read_text()
+    assert "log" not in found[1]

@@ -1,0 +1,115 @@
+"""What counts as a pass: the outcome that this SM must show, and nothing else."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_variants.verify import reports, verdicts
+from vllm_variants.verify.expectations import Check, Support
+from vllm_variants.verify.verdicts import Judged, Verdict
+
+HOPPER = Check("machete.x", "weights", "…", 1, 1, Support(frozenset({"sm90"}), frozenset({"sm100"})))
+STATUSES = ("ok", "failed", "unsupported", "skipped")
+
+
+def judged(status: str, sm: str, reason: str = "because") -> Judged:
+    outcome = {"check": HOPPER.name, "status": status, "reason": reason, "seconds": 1.5}
+    return verdicts.judge(HOPPER, outcome, release="0.13.0", sm=sm)
+
+
+@pytest.mark.parametrize(
+    ("status", "sm", "verdict"),
+    [
+        ("ok", "sm90", Verdict.PASSED),
+        ("unsupported", "sm90", Verdict.FAILED),
+        ("failed", "sm90", Verdict.FAILED),
+        ("skipped", "sm90", Verdict.SKIPPED),
+        ("ok", "sm80", Verdict.FAILED),
+        ("unsupported", "sm80", Verdict.PASSED),
+        ("failed", "sm80", Verdict.FAILED),
+        ("skipped", "sm80", Verdict.SKIPPED),
+        ("ok", "sm100", Verdict.OPEN),
+        ("failed", "sm100", Verdict.OPEN),
+        ("skipped", "sm100", Verdict.SKIPPED),
+    ],
+)
+def test_verdicts(status: str, sm: str, verdict: Verdict) -> None:
+    assert judged(status, sm).verdict is verdict
+
+
+def test_unsupported_where_it_must_run_says_so() -> None:
+    assert judged("unsupported", "sm90", "no kernel image is available").sentence == (
+        "sm90 must run this with vLLM 0.13.0, and it does not: no kernel image is available"
+    )
+
+
+def test_running_where_it_should_not_names_the_data() -> None:
+    assert "expectations.toml is wrong" in judged("ok", "sm80").sentence
+
+
+@given(st.lists(st.tuples(st.sampled_from(STATUSES), st.sampled_from(("sm80", "sm90", "sm100")))))
+def test_a_run_is_good_only_when_nothing_failed_and_something_was_ok(runs: list[tuple[str, str]]) -> None:
+    all_judged = [judged(status, sm) for status, sm in runs]
+    summary = verdicts.summarise(all_judged)
+    assert summary.passed + summary.failed + summary.skipped + summary.open == len(runs)
+    failed = any(each.verdict is Verdict.FAILED for each in all_judged)
+    proven = any(run == ("ok", "sm90") for run in runs)
+    assert summary.good == (proven and not failed)
+
+
+def test_a_run_of_skips_and_rightly_unsupported_proves_nothing() -> None:
+    summary = verdicts.summarise([judged("skipped", "sm90"), judged("unsupported", "sm80")])
+    assert not summary.good
+    assert summary.sentence == "0 ok, 1 rightly unsupported, 1 skipped, nothing was proven"
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("CUDA error: no kernel image is available for execution on the device", "vllm-variants audit"),
+        ("CUDA out of memory", "free it"),
+        ("error 0.5", "--only"),
+    ],
+)
+def test_advice_follows_the_cause(reason: str, says: str) -> None:
+    assert says in (verdicts.advice([judged("failed", "sm90", reason)], "9.0") or "")
+    assert verdicts.advice([judged("ok", "sm90")], "9.0") is None
+
+
+def test_advice_for_another_gpu_names_detect() -> None:
+    device = Check("import.device", "imports", "…", 1, 1, Support(None, frozenset()))
+    reason = "this card is of compute capability 9.0, and the result is built for 8.6"
+    wrong = verdicts.judge(
+        device, {"check": device.name, "status": "failed", "reason": reason}, release="0.13.0", sm="sm86"
+    )
+    assert "vllm-variants detect" in (verdicts.advice([wrong], "8.6") or "")
+
+
+def test_junit_has_a_case_a_check_with_failures_and_skips(tmp_path: Path) -> None:
+    file = tmp_path / "junit.xml"
+    three = [judged("ok", "sm90"), judged("failed", "sm90", "bad\x00byte"), judged("skipped", "sm90")]
+    reports.junit(three, "sm90", file)
+    suite = ElementTree.parse(file).getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    cases = suite.findall("testcase")
+    assert cases[0].find("failure") is None
+    failure = cases[1].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "badbyte"
+    assert cases[2].find("skipped") is not None
+
+
+def test_a_line_shows_error_time_and_image() -> None:
+    outcome = {
+        "check": "machete.x", "status": "ok", "error": 1.23e-4, "tolerance": 1e-3,
+        "first_ms": 14000.0, "median_ms": 0.0512, "image": "sm_90", "seconds": 15.0,
+    }  # fmt: skip
+    text = reports.line(verdicts.judge(HOPPER, outcome, release="0.13.0", sm="sm90"))
+    assert "0.00012 of 0.001" in text
+    assert "0.0512 ms (first 14.0 s)" in text
+    assert "sm_90" in text

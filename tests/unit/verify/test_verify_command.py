@@ -1,0 +1,184 @@
+"""`vllm-variants verify`, whole, on a stand-in result and a recorded machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import stand_in
+
+from vllm_variants import data
+
+ROOT = Path(__file__).resolve().parents[3]
+MACHINES = ROOT / "tests" / "machines"
+FEW = ("--only", "norm.rms_norm", "--only", "machete.gptq_4bit", "--only", "allspark.w8a16")
+# What an H100 shows for these three.
+HOPPER = {"allspark.w8a16": {"does": "unsupported", "outcome": {"reason": "not on 9.0"}}}
+
+
+def verify(folder: Path, *arguments: str, machine: str = "h100") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "VLLM_VARIANTS_MACHINE": str(MACHINES / f"{machine}.json"),
+        "PYTHONPATH": str(ROOT / "python") if data.checkout() else "",
+        "COLUMNS": "200",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_variants", "verify", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    made = stand_in.make(tmp_path / "store" / "sm90", HOPPER)
+    (tmp_path / "result-vllm-python312-cuda12_9-sm90").symlink_to(made)
+    return made
+
+
+def test_a_good_result_passes_with_a_table(tmp_path: Path, result: Path) -> None:
+    told = verify(tmp_path, "sm90", *FEW)
+    assert told.returncode == 0, told.stderr
+    assert "norm.rms_norm" in told.stdout
+    assert "0.0001 of 0.001" in told.stdout
+    assert "2 ok, 1 rightly unsupported" in told.stderr
+
+
+def test_facts_of_the_manifest_and_the_card_reach_the_interpreter(tmp_path: Path, result: Path) -> None:
+    verify(tmp_path, "sm90", "--only", "norm.rms_norm", "--seed", "5")
+    (seen,) = stand_in.seen(result)
+    assert seen["devices"] == "GPU-00000000"
+    assert seen["seed"] == "5"
+    assert seen["facts"] == {
+        "vllm": "0.13.0", "capability": "9.0", "torch": "2.9.1", "cuda": "12.9", "python": "3.12",
+        "driver": "560", "inside": [str(result)],
+    }  # fmt: skip
+
+
+def test_json_is_one_document_with_everything(tmp_path: Path, result: Path) -> None:
+    told = verify(tmp_path, "sm90", *FEW, "--json", "--seed", "11")
+    document = json.loads(told.stdout)
+    assert document["good"] is True
+    assert (document["seed"], document["driver"]) == (11, "580.82.07")
+    assert document["gpu"]["name"] == "NVIDIA H100 80GB HBM3"
+    assert [each["verdict"] for each in document["checks"]] == ["passed"] * 3
+    assert document["checks"][0]["cases"][0]["tolerance"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        ({"norm.rms_norm": {"does": "crash"}}, "norm.rms_norm: its process crashed (SIGSEGV)"),
+        ({"machete.gptq_4bit": {"does": "unsupported"}}, "machete.gptq_4bit: sm90 must run this"),
+        ({"allspark.w8a16": {"does": "ok"}}, "allspark.w8a16: it works, and vLLM 0.13.0 is not known"),
+    ],
+)
+def test_a_bad_result_fails_with_the_sentence(
+    tmp_path: Path, result: Path, behaviour: dict[str, object], says: str
+) -> None:
+    stand_in.tell(result, HOPPER | behaviour)
+    told = verify(tmp_path, "sm90", *FEW, "--junit", "junit.xml")
+    assert told.returncode == 5
+    assert says in told.stderr
+    assert "mend:" in told.stderr
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("failures") == "1"
+
+
+def test_all_skipped_is_not_a_pass(tmp_path: Path, result: Path) -> None:
+    stand_in.tell(result, {"*": {"does": "skipped"}})
+    told = verify(tmp_path, "sm90", *FEW)
+    assert told.returncode == 5
+    assert "nothing was proven" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("machine", "code", "says"),
+    [
+        ("no-gpu", 3, "there is no GPU to check sm90 on"),
+        ("no-driver", 3, "there is no GPU to check sm90 on"),
+        ("l40s", 3, "sm90 is built for compute capability 9.0, and this machine has NVIDIA L40S (8.9)"),
+    ],
+)
+def test_machines_that_cannot_are_refused(
+    tmp_path: Path, result: Path, machine: str, code: int, says: str
+) -> None:
+    told = verify(tmp_path, "sm90", *FEW, machine=machine)
+    assert told.returncode == code
+    assert says in told.stderr
+    assert not stand_in.seen(result), "no interpreter was started"
+
+
+def test_an_old_driver_is_refused(tmp_path: Path) -> None:
+    stand_in.make(tmp_path / "a100", short="sm80")
+    told = verify(tmp_path, "sm80", "--result", "a100", machine="old-driver")
+    assert told.returncode == 3
+    assert "the NVIDIA driver is 535.183.01, and sm80 needs 560 or newer" in told.stderr
+
+
+def test_a_wrong_variant_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    stand_in.make(tmp_path / "sm86", short="sm86")
+    told = verify(tmp_path, "--result", "sm86", *FEW)
+    assert told.returncode == 3
+    assert "sm86 is built for compute capability 8.6, and this machine has NVIDIA H100" in told.stderr
+    told = verify(tmp_path, "sm90", "--result", "sm86", *FEW)
+    assert told.returncode == 2
+    assert "is a result for sm86, not for sm90" in told.stderr
+
+
+def test_another_platform_is_refused(tmp_path: Path) -> None:
+    stand_in.make(tmp_path / "arm", short="sm90-arm64")
+    told = verify(tmp_path, "--result", "arm", *FEW)
+    assert told.returncode == 3
+    assert "sm90-arm64 is for aarch64-linux and this host is x86_64-linux" in told.stderr
+
+
+def test_a_missing_result_names_the_command(tmp_path: Path) -> None:
+    told = verify(tmp_path, "sm90")
+    assert told.returncode == 4
+    assert "vllm-variants build" in told.stderr
+    assert verify(tmp_path).returncode == 2
+
+
+def test_compare_says_what_is_identical_and_what_is_not(tmp_path: Path, result: Path) -> None:
+    other = stand_in.make(tmp_path / "other", HOPPER)
+    told = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--json")
+    assert told.returncode == 0, told.stderr
+    document = json.loads(told.stdout)
+    assert {each["check"]: each["likeness"] for each in document["checks"]} == {
+        "norm.rms_norm": "same", "machete.gptq_4bit": "same", "allspark.w8a16": "untried",
+    }  # fmt: skip
+    stand_in.tell(other, HOPPER | {"norm.rms_norm": {"does": "ok", "case": {"digest": "e" * 32}}})
+    told = verify(tmp_path, "sm90", *FEW, "--compare", str(other))
+    assert told.returncode == 5
+    assert "1 of 1 outputs differ" in told.stdout
+    assert "1 identical, 1 different, 1 not tried" in told.stderr
+
+
+def test_the_list_says_what_each_check_proves(tmp_path: Path) -> None:
+    told = verify(tmp_path, "--list", "sm80", "--only", "flash_attention", "--json")
+    (fa2, fa3, fp8) = json.loads(told.stdout)
+    assert fa2["expected"] == {"sm80": "ok"}
+    assert fa3["expected"] == fp8["expected"] == {"sm80": "unsupported"}
+    told = verify(
+        tmp_path, "--list", "sm80", "--only", "flash_attention.fa3", "--release", "0.11.2", "--json"
+    )
+    assert json.loads(told.stdout)[0]["expected"] == {"sm80": "ok"}
+
+
+def test_the_bare_runner_needs_nothing_installed(tmp_path: Path, result: Path) -> None:
+    command = [
+        sys.executable, "-S", "-m", "vllm_variants.verify", "--python", str(result / "bin" / "python"),
+        "--sm", "sm90", "--release", "0.13.0", "--jsonl", "out.jsonl", *FEW,
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "python")}
+    told = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert "2 ok, 1 rightly unsupported" in told.stdout
