@@ -8,6 +8,7 @@ let
     any
     attrNames
     compareVersions
+    elem
     elemAt
     filter
     head
@@ -44,6 +45,9 @@ let
     "2.9.0" = wheelImages."2.9.1";
     "2.9.1" = [ "7.0" "7.5" "8.0" "8.6" "9.0" "10.0" "12.0" ];
   };
+
+  # Embedded SoCs, whose machine code no other device of their major runs.
+  tegra = [ "5.3" "6.2" "7.2" "8.7" "10.1" "11.0" ];
 
   atLeast = a: b: compareVersions a b != -1;
   major = capability: head (splitVersion capability);
@@ -106,8 +110,10 @@ rec {
     builtins.sort (a: b: compareVersions a b == -1) (filter (inCuda cuda) (attrNames cudaRange));
 
   /**
-    Whether a device runs an image compiled for another capability: same major, no newer minor.
-    (CUDA C++ Programming Guide, binary compatibility. Suffixes `a` and `f` are not covered.)
+    Whether a device runs machine code compiled for another capability: same major, no newer minor,
+    and neither is an embedded SoC. Targets with a suffix `a` or `f` are the Python side's to judge.
+
+    Source: CUDA C++ Programming Guide, "Binary compatibility".
 
     # Type
     `runs :: Capability -> Capability -> Bool`
@@ -115,7 +121,14 @@ rec {
     # Example
     `runs "8.9" "8.6"` is true: device 8.9, image 8.6.
   */
-  runs = device: image: major device == major image && atLeast device image;
+  runs =
+    device: image:
+    device == image
+    || (
+      major device == major image
+      && atLeast device image
+      && !(elem device tegra || elem image tegra)
+    );
 
   /**
     Whether the torch wheel of this version has an image that the device runs. A version that this

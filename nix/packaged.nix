@@ -41,7 +41,8 @@ in
     else if versions.cuda != release.cuda then
       "this package set is on CUDA ${versions.cuda}, and release ${release.name} declares ${release.cuda}: keep the mend \"cuda-version\", or set cudaPackages in an overlay"
     else if versions.vllm != release.name then
-      "this nixpkgs packages vLLM ${versions.vllm}, and release ${release.name} was asked for: ask for release \"${versions.vllm}\", or give the nixpkgs that packages ${release.name} (${release.nixpkgs})"
+      "this nixpkgs packages vLLM ${versions.vllm}, and release ${release.name} was asked for: ask for release \"${versions.vllm}\", or give the nixpkgs that packages ${release.name}"
+      + lib.optionalString (release.nixpkgs != null) " (${release.nixpkgs})"
     else if versions.torch != release.torch then
       "this nixpkgs packages torch ${versions.torch}, and release ${release.name} declares ${release.torch}: correct variants.toml"
     else

@@ -28,7 +28,9 @@ let
   inherit (builtins)
     attrNames
     concatStringsSep
+    elem
     filter
+    head
     isAttrs
     isString
     ;
@@ -37,14 +39,14 @@ let
   matrix = import ./matrix.nix;
   names = import ./names.nix;
 
-  refuseIf = condition: sentence: value: if condition then throw sentence else value;
   comma = concatStringsSep ", ";
 
   chosenRelease =
     if release == null then
       matrix.default
     else if isAttrs release then
-      matrix.default // release
+      # Of one's own, on the default's stack. Which nixpkgs packages it, only its author knows.
+      matrix.default // { nixpkgs = null; } // release
     else
       matrix.releases.${release}
         or (throw "there is no release \"${release}\": ${comma (attrNames matrix.releases)} are declared in variants.toml");
@@ -78,14 +80,11 @@ let
   torchSource =
     if torch == "source" || (torch == null && system == "aarch64-linux" && pinned == null) then
       { from = "source"; }
-    else if isAttrs torch then
-      { from = "wheel"; wheel = torch; }
-    else if torch == null || torch == "wheel" then
-      refuseIf (system == "aarch64-linux" && pinned == null)
-        "no CUDA wheel of torch ${chosenRelease.torch} is pinned for ${system}: give torch = { url = …; hash = …; }, pin one in nix/torch-wheels.nix, or leave torch out to build it from source"
-        { from = "wheel"; wheel = pinned; }
     else
-      throw "torch is \"wheel\", \"source\" or { url, hash }, not ${builtins.toJSON torch}";
+      {
+        from = "wheel";
+        wheel = if isAttrs torch then torch else pinned;
+      };
 
   plan = {
     inherit
@@ -104,19 +103,32 @@ let
     release = chosenRelease;
     torch = torchSource;
   };
+  refusals = [
+    {
+      when = chosenVariant.system != system;
+      says = "${chosenVariant.short} is built on ${chosenVariant.system}, not on ${system}: build it there, or here with a builder of that system: .#packages.${chosenVariant.system}.${chosenVariant.short}";
+    }
+    {
+      when = outsideCuda != [ ];
+      says = "CUDA ${chosenRelease.cuda} does not compile for ${comma outsideCuda}: it does for ${comma (capability.ofCuda chosenRelease.cuda)}";
+    }
+    {
+      when = outsideVllm != [ ];
+      says = "vLLM ${chosenRelease.name} has no kernels for ${comma outsideVllm}: the oldest capability is 7.0";
+    }
+    {
+      when = !(isAttrs torch || elem torch [ null "wheel" "source" ]);
+      says = "torch is \"wheel\", \"source\" or { url, hash }, not ${builtins.toJSON torch}";
+    }
+    {
+      when = torch == "wheel" && system == "aarch64-linux" && pinned == null;
+      says = "no CUDA wheel of torch ${chosenRelease.torch} is pinned for ${system}: give torch = { url = …; hash = …; }, pin one in nix/torch-wheels.nix, or leave torch out to build it from source";
+    }
+    {
+      when = torchSource.from == "wheel" && outsideWheel != [ ];
+      says = "the wheel of torch ${chosenRelease.torch} holds nothing that runs on ${comma outsideWheel}: set torch = \"source\"";
+    }
+  ];
+  refused = filter (refusal: refusal.when) refusals;
 in
-refuseIf (chosenVariant.system != system)
-  "${chosenVariant.short} is built on ${chosenVariant.system}, not on ${system}: build it there, or here with a builder of that system: .#packages.${chosenVariant.system}.${chosenVariant.short}"
-  (
-    refuseIf (outsideCuda != [ ])
-      "CUDA ${chosenRelease.cuda} does not compile for ${comma outsideCuda}: it does for ${comma (capability.ofCuda chosenRelease.cuda)}"
-      (
-        refuseIf (outsideVllm != [ ])
-          "vLLM ${chosenRelease.name} has no kernels for ${comma outsideVllm}: the oldest capability is 7.0"
-          (
-            refuseIf (torchSource.from == "wheel" && outsideWheel != [ ])
-              "the wheel of torch ${chosenRelease.torch} holds nothing that runs on ${comma outsideWheel}: set torch = \"source\""
-              plan
-          )
-      )
-  )
+if refused == [ ] then plan else throw (head refused).says

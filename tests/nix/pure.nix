@@ -123,6 +123,10 @@ in
       expr = capability.runs "8.6" "8.9";
       expected = false;
     };
+    not-between-a-tegra-and-others = {
+      expr = [ (capability.runs "8.7" "8.6") (capability.runs "8.9" "8.7") (capability.runs "8.7" "8.7") ];
+      expected = [ false false true ];
+    };
     not-another-major = {
       expr = capability.runs "10.0" "9.0";
       expected = false;

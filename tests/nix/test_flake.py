@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def test_a_nixpkgs_with_another_vllm_is_refused_with_both_versions(nix: Nix, che
 
 def test_flake_check_passes(building_nix: Nix, checkout: Path) -> None:
     building_nix.run("flake", "check", "--no-update-lock-file", f"path:{checkout}")
+    building_nix.run(
+        "flake", "check", "--all-systems", "--no-build", "--no-update-lock-file", f"path:{checkout}"
+    )
+
+
+def test_the_lock_is_whole_and_fits_the_flake(nix: Nix, tmp_path: Path) -> None:
+    """Nix would otherwise want to write it, which needs the network."""
+    for name in ("flake.nix", "flake.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    told = json.loads(nix.run("flake", "metadata", "--json", "--no-update-lock-file", f"path:{tmp_path}"))
+    for name, node in told["locks"]["nodes"].items():
+        if name != "root":
+            assert node["locked"]["narHash"].startswith("sha256-")
+            assert node["locked"]["lastModified"] > 1_700_000_000
 
 
 def test_flake_show_names_every_output(nix: Nix, checkout: Path) -> None:

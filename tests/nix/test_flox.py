@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_it_is_the_derivation_of_the_flake(nix: Nix, checkout: Path, variant: Va
     from_flox = nix.value(f"{called_by_flox(checkout, variant, variant.system)}.drvPath")
     from_flake = nix.flake(f"path:{checkout}#packages.{variant.system}.{variant.short}.drvPath")
     assert from_flox == from_flake
+
+
+def test_all_ten_evaluate_both_ways_in_under_five_seconds(nix: Nix, checkout: Path) -> None:
+    begin = time.monotonic()
+    for variant in MATRIX.variants.values():
+        nix.value(f"{called_by_flox(checkout, variant, variant.system)}.drvPath")
+        nix.flake(f"path:{checkout}#packages.{variant.system}.{variant.short}.drvPath")
+    assert time.monotonic() - begin < 5
 
 
 def test_what_flox_reads_of_a_package_can_be_read(nix: Nix, checkout: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
@@ -58,6 +60,12 @@ def test_every_mend_is_among_these(nix: Nix) -> None:
     mends = set(nix.value(f"builtins.attrNames {SWAPS}.without"))
     by_evaluation = {name.removeprefix("without.") for name in REFUSALS if name.startswith("without.")}
     assert mends == by_evaluation | set(FAILURES) | {"torch-wheel", "cudnn-nvrtc"}
+
+
+def test_every_mend_is_in_the_documentation(nix: Nix) -> None:
+    page = (ROOT / "docs" / "nixpkgs-mends.md").read_text()
+    documented = re.findall(r"^\| `([a-z-]+)` \|", page, flags=re.MULTILINE)
+    assert documented == nix.value(f"map (mend: mend.name) (import {ROOT}/nix).mends")
 
 
 def test_with_all_of_it_the_variant_evaluates(nix: Nix) -> None:

@@ -8,6 +8,8 @@ import pytest
 from paths import ROOT
 from real_nix import Nix, NixFailed
 
+from vllm_variants.capability import Capability, Kind, Target, fit
+
 LIBRARY = f"import {ROOT}/nix"
 TESTS = f"import {ROOT}/tests/nix/pure.nix {{ library = {LIBRARY}; }}"
 
@@ -80,3 +82,24 @@ def test_the_library_needs_no_nixpkgs(nix: Nix) -> None:
     )
     assert len(names["x86_64-linux"]) == 2 * 8 + 2
     assert len(names["aarch64-linux"]) == 2 * 2 + 2
+
+
+def test_both_sides_agree_on_what_runs_where(nix: Nix) -> None:
+    """The library's rule and the Python side's, over every pair of capabilities that CUDA 12.9 knows."""
+    known: list[str] = nix.value(f'({LIBRARY}).capability.ofCuda "12.9"')
+    runs = nix.value(
+        f"""
+        let inherit (({LIBRARY}).capability) ofCuda runs; known = ofCuda "12.9"; in
+        map (device: map (runs device) known) known
+        """
+    )
+    expected = [
+        [bool(fit(Kind.CUBIN, Target.parse(image), Capability.parse(device))) for image in known]
+        for device in known
+    ]
+    assert runs == expected
+
+
+@pytest.mark.parametrize("text", ["9.0", "90", "sm90", "sm_100", "compute_120", "12.1", "sm_10.3"])
+def test_both_sides_read_the_same_capabilities(nix: Nix, text: str) -> None:
+    assert nix.value(f'({LIBRARY}).capability.parse "{text}"') == str(Capability.parse(text))
