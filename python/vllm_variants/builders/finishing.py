@@ -15,7 +15,7 @@ from vllm_variants import __version__, results
 from vllm_variants.builders import Request, Say
 from vllm_variants.builders.build_logs import state_folder
 from vllm_variants.builders.nix_command import Nix
-from vllm_variants.builders.nix_failures import failure
+from vllm_variants.builders.nix_failures import transfer_failure
 from vllm_variants.errors import AuditError, Error, InputError, UsageError
 from vllm_variants.results import Result
 
@@ -82,17 +82,18 @@ class Finisher:
             else:
                 told = self.nix.ask("store", "sign", "--recursive", "--key-file", key, out, remote=False)
                 if told.status:
-                    raise Error(f"{request.variant.short} could not be signed: {told.error}", mend=_TRUSTED)
+                    raise transfer_failure(f"{request.variant.short} could not be signed", told.error)
         told = self.nix.ask("copy", "--to", url, out, remote=False)
         if told.status:
-            raise failure(f"{request.variant.short}: push to {self.cache.url}", None, [told.error], True, 1)
+            text = f"{request.variant.short} is linked, but could not be pushed to {self.cache.url}"
+            raise transfer_failure(text, told.error)
 
     def _fetch(self, request: Request, out: str) -> None:
         assert self.nix.store is not None
         told = self.nix.ask("copy", "--from", self.nix.store, "--no-check-sigs", out, remote=False)
         if told.status:
-            text = f"{request.variant.short} was built in {self.nix.store}, but not fetched: {told.error}"
-            raise Error(text, mend=_TRUSTED)
+            text = f"{request.variant.short} was built in {self.nix.store}, but not fetched"
+            raise transfer_failure(text, told.error)
 
     def _audit(self, request: Request, result: Result, say: Say) -> Path:
         """Audit the output with all it needs at run time; the report's path. Raises `AuditError`."""
@@ -128,6 +129,3 @@ class Finisher:
         told = self.nix.ask("build", out, "--out-link", str(link), remote=False)
         if told.status:
             raise Error(f"the link {link} cannot be made: {told.error}")
-
-
-_TRUSTED = "run as a user whom Nix trusts (trusted-users in nix.conf), or sign with a key known there"

@@ -32,6 +32,12 @@ _REASONS: tuple[tuple[re.Pattern[str], type[Error], str, str], ...] = (
         "add `system-features = big-parallel` to nix.conf, or name a builder that has it: --builders",
     ),
     (
+        re.compile(r"lacks a signature by a trusted key|no signature (?:of it )?is trusted"),
+        Error,
+        "the other store wants a signature that it trusts",
+        "sign it (--signing-key) with a key in trusted-public-keys there, or be in trusted-users there",
+    ),
+    (
         re.compile(r"hash mismatch in fixed-output derivation"),
         Error,
         "a download is not the file that nixpkgs expects (wrong hash)",
@@ -63,6 +69,14 @@ def failure(short: str, build: Build | None, errors: Sequence[str], own: bool, c
             return kind(text, mend=mend.format(fewer=max(1, cores // 2)))
     said = _telling(tail) or _clean(about)
     return Error(f"{where}: {said}" if said else f"{where}, and said nothing")
+
+
+def transfer_failure(text: str, error: str) -> Error:
+    """Why paths did not get from one store to another: `text` says which, `error` is Nix's."""
+    for pattern, kind, meaning, mend in _REASONS:
+        if pattern.search(error):
+            return kind(f"{text}: {meaning} ({_short(error)})", mend=mend)
+    return Error(f"{text}: {_short(error)}")
 
 
 def out_of_memory(error: Error) -> bool:

@@ -52,9 +52,7 @@ def build(
     cores: Annotated[
         int | None, _option("N", "nix: compile jobs a build; computed from memory if absent.", least=1)
     ] = None,
-    max_jobs: Annotated[
-        int | None, _option("N", "nix: builds at once here; computed if absent.", least=0)
-    ] = None,
+    max_jobs: Annotated[int | None, _option("N", "nix: builds at once; computed if absent.", least=0)] = None,
     flake: Annotated[str | None, _option("REF", "nix: the flake; this checkout if absent.")] = None,
     override_input: Annotated[
         list[str] | None, _option("INPUT=REF", "nix: another input for the flake: nixpkgs=path:….")

@@ -1,0 +1,120 @@
+"""A machine with Nix, a checkout and a model of nixpkgs, on which `vllm-variants build` is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import source_model
+
+SETTINGS = """
+experimental-features = nix-command flakes
+substituters =
+flake-registry =
+sandbox = false
+warn-dirty = false
+"""
+# What a store with another root needs to see of this machine: the model builds with its programs.
+SEEN = " ".join(p for p in ("/bin", "/usr", "/lib", "/lib64", "/etc") if Path(p).exists())
+
+
+@dataclass
+class Farm:
+    """Runs builds. `environment` is theirs; each `run` has links and state of the farm's own."""
+
+    root: Path
+    checkout: Path
+    environment: dict[str, str]
+    state: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = self.root / "state"
+        self.links.mkdir()
+
+    @property
+    def links(self) -> Path:
+        return self.root / "links"
+
+    def model(self, while_building: str = "", *, fresh: bool = True) -> Path:
+        """A model of nixpkgs; a fresh one has never been built from, anywhere."""
+        name = uuid.uuid4().hex
+        first = f": {name}; " if fresh else ""
+        return source_model.model(self.root / f"model-{name[:8]}", first + while_building)
+
+    def command(self, model: Path | str, *arguments: str) -> list[str]:
+        words = [sys.executable, "-m", "vllm_variants", "build", "--via", "nix", "--json"]
+        words += ["--flake", f"path:{self.checkout}", "--override-input", f"nixpkgs=path:{model}"]
+        return [*words, "--links", str(self.links), "--logs", str(self.root / "logs"), *arguments]
+
+    def run(self, model: Path | str, *arguments: str, env: Mapping[str, str] | None = None) -> Run:
+        told = subprocess.run(
+            self.command(model, *arguments),
+            env={**self.environment, **(env or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        return Run(told.returncode, told.stdout, told.stderr)
+
+    def link(self, short: str) -> Path:
+        return self.links / f"result-vllm-python312-cuda12_9-{short}"
+
+    def nix(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["nix", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+
+    def log(self, name: str) -> str:
+        return (self.root / "logs" / f"{name}.log").read_text()
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a build ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The outcomes by short name."""
+        return {row["variant"].split("cuda12_9-")[1]: row for row in json.loads(self.out)}
+
+
+def farm(root: Path) -> Farm:
+    """A farm below `root`; skips the test where Nix cannot be had or cannot build the model."""
+    program = shutil.which("nix") or _from_debian()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(program).parent}{os.pathsep}{os.environ['PATH']}",
+        "NIX_CONFIG": SETTINGS,
+        "PYTHONPATH": str(source_model.ROOT / "python"),
+        "XDG_STATE_HOME": str(root / "state"),
+    }
+    made = Farm(root, source_model.checkout(root / "checkout"), environment)
+    probe = """derivation { name = "probe"; system = builtins.currentSystem; builder = "/bin/sh";
+        args = [ "-c" "PATH=/usr/bin:/bin; mkdir $out" ]; }"""
+    told = made.nix("build", "--no-link", "--print-out-paths", "--impure", "--expr", probe)
+    if told.returncode or not Path(told.stdout.strip()).is_dir():
+        pytest.skip(f"this Nix cannot build the model: {told.stderr.strip()[-200:]}")
+    return made
+
+
+def _from_debian() -> str:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    prefix = cache / "vllm-variants" / "nix-on-debian"
+    script = source_model.ROOT / "tests" / "nix" / "nix-on-debian.sh"
+    done = subprocess.run(["sh", script, prefix], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(done.stderr.strip().rpartition("\n")[2])
+    return str(prefix / "bin" / "nix")
