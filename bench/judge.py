@@ -2,8 +2,9 @@
 
     python bench/judge.py SITE-PACKAGES [--slim SM]
 
-For each library the images per target are compared with `cuobjdump --list-elf` and `--list-ptx`
-(from the wheel `nvidia-cuda-cuobjdump`). With `--slim` each library is slimmed aside, and
+For each library the images per target are compared with `cuobjdump --all-fatbin --list-elf` and
+`--list-ptx` (from the wheel `nvidia-cuda-cuobjdump`; without `--all-fatbin` it leaves out relocatable
+code where there is executable code). With `--slim` each library is slimmed aside, and
 cuobjdump must list exactly what was to be kept, stubs included. Prints the share that agrees.
 """
 
@@ -44,7 +45,7 @@ def theirs(path: Path) -> Count:
     found: Count = Counter()
     for kind, option in ((Kind.CUBIN, "--list-elf"), (Kind.PTX, "--list-ptx")):
         told = subprocess.run(
-            [str(CUOBJDUMP), option, str(path)], capture_output=True, text=True, check=False
+            [str(CUOBJDUMP), "--all-fatbin", option, str(path)], capture_output=True, text=True, check=False
         )
         if told.returncode and "does not contain device code" not in told.stderr + told.stdout:
             raise SystemExit(f"cuobjdump {option} {path}: {told.stderr.strip()}")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from vllm_variants.fatbin.source import Malformed, Source
+from vllm_variants.fatbin.source import Malformed, Source, next_nonzero
 
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
@@ -274,12 +274,24 @@ def lay_out(elf: Elf, header: bytes, holes: Sequence[Hole]) -> Layout:
 
 def content_end(elf: Elf) -> int:
     """Where the file ends, without a program header table that an earlier slimming put there."""
+    described = _described_end(elf)
     table_end = elf.program_headers_at + len(elf.segments) * PROGRAM_HEADER.size
-    others = [s.end for s in elf.loads] + [s.end for s in elf.sections]
-    others.append(elf.section_headers_at + len(elf.sections) * SECTION_HEADER.size)
-    if table_end == elf.size and elf.program_headers_at >= max(others):
-        return max(others)
-    return elf.size
+    return described if table_end == elf.size and elf.program_headers_at >= described else elf.size
+
+
+def appended(source: Source, elf: Elf) -> int:
+    """How many bytes lie behind all that the headers describe: a signature, or another file.
+
+    Zeros do not count: patchelf leaves one.
+    """
+    table_end = elf.program_headers_at + len(elf.segments) * PROGRAM_HEADER.size
+    first = next_nonzero(source, max(_described_end(elf), table_end), elf.size)
+    return elf.size - first
+
+
+def _described_end(elf: Elf) -> int:
+    sections_end = elf.section_headers_at + len(elf.sections) * SECTION_HEADER.size
+    return max([sections_end, *(s.end for s in elf.loads), *(s.end for s in elf.sections)])
 
 
 def _fields(s: Segment) -> tuple[int, ...]:

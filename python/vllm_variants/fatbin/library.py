@@ -79,8 +79,8 @@ def slim_file(
         sections = device_sections(elf)
         if not sections:
             return FileReport(str(path), before, before, kept="no device code")
-        if elf.type == elfs.ET_REL:
-            return FileReport(str(path), before, before, kept="an object file: nvprune slims those")
+        if refusal := _refusal(source, elf):
+            return FileReport(str(path), before, before, kept=refusal)
         changes = [change for s in sections for change in rewrites(source, s, devices, keep_ptx)]
         if resources:
             changes += [c for s in resource_sections(elf) for c in resource_rewrites(source, s, devices)]
@@ -97,6 +97,18 @@ def slim_file(
         str(path), before, after, len(changes), sum(1 for c in changes if c.stub),
         sum(len(c.container.images) - max(len(c.images), 1 if c.stub else 0) for c in changes),
     )  # fmt: skip
+
+
+def _refusal(source: MappedFile, elf: elfs.Elf) -> str:
+    """Why a library with device code must stay as it is; empty: it need not."""
+    if elf.type == elfs.ET_REL:
+        return "an object file: nvprune slims those"
+    if extra := elfs.appended(source, elf):
+        return f"signed, or with other data appended: {extra} bytes behind its last section"
+    with suppress(OSError):  # file systems without extended attributes
+        if "security.ima" in os.listxattr(source.descriptor):
+            return "signed: the kernel would refuse it changed"
+    return ""
 
 
 def _write(

@@ -63,8 +63,8 @@ def _segments(name: str, old: Elf, new: Elf) -> None:
     for load in loads:
         if load.align != page or (load.address - load.offset) % page:
             raise Wrong(name, f"the segment at {load.address:#x} is not aligned to its page")
-        if load.memory_size < load.file_size:
-            raise Wrong(name, f"the segment at {load.address:#x} has more bytes than memory")
+        if not any(_is_part(load, whole) for whole in old.loads):
+            raise Wrong(name, f"the segment at {load.address:#x} is no part of one that was there")
     for before, after in pairwise(loads):
         if before.address + before.memory_size > after.address:
             raise Wrong(name, f"the segments at {before.address:#x} and {after.address:#x} overlap")
@@ -80,6 +80,18 @@ def _segments(name: str, old: Elf, new: Elf) -> None:
     table = new.program_headers_at
     if any(load.offset < table + 1 and table < -(-load.end // page) * page for load in loads):
         raise Wrong(name, "the program headers lie in a mapped page")
+
+
+def _is_part(part: Segment, whole: Segment) -> bool:
+    """Whether a segment is `whole` or a piece of it; only its last piece may have memory without bytes."""
+    ends = part.address + part.memory_size, whole.address + whole.memory_size
+    return (
+        whole.address <= part.address
+        and ends[0] <= ends[1]
+        and (part.file_size == part.memory_size or (part.file_size < part.memory_size and ends[0] == ends[1]))
+        and part.flags == whole.flags
+        and part.physical - part.address == whole.physical - whole.address
+    )
 
 
 def _placed(segment: Segment) -> tuple[int, ...]:
@@ -193,8 +205,12 @@ def _containers(
     changed = {change.container.offset: change for change in changes}
     for index in touched:
         before, after = old.sections[index], new_elf.sections[index]
-        pairs = zip(containers_in(source, before), containers_in(new, after), strict=True)
-        for was, now in pairs:
+        pairs = [list(containers_in(source, before)), list(containers_in(new, after))]
+        if len(pairs[0]) != len(pairs[1]):
+            raise Wrong(
+                source.name, f"section {before.name} has {len(pairs[1])} fat binaries, not {len(pairs[0])}"
+            )
+        for was, now in zip(*pairs, strict=True):
             if _address(old, was.offset) != _address(new_elf, now.offset):
                 raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} moved")
             change = changed.get(was.offset)

@@ -1,0 +1,151 @@
+"""The proof before anything is replaced: every way to break the new file is noticed."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from making import capabilities, container, cubin, library, ptx, section
+
+from vllm_variants.errors import ExitCode
+from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import library as writer
+from vllm_variants.fatbin.library import slim_file
+from vllm_variants.fatbin.rewrite import Copy, containers_in, device_sections, pieces
+from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.verify import Wrong
+
+HOPPER = capabilities("9.0")
+FATBIN = section(
+    [cubin("sm_80", 200_000), cubin("sm_90a", 80_000)], [cubin("sm_100", 150_000)], [cubin("sm_90", 9000)]
+)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    resource = b"table" * 9 + container(cubin("sm_120", 90_000)) + b"more"
+    return library(tmp_path / "made.so", FATBIN, more={".cask_resource": resource})
+
+
+def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[bytearray, elfs.Elf], None]) -> None:
+    """Let the writer write, then change what it wrote before the proof."""
+    write = writer._write
+
+    def wrong(source: object, elf: object, changes: object, holes: object, descriptor: int) -> int:
+        size = write(source, elf, changes, holes, descriptor)  # type: ignore[arg-type]
+        with mapped(Path(f"/proc/self/fd/{descriptor}")) as new:
+            layout, data = elfs.parse(new), bytearray(new.at(0, new.size))
+        tamper(data, layout)
+        with open(descriptor, "r+b", closefd=False) as file:
+            file.write(data)
+        return size
+
+    monkeypatch.setattr(writer, "_write", wrong)
+
+
+def flip(where: Callable[[elfs.Elf], int]) -> Callable[[bytearray, elfs.Elf], None]:
+    def tamper(data: bytearray, elf: elfs.Elf) -> None:
+        data[where(elf)] ^= 0x40
+
+    return tamper
+
+
+def in_section(name: str, offset: int = 0) -> Callable[[elfs.Elf], int]:
+    return lambda elf: next(s.offset for s in elf.sections if s.name == name) + offset
+
+
+def in_segment(index: int, field: int) -> Callable[[bytearray, elfs.Elf], None]:
+    """Make one field of a program header (by its place in bytes) 8 more."""
+
+    def tamper(data: bytearray, elf: elfs.Elf) -> None:
+        at = elf.program_headers_at + index * elfs.PROGRAM_HEADER.size + field
+        value = struct.unpack_from("<Q", data, at)[0]
+        struct.pack_into("<Q", data, at, value + 8)
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        flip(in_section(".text", 7)),
+        flip(in_section(".rodata", 70)),
+        flip(in_section(".data", 4000)),
+        flip(in_section(".comment", 3)),
+        flip(in_section(".shstrtab", 3)),
+        flip(in_section(".nv_fatbin", 8)),  # a container's new size
+        flip(in_section(".nv_fatbin", 16 + 0x28)),  # a kept image's flags
+        flip(in_section(".nv_fatbin", 16 + 64 + 40_000)),  # in the middle of a kept image
+        flip(in_section(".cask_resource", 3)),
+        flip(in_section(".cask_resource", 45 + 16 + 64 + 9)),  # a stub
+        flip(lambda elf: 16),  # the type in the ELF header
+        flip(lambda elf: 24),  # the entry point
+        *(in_segment(index, field) for index in (0, 1, 2, 3) for field in (8, 16, 24, 32, 40, 48)),
+        flip(lambda elf: elf.section_headers_at + 64 * 2 + 16),  # a section's address
+        flip(lambda elf: elf.section_headers_at + 64 * 3 + 25),  # a section's offset
+    ],
+)
+def test_no_change_goes_unnoticed_and_the_old_file_stays(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tamper: Callable[[bytearray, elfs.Elf], None]
+) -> None:
+    before = made.read_bytes()
+    tampered(monkeypatch, tamper)
+
+    with pytest.raises((Wrong, Malformed)):
+        slim_file(made, HOPPER)
+
+    assert made.read_bytes() == before
+    assert list(made.parent.iterdir()) == [made]
+
+
+def test_the_error_names_the_library_and_is_an_audit_failure(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tampered(monkeypatch, flip(in_section(".text", 7)))
+
+    with pytest.raises(Wrong, match=r"made\.so.*the byte at address 0x") as caught:
+        slim_file(made, HOPPER)
+
+    assert caught.value.exit_code is ExitCode.AUDIT
+
+
+def test_a_page_dropped_too_many_is_noticed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = elfs.holes_in
+
+    def greedy(elf: elfs.Elf, dead: object, smallest: int, most: int) -> list[elfs.Hole]:
+        first, *rest = honest(elf, dead, smallest, most)  # type: ignore[arg-type]
+        return [elfs.Hole(first.start - elf.page, first.end), *rest]
+
+    monkeypatch.setattr(elfs, "holes_in", greedy)
+
+    with pytest.raises((Wrong, Malformed)):
+        slim_file(made, HOPPER)
+
+
+def test_a_lost_copy_is_noticed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = pieces
+    monkeypatch.setattr(
+        writer,
+        "pieces",
+        lambda *given: [p for p in honest(*given) if not (isinstance(p, Copy) and p.length > 50_000)],
+    )
+
+    with pytest.raises((Wrong, Malformed)):
+        slim_file(made, HOPPER)
+
+
+def test_an_honest_file_passes(made: Path) -> None:
+    report = slim_file(made, HOPPER)
+
+    assert report.changed
+    with mapped(made) as source:
+        found = [c for s in device_sections(elfs.parse(source)) for c in containers_in(source, s)]
+    assert [[str(i.target) for i in c.images] for c in found] == [["9.0a"], ["10.0"], ["9.0"]]
+
+
+def test_stubs_of_ptx_pass_too(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([ptx("compute_120", 150_000)], [cubin("sm_90")]))
+
+    assert slim_file(path, HOPPER).stubs == 1
