@@ -17,6 +17,7 @@ from typing import Any
 from vllm_variants.capability import Capability
 from vllm_variants.errors import InputError
 from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import layout
 from vllm_variants.fatbin.rewrite import (
     Copy,
     Rewrite,
@@ -85,7 +86,7 @@ def slim_file(
         if resources:
             changes += [c for s in resource_sections(elf) for c in resource_rewrites(source, s, devices)]
             changes.sort(key=lambda change: change.container.offset)
-        holes = elfs.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
+        holes = layout.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
         if not holes:
             return FileReport(str(path), before, before, kept="nothing to drop")
         with aside(to or path) as (descriptor, new):
@@ -112,16 +113,20 @@ def _refusal(source: MappedFile, elf: elfs.Elf) -> str:
 
 
 def _write(
-    source: MappedFile, elf: elfs.Elf, changes: Sequence[Rewrite], holes: Sequence[elfs.Hole], descriptor: int
+    source: MappedFile,
+    elf: elfs.Elf,
+    changes: Sequence[Rewrite],
+    holes: Sequence[layout.Hole],
+    descriptor: int,
 ) -> int:
-    layout = elfs.lay_out(elf, source.at(0, elfs.HEADER.size), holes)
-    os.truncate(descriptor, layout.size)
-    for piece in pieces(source, elfs.content_end(elf), changes, elfs.Shift(holes), layout):
+    new = layout.lay_out(elf, source.at(0, elfs.HEADER.size), holes)
+    os.truncate(descriptor, new.size)
+    for piece in pieces(source, elfs.content_end(elf), changes, layout.Shift(holes), new):
         if isinstance(piece, Copy):
             _copy(source.descriptor, piece.offset, descriptor, piece.to, piece.length)
         else:
             os.pwrite(descriptor, piece.data, piece.to)
-    return layout.size
+    return new.size
 
 
 def _copy(source: int, offset: int, target: int, to: int, length: int) -> None:

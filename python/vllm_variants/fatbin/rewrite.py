@@ -19,7 +19,8 @@ from vllm_variants.fatbin.container import (
     containers,
     scattered_containers,
 )
-from vllm_variants.fatbin.elf import Elf, Layout, Section, Shift
+from vllm_variants.fatbin.elf import Elf, Section
+from vllm_variants.fatbin.layout import Layout, Shift
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
 from vllm_variants.fatbin.stub import Stub, stub_for

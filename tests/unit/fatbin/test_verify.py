@@ -11,6 +11,7 @@ from making import capabilities, container, cubin, library, ptx, section
 
 from vllm_variants.errors import ExitCode
 from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import layout
 from vllm_variants.fatbin import library as writer
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.rewrite import Copy, containers_in, device_sections, pieces
@@ -36,8 +37,8 @@ def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[bytearray, elfs.
     def wrong(source: object, elf: object, changes: object, holes: object, descriptor: int) -> int:
         size = write(source, elf, changes, holes, descriptor)  # type: ignore[arg-type]
         with mapped(Path(f"/proc/self/fd/{descriptor}")) as new:
-            layout, data = elfs.parse(new), bytearray(new.at(0, new.size))
-        tamper(data, layout)
+            headers, data = elfs.parse(new), bytearray(new.at(0, new.size))
+        tamper(data, headers)
         with open(descriptor, "r+b", closefd=False) as file:
             file.write(data)
         return size
@@ -112,13 +113,13 @@ def test_the_error_names_the_library_and_is_an_audit_failure(
 
 
 def test_a_page_dropped_too_many_is_noticed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = elfs.holes_in
+    honest = layout.holes_in
 
-    def greedy(elf: elfs.Elf, dead: object, smallest: int, most: int) -> list[elfs.Hole]:
+    def greedy(elf: elfs.Elf, dead: object, smallest: int, most: int) -> list[layout.Hole]:
         first, *rest = honest(elf, dead, smallest, most)  # type: ignore[arg-type]
-        return [elfs.Hole(first.start - elf.page, first.end), *rest]
+        return [layout.Hole(first.start - elf.page, first.end), *rest]
 
-    monkeypatch.setattr(elfs, "holes_in", greedy)
+    monkeypatch.setattr(layout, "holes_in", greedy)
 
     with pytest.raises((Wrong, Malformed)):
         slim_file(made, HOPPER)
