@@ -81,7 +81,9 @@ class Run:
 
     def __post_init__(self):
         self.device = torch.device("cpu" if self.dry else "cuda")
-        self.generator = torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(self.name.encode()))
+        # torch's CPU generator takes 32 bits of a seed: name and seed go into the same ones.
+        own = zlib.crc32(f"{self.seed} {self.name}".encode())
+        self.generator = torch.Generator().manual_seed(own)
         self._inputs = hashlib.sha256()
 
     @property
