@@ -6,7 +6,7 @@
 */
 inputs:
 let
-  inherit (builtins) attrNames listToAttrs mapAttrs;
+  inherit (builtins) listToAttrs mapAttrs;
 
   library = import ./.;
   inherit (library) matrix systems;

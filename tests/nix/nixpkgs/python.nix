@@ -83,7 +83,7 @@ let
       ]
       // {
         name = "python3.12-${finalAttrs.pname}-${finalAttrs.version}";
-        outputs = attrs.outputs or [ "out" ];
+        outputs = attrs.outputs or [ "out" ] ++ lib.optional pyproject "dist";
         nativeBuildInputs = [
           interpreter
           packages.wrapPython

@@ -28,7 +28,6 @@ buildPythonPackage.override { inherit (torch) stdenv; } (finalAttrs: {
   pname = "vllm";
   inherit version;
   pyproject = true;
-  outputs = [ "out" "dist" ];
 
   nativeBuildInputs = lib.optionals cudaSupport [ cudaPackages.cuda_nvcc ];
   buildInputs = lib.optionals cudaSupport [ cudaPackages.cudnn cudaPackages.nccl cudaPackages.libcublas ];
