@@ -12,10 +12,13 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vllm_variants.errors import Error, ExitCode
-from vllm_variants.verify import expectations, reports, running, verdicts
+from vllm_variants.verify import comparison, expectations, reports, running, verdicts
+from vllm_variants.verify.expectations import Check
 
 
 def _arguments() -> argparse.Namespace:
@@ -28,35 +31,64 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--ahead", type=int, default=4, help="interpreters that load meanwhile")
     parser.add_argument("--logs", type=Path, help="a folder for the checks' logs")
+    parser.add_argument("--against", type=Path, help="another interpreter: compare the two, bit by bit")
     parser.add_argument("--jsonl", type=Path, help="write the outcomes here, one line each")
     return parser.parse_args()
 
 
-def main() -> int:
-    """Run, print, and return an exit code of `errors.ExitCode`."""
-    arguments = _arguments()
-    seed = random.SystemRandom().randrange(1 << 31) if arguments.seed is None else arguments.seed
-    checks = expectations.select(expectations.read(), arguments.only)
-    subject = running.Subject(arguments.python, json.loads(arguments.facts))
+def _write(file: Path | None, record: dict[str, Any]) -> None:
+    if file:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+
+def _check(arguments: argparse.Namespace, subject: running.Subject, checks: Sequence[Check]) -> bool:
     by_name = {each.name: each for each in checks}
     judged = []
-    started = time.monotonic()
-    for outcome in running.run(subject, checks, seed=seed, ahead=arguments.ahead, logs=arguments.logs):
-        one = verdicts.judge(by_name[outcome["check"]], outcome, release=arguments.release, sm=arguments.sm)
+    options = {"seed": arguments.seed, "ahead": arguments.ahead, "logs": arguments.logs}
+    for outcome in running.run(subject, checks, **options):
+        check = by_name[outcome["check"]]
+        one = verdicts.judge(check, outcome, release=arguments.release, sm=arguments.sm)
         judged.append(one)
         print(reports.line(one), flush=True)
-        if arguments.jsonl:
-            with arguments.jsonl.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(one.as_dict()) + "\n")
+        _write(arguments.jsonl, one.as_dict())
     summary = verdicts.summarise(judged)
-    print(f"\n{summary.sentence} in {time.monotonic() - started:.0f} seconds (seed {seed})")
+    print(f"\n{summary.sentence}")
     for one in judged:
         if one.verdict is verdicts.Verdict.FAILED:
             print(f"\n{one.check.name}: {one.sentence}")
             for case in one.outcome.get("cases") or ():
                 if not case["ok"]:
                     print(f"    {case['case']}: error {case['error']}, worst row {case['worst_row']}")
-    return ExitCode.OK if summary.good else ExitCode.AUDIT
+    return summary.good
+
+
+def _compare(arguments: argparse.Namespace, subject: running.Subject, checks: Sequence[Check]) -> bool:
+    options = {"seed": arguments.seed, "ahead": 2}
+    other = running.Subject(arguments.against, subject.facts)
+    compared = []
+    pairs = zip(running.run(subject, checks, **options), running.run(other, checks, **options), strict=True)
+    for one, two in pairs:
+        found = comparison.compare(one, two)
+        compared.append(found)
+        ratio = f"{found.ratio:.2f}×" if found.ratio else ""
+        print(f"{found.check:32} {found.likeness:10} {ratio:8} {found.sentence}", flush=True)
+        _write(arguments.jsonl, found.as_dict() | {"one": one, "other": two})
+    print(f"\n{comparison.summary(compared)}")
+    return comparison.good(compared)
+
+
+def main() -> int:
+    """Run, print, and return an exit code of `errors.ExitCode`."""
+    arguments = _arguments()
+    if arguments.seed is None:
+        arguments.seed = random.SystemRandom().randrange(1 << 31)
+    checks = expectations.select(expectations.read(), arguments.only)
+    subject = running.Subject(arguments.python, json.loads(arguments.facts))
+    started = time.monotonic()
+    good = (_compare if arguments.against else _check)(arguments, subject, checks)
+    print(f"{time.monotonic() - started:.0f} seconds, seed {arguments.seed}")
+    return ExitCode.OK if good else ExitCode.AUDIT
 
 
 if __name__ == "__main__":

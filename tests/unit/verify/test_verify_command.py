@@ -169,16 +169,31 @@ def test_the_list_says_what_each_check_proves(tmp_path: Path) -> None:
     assert json.loads(told.stdout)[0]["expected"] == {"sm80": "ok"}
 
 
-def test_the_bare_runner_needs_nothing_installed(tmp_path: Path, result: Path) -> None:
+def bare(folder: Path, result: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The runner that needs nothing installed: `-S` hides every package of this environment."""
     command = [
         sys.executable, "-S", "-m", "vllm_variants.verify", "--python", str(result / "bin" / "python"),
-        "--sm", "sm90", "--release", "0.13.0", "--jsonl", "out.jsonl", *FEW,
+        "--sm", "sm90", "--release", "0.13.0", "--jsonl", "out.jsonl", *FEW, *arguments,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT / "python")}
-    told = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_the_bare_runner_checks(tmp_path: Path, result: Path) -> None:
+    told = bare(tmp_path, result)
     assert told.returncode == 0, told.stderr
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(lines) == 3
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
     assert "2 ok, 1 rightly unsupported" in told.stdout
+    stand_in.tell(result, HOPPER | {"machete.gptq_4bit": {"does": "crash"}})
+    told = bare(tmp_path, result)
+    assert told.returncode == 5
+    assert "machete.gptq_4bit: its process crashed (SIGSEGV)" in told.stdout
+
+
+def test_the_bare_runner_compares(tmp_path: Path, result: Path) -> None:
+    other = stand_in.make(tmp_path / "other", HOPPER)
+    told = bare(tmp_path, result, "--against", str(other / "bin" / "python"))
+    assert told.returncode == 0, told.stderr
+    assert "2 identical, 1 not tried" in told.stdout
