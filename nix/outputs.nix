@@ -88,7 +88,7 @@ in
     in
     {
       default = app "${cli}/bin/vllm-variants" "List, detect, build, audit and verify variants";
-      verify = app verify "GPU checks of a built variant: nix run .#verify -- sm90";
+      verify = app verify "GPU checks of a built variant: nix run .#verify -- --result ./result";
     }
   );
 

@@ -31,6 +31,6 @@
         requiredSystemFeatures = [ "cuda" ];
       }
       ''
-        vllm-variants verify ${variant} --json > "$out"
+        vllm-variants verify --result ${variant} --json > "$out"
       '';
 }

@@ -13,6 +13,8 @@ import pytest
 from paths import ROOT
 from real_nix import Nix, NixFailed
 
+sys.path.append(str(ROOT / "tests" / "unit" / "fatbin"))  # making.py: libraries made by hand
+
 # What the flake reads. The command line's package needs the whole Python tree.
 PARTS = (
     ".flox",

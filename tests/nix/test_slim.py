@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import making
 from paths import MODEL, ROOT
 from real_nix import Nix
 
@@ -60,3 +61,31 @@ def test_a_slim_variant_builds_and_runs(building_nix: Nix, checkout: Path) -> No
           ({flake}.packages.x86_64-linux.sm90.override {{ slim = true; }}).propagatedBuildInputs)""",
     )
     assert "0 B → 0 B" in said or "for sm90" in said
+
+
+def test_a_library_of_the_set_keeps_the_variants_images(
+    building_nix: Nix, checkout: Path, tmp_path: Path
+) -> None:
+    size = 400_000
+    both = making.section([making.cubin("sm_90", size), making.cubin("sm_100", size)])
+    whole = making.library(tmp_path / "libcudnn_graph.so.9", both)
+    slimmed = building_nix.build(
+        "--impure",
+        "--expr",
+        f"""
+        let
+          library = import {checkout}/nix;
+          set = library.packageSet {{
+            nixpkgs = {checkout}/tests/nix/nixpkgs;
+            plan = library.plan {{ system = "x86_64-linux"; variant = "sm100"; slim = true; }};
+          }};
+        in set.cudaPackages.cudnn.overrideAttrs (old: {{
+          buildPhase = old.buildPhase + "cp ${{{whole}}} $out/lib/libcudnn_graph.so.9";
+        }})
+        """,
+    )
+    library = slimmed / "lib" / "libcudnn_graph.so.9"
+    assert size < library.stat().st_size < whole.stat().st_size - size // 2
+    content = library.read_bytes()
+    assert b"sm_100 machine code" in content
+    assert b"sm_90 machine code" not in content
