@@ -18,7 +18,7 @@ from toy_index import ToyIndex
 from vllm_variants import interpreters, matrix, process, results
 from vllm_variants.builders import Request
 from vllm_variants.builders.wheels import Wheels
-from vllm_variants.errors import Error, MissingError, ResourceError, UsageError
+from vllm_variants.errors import AuditError, Error, MissingError, ResourceError, UnsupportedError, UsageError
 from vllm_variants.results import Result
 from vllm_variants.store import Store
 
@@ -92,7 +92,9 @@ def test_the_manifest_says_what_was_done(index: ToyIndex, links: Path) -> None:
     steps = {step["name"]: step for step in facts["steps"]}
     assert steps["install"]["status"] == "ran"
     assert steps["slim"] == {"name": "slim", "status": "skipped", "reason": "not asked for"}
-    assert facts["bytes"]["installed"] >= facts["bytes"]["result"] > 0
+    assert steps["audit"]["verdict"] == "pass"
+    assert facts["bytes"]["installed"] > 0
+    assert facts["bytes"]["result"] > 0
 
 
 def test_the_host_does_not_leak_in(index: ToyIndex, links: Path, tmp_path: Path) -> None:
@@ -160,8 +162,6 @@ def test_a_wrong_hash_leaves_nothing(index: ToyIndex, links: Path) -> None:
 def test_an_index_out_of_reach_leaves_nothing(
     index: ToyIndex, links: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in ("UV_NO_INDEX", "UV_FIND_LINKS"):
-        monkeypatch.delenv(variable)
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     with pytest.raises(ResourceError, match="index could not be reached") as caught:
@@ -288,7 +288,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(index: ToyIndex, links: Pa
 
 def test_another_platform_is_built_but_not_run(index: ToyIndex, links: Path) -> None:
     foreign = next(v for v in MATRIX.variants.values() if v.system != HOST)
-    request = Request(foreign, MATRIX.default, links, slim=False, index=str(index.wheels))
+    request = Request(foreign, MATRIX.default, links, slim=False, index=index.serve())
     said: list[str] = []
     result = Wheels(Store.default()).build(request, said.append)
     assert f"it is for {foreign.system}: it can be built here, but not run" in said
@@ -330,3 +330,23 @@ def test_a_broken_result_is_a_sentence(index: ToyIndex, links: Path) -> None:
     manifest.write_text("{}")
     with pytest.raises(Error, match="is not a manifest of a result"):
         results.read(links / f"result-{NAME}")
+
+
+def test_a_torch_without_cuda_is_refused(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+    """What the public index has for aarch64."""
+    foreign = next(v for v in MATRIX.variants.values() if v.system != HOST)
+    toy_index.make_torch_a_cpu_build(index, foreign.system)
+    request = Request(foreign, MATRIX.default, links, slim=False, index=index.serve())
+    with pytest.raises(UnsupportedError, match="is a CPU build"):
+        Wheels(Store.default()).build(request, lambda text: None)
+    assert nothing_is_left(links)
+
+
+def test_a_result_whose_audit_fails_is_not_linked(index: ToyIndex, links: Path) -> None:
+    folder = index.root / "expectations"
+    folder.mkdir()
+    table = f'[{HOST}."vllm/_C.abi3.so"]\ncontainers = 3\nsm90 = [3, 0]\n'
+    (folder / "0.13.0.toml").write_text(table)
+    with pytest.raises(AuditError, match=rf"{NAME} was not linked: vllm/_C\.abi3\.so"):
+        build(links)
+    assert nothing_is_left(links)

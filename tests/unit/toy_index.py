@@ -1,4 +1,4 @@
-"""A package index small enough to read: real wheels of a toy vLLM and torch, in a folder.
+"""A package index small enough to read: real wheels of a toy vLLM and torch, served on this machine.
 
 With it the real builder runs whole, real uv included, without a network and in a second.
 """
@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 import zipfile
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +24,7 @@ VLLM = """\
 __version__ = "{version}"
 class LLM: ...
 """
+TORCH = {"torch/__init__.py": "", "torch/lib/libtorch_cuda.so": "ELF"}
 SCRIPTS = "[console_scripts]\nvllm = vllm.cli:main\n"
 CLI = "import sys, vllm\ndef main():\n    print(vllm.__version__, *sys.argv[1:])\n"
 
@@ -34,18 +39,51 @@ class ToyIndex:
     def wheels(self) -> Path:
         return self.root / "wheels"
 
+    def serve(self) -> str:
+        """Serve the wheels as a package index on this machine; its address. Ends with the process."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Pages, index=self))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/simple"
+
     def lock(self, release: Release, system: str) -> Path:
         """Lock exactly the wheels of that release for that system, by their hashes."""
         platform = locks.platform_of(system)
         lines = []
         for wheel in sorted(self.wheels.glob(f"*{platform}*.whl")):
             name, version, *_ = wheel.name.split("-")
-            if name == "vllm" and version != release.name:
+            if (name == "vllm" and version != release.name) or (name == "torch" and platform == "aarch64"):
                 continue
             lines.append(f"{name}=={version} --hash=sha256:{_digest(wheel).hex()}")
         path = self.root / "locks" / f"{release.name}-{platform}.txt"
         path.write_text("\n".join(lines) + "\n")
         return path
+
+
+class _Pages(SimpleHTTPRequestHandler):
+    """The simple repository interface (PEP 503): a page a project, with the hash of each wheel."""
+
+    def __init__(self, *arguments: Any, index: ToyIndex) -> None:
+        self._index = index
+        super().__init__(*arguments, directory=str(index.root))
+
+    def do_GET(self) -> None:
+        """Answer with a project's page, or with a wheel."""
+        match self.path.strip("/").split("/"):
+            case ["simple", project]:
+                page = "".join(
+                    f'<a href="/wheels/{wheel.name}#sha256={_digest(wheel).hex()}">{wheel.name}</a>\n'
+                    for wheel in sorted(self._index.wheels.glob(f"{project}-*.whl"))
+                ).encode()
+                self.send_response(200 if page else 404)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+            case _:
+                super().do_GET()
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing."""
 
 
 def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
@@ -54,16 +92,12 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
     for folder in (index.wheels, root / "locks"):
         folder.mkdir(parents=True)
     (root / "variants.toml").write_bytes((data.root() / "variants.toml").read_bytes())
+    # As in the real locks: torch for aarch64 is on another index only.
+    (root / "locks" / "cuda12.9-torch2.9.1.aarch64-index.in").write_text("torch==2.9.1\n")
     rows = matrix.load()
     for system in matrix.SYSTEMS:
         platform = f"manylinux_2_28_{locks.platform_of(system)}"
-        _wheel(
-            index.wheels,
-            "torch",
-            "2.9.1",
-            platform,
-            {"torch/__init__.py": "", "torch/lib/libtorch_cuda.so": "ELF"},
-        )
+        _wheel(index.wheels, "torch", "2.9.1", platform, TORCH)
         for release in rows.releases.values():
             files = {
                 "vllm/__init__.py": VLLM.format(version=release.name),
@@ -74,13 +108,23 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
             index.lock(release, system)
     monkeypatch.setattr(data, "root", lambda: root)
     for variable, value in (
-        ("UV_NO_INDEX", "1"),
-        ("UV_FIND_LINKS", str(index.wheels)),
+        ("UV_DEFAULT_INDEX", index.serve()),
         ("UV_CACHE_DIR", str(root / "uv-cache")),
         ("XDG_DATA_HOME", str(root / "data")),
     ):
         monkeypatch.setenv(variable, value)
     return index
+
+
+def make_torch_a_cpu_build(index: ToyIndex, system: str) -> None:
+    """Replace the toy torch of a system by one without CUDA."""
+    _wheel(
+        index.wheels,
+        "torch",
+        "2.9.1",
+        f"manylinux_2_28_{locks.platform_of(system)}",
+        {"torch/__init__.py": ""},
+    )
 
 
 def _wheel(folder: Path, name: str, version: str, platform: str, files: dict[str, str]) -> Path:

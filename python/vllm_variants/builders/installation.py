@@ -74,6 +74,11 @@ def lock_from_index(lock: Lock, index: str, into: Path) -> Path:
     command = locks.compile_command(lock.release, lock.system)
     command += ["--no-deps", "--index", index, "--output-file", str(made), str(lock.index_only)]
     _check(process.run(command, env=_environment()), "the packages of --index could not be resolved")
+    if "--hash=" not in made.read_text(encoding="utf-8"):
+        raise UnsupportedError(
+            f"the index {index} gives no hashes, so its wheels could not be checked",
+            mend="name an index that does: its links end in #sha256=…",
+        )
     return made
 
 
