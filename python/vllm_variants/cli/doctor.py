@@ -48,10 +48,10 @@ def doctor(
 
 
 def _pinned(rows: matrix.Matrix) -> Iterator[Finding]:
-    from vllm_variants import data, pinned
+    from vllm_variants import data, nixpkgs
     from vllm_variants.builders import nix_command
 
     root = data.checkout()
     if root is None:
         raise UsageError("--nixpkgs examines a checkout", mend="run ./vllm-variants in one")
-    yield from pinned.examine(nix_command.find(str(root)), root, rows)
+    yield from nixpkgs.examine(nix_command.find(str(root)), root, rows)

@@ -13,7 +13,7 @@ import pytest
 from paths import ROOT
 from real_nix import Nix
 
-from vllm_variants import matrix, pinned
+from vllm_variants import matrix, nixpkgs
 from vllm_variants.builders import nix_command
 from vllm_variants.doctor import State
 from vllm_variants.matrix import Release
@@ -28,14 +28,14 @@ def asked(nix: Nix, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> nix_comm
     return nix_command.Nix(nix.program, f"path:{checkout}")
 
 
-def evaluated(asked: nix_command.Nix, checkout: Path, release: Release = MATRIX.default) -> pinned.Evaluated:
-    found = pinned.evaluate(asked, checkout, release, SM90, flox=release == MATRIX.default)
-    assert isinstance(found, pinned.Evaluated), found
+def evaluated(asked: nix_command.Nix, checkout: Path, release: Release = MATRIX.default) -> nixpkgs.Evaluated:
+    found = nixpkgs.evaluate(asked, checkout, release, SM90, flox=release == MATRIX.default)
+    assert isinstance(found, nixpkgs.Evaluated), found
     return found
 
 
 def test_every_variant_of_every_release_is_asked_and_fits(asked: nix_command.Nix, checkout: Path) -> None:
-    findings = list(pinned.examine(asked, checkout, MATRIX))
+    findings = list(nixpkgs.examine(asked, checkout, MATRIX))
     assert [finding.about for finding in findings] == [
         f"{release} {short}" for release in MATRIX.releases for short in MATRIX.variants
     ]
@@ -52,7 +52,7 @@ def test_versions_are_those_that_nixpkgs_packages(asked: nix_command.Nix, checko
     expected = {"vllm": "0.13.0", "torch": "2.9.1", "cuda": "12.9", "gcc": "14.3.0", "cudnn": "9.10.2.21"}
     assert found.versions == expected | {"python": "3.12.12"}
     assert found.flox_drv == found.drv
-    assert list(pinned.differences(found, MATRIX.default)) == []
+    assert list(nixpkgs.differences(found, MATRIX.default)) == []
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_another_version_than_declared_is_said(
 ) -> None:
     found = evaluated(asked, checkout)
     other = replace(found, versions=found.versions | {name: version})
-    (said,) = pinned.differences(other, MATRIX.default)
+    (said,) = nixpkgs.differences(other, MATRIX.default)
     assert said.startswith(f"nixpkgs packages {name} {version}, ")
 
 
 def test_another_derivation_by_way_of_flox_is_said(asked: nix_command.Nix, checkout: Path) -> None:
     other = replace(evaluated(asked, checkout), flox_drv="/nix/store/other.drv")
-    (said,) = pinned.differences(other, MATRIX.default)
+    (said,) = nixpkgs.differences(other, MATRIX.default)
     assert "another derivation" in said
 
 
@@ -77,7 +77,7 @@ def test_a_pin_with_another_vllm_is_a_problem_in_nixs_own_sentence(
     asked: nix_command.Nix, checkout: Path
 ) -> None:
     older = replace(asked, overrides=(("nixpkgs", f"path:{checkout}/tests/nix/nixpkgs?dir=releases/0.11.2"),))
-    found = pinned.evaluate(older, checkout, MATRIX.default, SM90, flox=False)
+    found = nixpkgs.evaluate(older, checkout, MATRIX.default, SM90, flox=False)
     assert isinstance(found, str)
     assert found.startswith("this nixpkgs packages vLLM 0.11.2, and release 0.13.0 was asked for")
 
