@@ -148,7 +148,7 @@ def _count(
             audit.held.setdefault((kind, image.target), Held()).add(image)
             if not image.known:
                 audit.unknown.append(
-                    f"image at {image.offset:#x}: kind {image.code:#x}, flags {image.flags:#x}"
+                    f"image at {image.offset:#x}: kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
                 )
         audit.stray += bool(container.images) and {i.target for i in container.images} == {COMPILERS_DEFAULT}
         if device:

@@ -24,6 +24,7 @@ IMAGE_HEADER = struct.Struct("<HHIQIIHHIIIQQQ")
 the code's own version, target, identifier's offset and length, flags, zero, uncompressed size."""
 
 _KINDS = {1: Kind.PTX, 2: Kind.CUBIN}
+_ARCHITECTURES = range(10, 1000)  # sm_10 was the first
 
 
 class Flag(IntFlag):
@@ -62,8 +63,8 @@ class Image:
 
     @property
     def kind(self) -> Kind | None:
-        """Cubin or PTX; None for what is neither (LTO-IR and others)."""
-        return _KINDS.get(self.code)
+        """Cubin or PTX; None for what is neither (LTO-IR and others), or for no SM that could be."""
+        return _KINDS.get(self.code) if self.architecture in _ARCHITECTURES else None
 
     @property
     def target(self) -> Target:

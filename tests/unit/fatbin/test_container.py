@@ -136,6 +136,15 @@ def test_unknown_kinds_and_flags_are_read_and_known_to_be_unknown() -> None:
     assert [image.kind for image in found.images] == [None, Kind.CUBIN, Kind.CUBIN]
 
 
+def test_an_sm_that_cannot_be_makes_an_image_unknown() -> None:
+    data = bytearray(section([cubin("sm_90")]))
+    struct.pack_into("<I", data, 16 + 0x1C, 1_000_000)  # found by fuzzing
+
+    ((image,),) = (found.images for found in read(bytes(data)))
+
+    assert not image.known
+
+
 @given(many, st.binary(max_size=50))
 def test_containers_among_other_data_are_found(written: list[list[Made]], between: bytes) -> None:
     between = between.replace(b"\x50", b"\x51")  # no magic of its own
