@@ -34,15 +34,13 @@ let
   modules = filter (drv: drv ? pythonModule) reached;
   python = [ package ] ++ modules;
 
-  differing = what: drvs: filter (group: lib.length group > 1) (
-    attrValues (
-      builtins.mapAttrs (_: group: lib.unique (map what group)) (groupBy (drv: drv.pname or drv.name) drvs)
-    )
-  );
-
-  twice = map (
-    paths: "two of one Python package: ${lib.concatStringsSep " and " paths}"
-  ) (differing (drv: drv.outPath) modules);
+  twice = concatMap (
+    group:
+    let
+      paths = lib.unique (map (drv: drv.outPath) group);
+    in
+    lib.optional (lib.length paths > 1) "two of one Python package: ${lib.concatStringsSep " and " paths}"
+  ) (attrValues (groupBy (drv: drv.pname or drv.name) modules));
 
   # The CUDA libraries of every module, where they are not the set's own of that name.
   cudaInputs = filter (drv: isAttrs drv && drv ? pname && cudaPackages ? ${drv.pname}) (

@@ -17,11 +17,13 @@ root=${1-}
 # ── is there anything to do? ──
 [ ! -e "$root/run/opengl-driver/lib/libcuda.so.1" ] || exit 0 # NixOS, and hosts set up like it
 
+set -f
 IFS=:
 for entry in ${LD_LIBRARY_PATH-}; do # the person, or a start before this one, has chosen
   if [ -n "$entry" ] && [ -e "$entry/libcuda.so.1" ]; then exit 0; fi
 done
 unset IFS
+set +f
 
 # ── where is the driver? ──
 case $(uname -m) in

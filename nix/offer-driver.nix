@@ -7,14 +7,14 @@
 */
 { coreutils, runtimeShell }:
 ''
-  driver=$(PATH=${coreutils}/bin ${runtimeShell} ${./driver.sh}) || driver=
-  if [ -n "$driver" ]; then
-    export LD_LIBRARY_PATH=$driver''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  _driver=$(PATH=${coreutils}/bin ${runtimeShell} ${./driver.sh}) || _driver=
+  if [ -n "$_driver" ]; then
+    export LD_LIBRARY_PATH=$_driver''${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   elif [ -e /run/opengl-driver/lib/libcuda.so.1 ]; then
-    driver=/run/opengl-driver/lib
+    _driver=/run/opengl-driver/lib
   fi
   # Triton does not ask the loader: it runs /sbin/ldconfig, which NixOS lacks, unless told.
-  if [ -n "$driver" ] && [ -z "''${TRITON_LIBCUDA_PATH-}" ]; then
-    export TRITON_LIBCUDA_PATH=$driver
+  if [ -n "$_driver" ] && [ -z "''${TRITON_LIBCUDA_PATH-}" ]; then
+    export TRITON_LIBCUDA_PATH=$_driver
   fi
-  unset driver''
+  unset _driver''
