@@ -100,6 +100,7 @@ def farm(root: Path) -> Farm:
         "NIX_CONFIG": SETTINGS,
         "PYTHONPATH": str(source_model.ROOT / "python"),
         "XDG_STATE_HOME": str(root / "state"),
+        "XDG_CACHE_HOME": str(root / "cache-home"),
     }
     made = Farm(root, source_model.checkout(root / "checkout"), environment)
     probe = """derivation { name = "probe"; system = builtins.currentSystem; builder = "/bin/sh";

@@ -22,6 +22,7 @@ from vllm_variants.cli.gc import gc
 from vllm_variants.cli.list import list_variants
 from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import err
+from vllm_variants.cli.pin import pin
 from vllm_variants.cli.slim import slim
 from vllm_variants.cli.test import test
 from vllm_variants.cli.verify import verify
@@ -63,6 +64,7 @@ app.command()(gc)
 if data.checkout():  # what only makes sense beside the sources
     app.command()(docs)
     app.command()(lock)
+    app.command()(pin)
     app.command(
         add_help_option=False,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
