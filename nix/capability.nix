@@ -40,7 +40,7 @@ let
     "12.1" = { from = "12.9"; until = null; };
   };
 
-  # Capabilities that the torch wheels of download.pytorch.org (cu128) hold images for.
+  # Capabilities that the CUDA wheels of torch (cu128) hold images for.
   wheelImages = {
     "2.9.0" = wheelImages."2.9.1";
     "2.9.1" = [ "7.0" "7.5" "8.0" "8.6" "9.0" "10.0" "12.0" ];

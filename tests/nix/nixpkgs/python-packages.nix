@@ -45,9 +45,9 @@ in
     let
       url =
         if stdenv.hostPlatform.isAarch64 then
-          "https://download.pytorch.org/whl/cpu/torch-2.9.1%2Bcpu-cp312-cp312-manylinux_2_28_aarch64.whl"
+          "https://wheels.example/whl/cpu/torch-2.9.1%2Bcpu-cp312-cp312-manylinux_2_28_aarch64.whl"
         else
-          "https://download.pytorch.org/whl/cu128/torch-2.9.1%2Bcu128-cp312-cp312-manylinux_2_28_x86_64.whl";
+          "https://wheels.example/whl/cu128/torch-2.9.1%2Bcu128-cp312-cp312-manylinux_2_28_x86_64.whl";
     in
     wheel "torch" "2.9.1" {
       src = fetchurl {
