@@ -147,9 +147,8 @@ def _count(
             kind = str(image.kind or f"kind {image.code:#x}")
             audit.held.setdefault((kind, image.target), Held()).add(image)
             if not image.known:
-                audit.unknown.append(
-                    f"image at {image.offset:#x}: kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
-                )
+                facts = f"kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
+                audit.unknown.append(f"image at {image.offset:#x}: {facts}")
         audit.stray += bool(container.images) and {i.target for i in container.images} == {COMPILERS_DEFAULT}
         if device:
             _judge(source, container, device, audit)
