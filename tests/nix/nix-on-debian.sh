@@ -71,14 +71,14 @@ ours install -s nix-bin patchelf | awk '$1 == "Inst" { print $2 }' |
   grep -vE '^lib(perl|pam|semanage|sepol|debconf|systemd|audit|c-gconv)|-perl$' >"$apt/names"
 (cd "$apt/cache" && xargs apt-get -c "$apt/conf" -qq download <"$apt/names") >"$work/said" 2>&1 ||
   refuse "packages could not be downloaded: $(sed -n 1p "$work/said")"
-for package in "$apt"/cache/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+for package in "$apt"/cache/*.deb; do dpkg-deb -x "$package" "$work/tree"; done
 
 new=$work/new
 mkdir -p "$new/bin" "$new/libexec" "$new/etc/nix" "$new/share"
-cp -a "$work/root/usr/lib/x86_64-linux-gnu" "$new/lib"
-cp -a "$work"/root/usr/bin/nix* "$work/root/usr/bin/bash-static" "$new/libexec/"
-cp -a "$work/root/usr/share/doc/nix-bin/copyright" "$new/share/"
-"$new/lib/ld-linux-x86-64.so.2" --library-path "$new/lib" "$work/root/usr/bin/patchelf" \
+cp -a "$work/tree/usr/lib/x86_64-linux-gnu" "$new/lib"
+cp -a "$work"/tree/usr/bin/nix* "$work/tree/usr/bin/bash-static" "$new/libexec/"
+cp -a "$work/tree/usr/share/doc/nix-bin/copyright" "$new/share/"
+"$new/lib/ld-linux-x86-64.so.2" --library-path "$new/lib" "$work/tree/usr/bin/patchelf" \
   --set-interpreter "$prefix/lib/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$prefix/lib" "$new/libexec/nix"
 
 # No sandbox: the model's derivations use the host's shell. No substituter: they are all built here.
