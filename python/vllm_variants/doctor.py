@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vllm_variants import detection, gpus, interpreters, locks, process
+from vllm_variants import detection, gpus, interpreters, locks, memory, process
 from vllm_variants.errors import Error
 from vllm_variants.matrix import Matrix, Release
 from vllm_variants.store import Store
@@ -22,7 +22,6 @@ from vllm_variants.store import Store
 DISK_FIRST = 14_000_000_000
 DISK_NEXT = 3_000_000_000
 MEMORY = 1_000_000_000
-MINIMUM_NIX = (2, 18)
 
 
 class State(StrEnum):
@@ -49,11 +48,13 @@ class Finding:
 
 def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]:
     """Every finding, as it is made: some ask the network or start a program."""
+    from vllm_variants import nix_findings
+
     yield _gpu(matrix, release)
     yield _uv()
     yield from examine_for_wheels(release, store.root)
     yield _compiler()
-    yield _nix()
+    yield from nix_findings.examine()
 
 
 def examine_for_wheels(release: Release, folder: Path) -> Iterator[Finding]:
@@ -119,30 +120,12 @@ def _disk(folder: Path) -> Finding:
 
 
 def _memory() -> Finding:
-    free = available_memory()
+    free = memory.available()
     enough = free >= MEMORY
     text = f"{free / 1e9:.1f} GB available (a build with wheels peaks below {MEMORY / 1e9:.0f} GB)"
     return Finding(
         "memory", State.OK if enough else State.PROBLEM, text, None if enough else "close something large"
     )
-
-
-def available_memory() -> int:
-    """Bytes of memory that a new program can have: the system's, or less by a cgroup's limit."""
-    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo)
-    free = int(match[1]) * 1024 if match else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = Path(limit).read_text().strip(), Path(used).read_text().strip()
-        except OSError:
-            continue
-        if most.isdigit():
-            free = min(free, max(0, int(most) - int(now)))
-    return free
 
 
 def _index(release: Release) -> Finding:
@@ -163,19 +146,6 @@ def _compiler() -> Finding:
             return Finding("C compiler", State.OK, f"{path} (no build needs it; Triton does, when vLLM runs)")
     text = "none: no build needs it, but Triton compiles a small launcher with it when vLLM first runs"
     return Finding("C compiler", State.NOTE, text, "sudo apt install gcc, or your system's")
-
-
-def _nix() -> Finding:
-    path = shutil.which("nix")
-    if not path:
-        return Finding("Nix", State.NOTE, "absent (only the nix and flox builders need it)")
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    needed = ".".join(map(str, MINIMUM_NIX))
-    if _numbers(told.split()[-1] if told else "0") < MINIMUM_NIX:
-        return Finding(
-            "Nix", State.NOTE, f"{told} is too old: the pinned nixpkgs needs {needed}", "nix upgrade-nix"
-        )
-    return Finding("Nix", State.OK, f"{told} ({path})")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

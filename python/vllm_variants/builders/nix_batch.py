@@ -13,7 +13,7 @@ from vllm_variants.builders import Request, Say, build_logs, display, nix_run
 from vllm_variants.builders.build_logs import BuildLogs
 from vllm_variants.builders.finishing import Finisher
 from vllm_variants.builders.nix import Options, Show
-from vllm_variants.builders.nix_command import Nix
+from vllm_variants.builders.nix_command import Configuration, Nix
 from vllm_variants.builders.nix_eval import Derivation, Refusal
 from vllm_variants.builders.nix_events import Event
 from vllm_variants.builders.nix_failures import failure, out_of_memory
@@ -41,6 +41,7 @@ class Batch:
         self._blame: dict[str, Blame] = {}
         self._attempt = 1
         self._watch: Watch | None = None
+        self._configured = Configuration()
 
     def run(self, found: Sequence[Derivation | Refusal]) -> list[Outcome]:
         """Build and finish everything that evaluated; outcomes in the order of `found`."""
@@ -68,6 +69,7 @@ class Batch:
     def _build(self) -> None:
         plan = self._plan()
         self._say(plan.sentence())
+        self._warn()
         with BuildLogs(build_logs.new_folder(self._options.logs), _names(self._pending.values())) as logs:
             self._say(f"full logs: {logs.folder}")
             for attempt in range(1, self._options.retries + 2):
@@ -79,6 +81,14 @@ class Batch:
                     return
             for derivation in list(self._pending.values()):
                 self._end(self._failed(derivation, plan, logs))
+
+    def _warn(self) -> None:
+        """Say what is known to go wrong, before hours are spent."""
+        from vllm_variants import nix_findings
+
+        for finding in nix_findings.before_build(self._nix, self._configured, len(self._pending)):
+            if finding.mend:
+                self._say(f"note: {finding.about}: {finding.text}\n  mend: {finding.mend}")
 
     def _rounds(self, plan: Plan, logs: BuildLogs) -> None:
         """Build what is pending; go on with the rest where Nix gave up on all because of some.
@@ -139,10 +149,10 @@ class Batch:
 
     def _refuse_foreign(self) -> None:
         """End what no machine here can build and no cache has; Nix would give up on all because of it."""
-        if self._nix.store or not self._pending:
+        if not self._pending:
             return
-        configured = self._nix.configuration()
-        if not configured.settings:
+        configured = self._configured = self._nix.configuration()
+        if self._nix.store or not configured.settings:
             return
         for derivation in list(self._pending.values()):
             system = derivation.request.variant.system
