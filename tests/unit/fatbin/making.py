@@ -52,8 +52,8 @@ class Made:
         return header.ljust(self.header_size, b"\xee") + payload
 
 
-def cubin(word: str, size: int = 0) -> Made:
-    """A cubin that cuobjdump accepts, of at least `size` bytes; its filling tells targets apart."""
+def cubin(word: str, size: int = 900) -> Made:
+    """A cubin that cuobjdump accepts, of `size` bytes or a little more; its filling tells targets apart."""
     valid = empty_cubin(Target.parse(word))
     filling = (word.encode() + b" machine code ") * (size // (len(word) + 14) + 1)
     return Made(word, valid + filling[: max(size - len(valid), 0)])

@@ -360,6 +360,18 @@ def test_stripping_before_slimming_works(loadable: Path) -> None:
     assert load(loadable) == "42 50ed55ba behind the code"
 
 
+def test_strip_refuses_a_slimmed_library_and_leaves_it_whole(loadable: Path) -> None:
+    """The program headers lie behind the sections, and binutils has no room for them in front."""
+    slim_file(loadable, HOPPER)
+    before = loadable.read_bytes()
+
+    told = subprocess.run(["strip", str(loadable)], capture_output=True, text=True, check=False)
+
+    if told.returncode:
+        assert loadable.read_bytes() == before
+    assert load(loadable) == "42 50ed55ba behind the code"
+
+
 def test_the_loader_maps_no_dropped_page(loadable: Path) -> None:
     slim_file(loadable, HOPPER)
 

@@ -1,0 +1,237 @@
+"""Audits: what is counted, what is judged, and what a release's expectations add."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import toml
+from making import Made, capabilities, container, cubin, library, ptx, section
+
+from vllm_variants import matrix
+from vllm_variants.audit import Verdict, audit_tree, collect
+from vllm_variants.audit import expectations as expected
+from vllm_variants.audit.derive import derive
+from vllm_variants.audit.expectations import Expectations
+from vllm_variants.audit.report import AuditReport
+from vllm_variants.audit.why import why
+from vllm_variants.capability import Capability, Fit
+from vllm_variants.errors import InputError, MissingError, UsageError
+from vllm_variants.fatbin.slim import slim_tree
+from vllm_variants.fatbin.source import mapped
+
+(HOPPER,) = capabilities("9.0")
+(ADA,) = capabilities("8.9")
+CODE = section(
+    [cubin("sm_80", 90_000), cubin("sm_90", 9000)],
+    [cubin("sm_80", 90_000), ptx("compute_80", 5000)],
+    [cubin("sm_90a", 80_000)],
+    [cubin("sm_120a", 80_000)],
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "tree" / "vllm").mkdir(parents=True)
+    library(tmp_path / "tree" / "vllm" / "_C.abi3.so", CODE)
+    (tmp_path / "tree" / "vllm" / "text.py").write_text("x" * 9000)
+    return tmp_path / "tree"
+
+
+def found(report: AuditReport) -> list[tuple[str, str]]:
+    return [(str(finding.verdict), finding.what) for finding in report.findings]
+
+
+def test_containers_are_counted_by_their_best_image(tree: Path) -> None:
+    (audited,) = audit_tree(tree, HOPPER).libraries
+
+    assert audited.fits == {Fit.NATIVE: 2, Fit.JIT: 1, Fit.NONE: 1}
+    assert audited.containers == 4
+    assert audited.runs == 2
+    assert [str(each.target) for each in audited.jit] == ["8.0"]
+    assert audited.foreign > 90_000 + 90_000 + 80_000
+    counted = {f"{kind} {target}": held.images for (kind, target), held in audited.held.items()}
+    assert counted == {"cubin 8.0": 2, "cubin 9.0": 1, "cubin 9.0a": 1, "cubin 12.0a": 1, "ptx 8.0": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        (section([cubin("sm_90", 9000)]), Verdict.PASS),
+        (section([cubin("sm_90")], [ptx("compute_80", 900)]), Verdict.JIT),
+        (section([cubin("sm_90"), cubin("sm_80", 90_000)], [ptx("compute_80")]), Verdict.FOREIGN),
+        (section([cubin("sm_90"), cubin("sm_80", 300)]), Verdict.PASS),  # less than a hole: nothing to gain
+        (b"\x07" * 400, Verdict.MISSING),  # unreadable
+    ],
+)
+def test_the_verdict_is_the_worst_finding(tmp_path: Path, code: bytes, verdict: Verdict) -> None:
+    library(tmp_path / "made.so", code)
+
+    report = audit_tree(tmp_path, HOPPER)
+
+    assert report.verdict is verdict
+    assert report.passed == (verdict is not Verdict.MISSING)
+
+
+def test_without_a_device_there_is_no_verdict(tree: Path) -> None:
+    report = audit_tree(tree, None)
+
+    assert report.verdict is None
+    assert report.passed
+    assert report.libraries[0].device_bytes > 300_000
+
+
+def test_a_slimmed_tree_has_nothing_foreign_and_its_stubs_are_no_code(tree: Path) -> None:
+    before = audit_tree(tree, HOPPER).libraries[0]
+    slim_tree(tree, [HOPPER], jobs=1)
+
+    (after,) = audit_tree(tree, HOPPER).libraries
+    elsewhere = audit_tree(tree, Capability(12, 0)).libraries[0]
+
+    assert after.foreign == 0
+    assert after.stubs == 1
+    assert (after.fits, after.containers) == (before.fits, before.containers)
+    assert elsewhere.runs == 0  # the stub of 12.0a is no machine code
+
+
+def test_a_stray_image_of_the_compilers_default_is_counted(tmp_path: Path) -> None:
+    library(
+        tmp_path / "made.so", section([cubin("sm_52"), ptx("compute_52")], [cubin("sm_90"), cubin("sm_52")])
+    )
+
+    assert audit_tree(tmp_path, HOPPER).libraries[0].stray == 1
+
+
+def test_what_is_unknown_is_named(tmp_path: Path) -> None:
+    library(tmp_path / "made.so", section([Made("sm_90", b"lto", code=8), cubin("sm_90")]))
+
+    (audited,) = audit_tree(tmp_path, HOPPER).libraries
+
+    assert len(audited.unknown) == 1
+    assert "kind 0x8" in audited.unknown[0]
+    assert audited.fits == {Fit.NATIVE: 1}
+
+
+def test_containers_elsewhere_are_counted_apart(tmp_path: Path) -> None:
+    tables = b"table..." + container(cubin("sm_100", 9000)) + b"table" + container(cubin("sm_90", 500))
+    library(tmp_path / "made.so", section([cubin("sm_90")]), more={".cask_resource": tables})
+
+    (audited,) = audit_tree(tmp_path, HOPPER).libraries
+
+    scattered = audited.scattered[".cask_resource"]
+    assert (scattered.containers, scattered.foreign) == (2, 9064)
+    assert audited.containers == 1
+
+
+def expectations(text: str) -> Expectations:
+    read = expected.read(toml.loads(text), "0.0.0", "x86_64-linux")
+    assert read
+    return read
+
+
+SAME_WHEEL = (
+    '[x86_64-linux."vllm/_C.abi3.so"]\ncontainers = 4\nsm89 = [2, 0]\nsm90 = [2, 1]\nsm120 = [1, 1]\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "what"),
+    [
+        (SAME_WHEEL, "9.0", None),
+        (SAME_WHEEL, "8.9", None),
+        (SAME_WHEEL.replace("[2, 1]", "[4, 0]"), "9.0", "1 of 4 containers have nothing for sm90"),
+        (SAME_WHEEL.replace("[2, 1]", "[3, 0]"), "9.0", "1 containers lost their machine code"),
+        (SAME_WHEEL.replace("= 4", "= 9").replace("[2, 1]", "[7, 0]"), "9.0", None),  # compiled for one SM
+        (SAME_WHEEL.replace("= 4", "= 9").replace("[1, 1]", "[7, 0]"), "10.0", None),  # nothing expected
+        (SAME_WHEEL.replace("= 4", "= 9") + "sm70 = [5, 0]\n", "7.0", "nothing in it runs on sm70"),
+        (SAME_WHEEL.replace("_C.abi3", "_other"), "9.0", "is not there"),
+    ],
+)
+def test_expectations_say_what_is_missing(tree: Path, text: str, device: str, what: str | None) -> None:
+    report = audit_tree(tree, Capability.parse(device), expectations(text))
+
+    assert [f.what for f in report.findings if f.verdict is Verdict.MISSING] == ([what] if what else [])
+    assert report.passed == (what is None)
+
+
+def test_a_tree_slimmed_to_another_device_fails(tree: Path) -> None:
+    slim_tree(tree, [Capability(8, 0)], jobs=1)
+
+    report = audit_tree(tree, HOPPER, expectations(SAME_WHEEL))
+
+    assert report.verdict is Verdict.MISSING
+
+
+def test_every_release_of_the_matrix_has_expectations_for_every_variant() -> None:
+    rows = matrix.load()
+    for release in rows.releases:
+        for variant in rows.variants.values():
+            known = expected.load(release, variant.system)
+            assert known, (release, variant.system)
+            usable = {
+                name: each.by_sm[variant.capability.sm].usable for name, each in known.libraries.items()
+            }
+            assert usable["vllm/_C.abi3.so"] > 0
+            flash3 = usable["vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"]
+            assert bool(flash3) == (variant.capability.major in ((9,) if release == "0.13.0" else (8, 9)))
+
+
+def test_expectations_are_derived_from_wheels(tmp_path: Path, tree: Path) -> None:
+    wheel = tmp_path / "vllm-0.0.0-cp38-abi3-manylinux_x86_64.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tree / "vllm" / "_C.abi3.so", "vllm/_C.abi3.so")
+
+    text = derive([wheel], capabilities("8.9", "9.0", "12.0"))
+
+    assert toml.loads(text) == toml.loads(SAME_WHEEL)
+    assert f"audit --derive {wheel.name} > expectations/0.0.0.toml" in text
+    assert audit_tree(tree, HOPPER, expectations(text)).passed
+
+
+def test_deriving_wants_the_wheels_of_one_release(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one release"):
+        derive([tmp_path / "vllm-1.0.0-x.whl", tmp_path / "vllm-2.0.0-x.whl"], [HOPPER])
+
+
+def test_a_wheel_and_a_tree_give_the_same_audit(tmp_path: Path, tree: Path) -> None:
+    wheel = tmp_path / "made.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tree / "vllm" / "_C.abi3.so", "vllm/_C.abi3.so")
+
+    assert collect([wheel], HOPPER) == collect([tree], HOPPER)
+
+
+def test_names_of_one_inode_are_counted_once(tree: Path) -> None:
+    (tree / "another.so").hardlink_to(tree / "vllm" / "_C.abi3.so")
+    (tree / "link.so").symlink_to("another.so")
+
+    assert len(collect([tree], HOPPER)) == 1
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="nothing does not exist"):
+        collect([tmp_path / "nothing"])
+
+
+def test_a_zip_that_is_none_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.whl"
+    broken.write_bytes(b"PK\x03\x04" + b"broken" * 99)
+
+    assert collect([broken]) == ()  # neither a wheel nor a library
+
+
+def test_why_groups_containers_and_gives_each_image_its_reason(tree: Path) -> None:
+    with mapped(tree / "vllm" / "_C.abi3.so") as source:
+        sets = why(source, ADA)
+
+    told = {str(each.as_dict()["runs"]): dict(each.reasons) for each in sets}
+    assert told["sm_80"]["sm_80"] == "runs: machine code for 8.0 suits later minors of major 8, here 8.9"
+    assert {each.containers for each in sets} == {1}
+    nothing = [dict(each.reasons) for each in sets if not each.choice]
+    assert {"sm_90a": "cannot run: `a` code is for exactly 9.0"} in nothing
+
+
+def test_why_refuses_what_is_no_library(tree: Path) -> None:
+    with mapped(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="no ELF64 library"):
+        why(source, ADA)
