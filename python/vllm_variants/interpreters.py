@@ -52,15 +52,18 @@ def find(minor: str, asked: Path | None = None) -> Interpreter:
 
 
 def _candidates(minor: str) -> Iterator[tuple[Path, str]]:
-    for folder in os.get_exec_path():
+    pyenv = [Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")]
+    for folder in map(Path, os.get_exec_path()):
+        if folder.name == "shims":
+            # A shim runs whatever version is current: ask pyenv's versions themselves, below.
+            pyenv.append(folder.parent)
+            continue
         for name in (f"python{minor}", "python3", "python"):
-            path = Path(folder, name)
-            # A pyenv shim runs whatever version is current: ask the versions themselves, below.
-            if path.is_file() and path.parent.name != "shims":
-                yield path, "on PATH"
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
-    for path in sorted(pyenv.glob(f"{minor}.*/bin/python"), key=_patch, reverse=True):
-        yield path, "under pyenv"
+            if (folder / name).is_file():
+                yield folder / name, "on PATH"
+    for root in dict.fromkeys(pyenv):
+        for path in sorted(root.glob(f"versions/{minor}.*/bin/python"), key=_patch, reverse=True):
+            yield path, "under pyenv"
     managed = _managed(minor)
     if managed:
         yield managed, "managed by uv"
