@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -10,10 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 from vllm_variants.errors import InputError, MissingError
+from vllm_variants.fatbin.slim import regular_files
 from vllm_variants.fatbin.source import Source, WheelMember, mapped
 
 _SMALLEST = 4096
 """Bytes; less cannot hold an ELF file with an image."""
+_TEXT = (".py", ".pyc", ".pyi", ".h", ".hpp", ".cuh", ".json", ".txt")
 
 
 def sources(path: Path, root: Path | None = None) -> Iterator[tuple[str, Source]]:
@@ -34,25 +35,19 @@ def sources(path: Path, root: Path | None = None) -> Iterator[tuple[str, Source]
 
 
 def _in_directory(folder: Path, root: Path) -> Iterator[tuple[str, Source]]:
-    seen: set[tuple[int, int]] = set()
-    for at, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(names):
-            file = Path(at, name)
-            status = file.lstat()
-            inode = status.st_dev, status.st_ino
-            if file.is_symlink() or not file.is_file() or status.st_size < _SMALLEST or inode in seen:
-                continue
-            seen.add(inode)
-            if name.endswith(".whl"):
-                yield from _in_wheel(file)
-            elif _is_elf(file):
-                with mapped(file) as source:
-                    yield str(file.relative_to(root)), source
+    files = [(names[0], size) for size, names in regular_files(folder).values()]
+    for name, size in sorted(files):
+        if size < _SMALLEST or name.endswith(_TEXT):
+            continue
+        if name.endswith(".whl"):
+            yield from _in_wheel(Path(name))
+        elif _is_elf(name):
+            with mapped(Path(name)) as source:
+                yield str(Path(name).relative_to(root)), source
 
 
-def _is_elf(file: Path) -> bool:
-    with file.open("rb") as stream:
+def _is_elf(name: str) -> bool:
+    with open(name, "rb") as stream:  # noqa: PTH123 - thousands of them
         return stream.read(4) == b"\x7fELF"
 
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import lru_cache
 
 from vllm_variants.capability import Capability, Kind, Target
 from vllm_variants.fatbin.source import Malformed, Source, find_all, next_nonzero
@@ -41,6 +42,15 @@ class Flag(IntFlag):
 
 
 _KNOWN_FLAGS = sum(Flag)
+_LZ4, _ZSTD = int(Flag.LZ4), int(Flag.ZSTD)  # plain numbers: there are tens of thousands of images
+_COMPRESSIONS = {0: "none", _LZ4: "lz4", _ZSTD: "zstd", _LZ4 | _ZSTD: "zstd"}
+_SUFFIXES = int(Flag.ARCHITECTURE_SPECIFIC | Flag.FAMILY_SPECIFIC)
+
+
+@lru_cache(maxsize=1024)
+def _target(architecture: int, flags: int) -> Target:
+    suffix = "f" if flags & Flag.FAMILY_SPECIFIC else "a" if flags & Flag.ARCHITECTURE_SPECIFIC else ""
+    return Target(Capability(*divmod(architecture, 10)), suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +79,12 @@ class Image:
     @property
     def target(self) -> Target:
         """What it was compiled for."""
-        suffix = "a" if self.flags & Flag.ARCHITECTURE_SPECIFIC else ""
-        suffix = "f" if self.flags & Flag.FAMILY_SPECIFIC else suffix
-        return Target(Capability(*divmod(self.architecture, 10)), suffix)
+        return _target(self.architecture, self.flags & _SUFFIXES)
 
     @property
     def compression(self) -> str:
         """How the payload is stored: `lz4`, `zstd` or `none`."""
-        if self.flags & Flag.ZSTD:
-            return "zstd"
-        return "lz4" if self.flags & Flag.LZ4 else "none"
+        return _COMPRESSIONS[self.flags & (_LZ4 | _ZSTD)]
 
     @property
     def original_size(self) -> int:
