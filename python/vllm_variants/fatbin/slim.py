@@ -132,7 +132,8 @@ def _slimmed(
         for size, names in work:
             yield size, names, slim(names[0])
         return
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("forkserver")  # safe beside the threads of a progress display
+    context.set_forkserver_preload(["__main__", "vllm_variants.fatbin.library"])
     with ProcessPoolExecutor(min(jobs, len(work)), context) as pool:
         futures = {pool.submit(slim, names[0]): (size, names) for size, names in work}
         try:
