@@ -1,22 +1,15 @@
-"""What every built variant goes through before it counts: fetched, audited, linked, pushed.
-
-A store path never changes, so an audit that passed is remembered by path and not done again.
-"""
+"""What every built variant goes through before it counts: fetched, audited, linked, pushed."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vllm_variants import __version__, results
-from vllm_variants.builders import Request, Say
-from vllm_variants.builders.build_logs import state_folder
+from vllm_variants.builders import Request, Say, closure_audit
 from vllm_variants.builders.nix_command import Nix
 from vllm_variants.builders.nix_failures import transfer_failure
-from vllm_variants.errors import AuditError, Error, InputError, UsageError
+from vllm_variants.errors import Error, UsageError
 from vllm_variants.results import Result
 
 
@@ -59,15 +52,9 @@ class Finisher:
         """
         if self.nix.store:
             self._fetch(request, out)
-        result = results.read(Path(out))
-        told = result.manifest.variant
-        if told != request.name or result.manifest.release != request.release.name:
-            raise InputError(
-                f"{out} says it is {told} of release {result.manifest.release}, not {request.name} "
-                f"of {request.release.name}",
-                mend="the flake and this vllm-variants are of different versions: use those of one checkout",
-            )
-        report = self._audit(request, result, say)
+        result = closure_audit.identified(request, Path(out))
+        closure = [Path(path) for path in self.nix.requisites(out)]
+        report = closure_audit.audited(request, result, closure, say)
         self._link(request, out)
         return result, report
 
@@ -94,33 +81,6 @@ class Finisher:
         if told.status:
             text = f"{request.variant.short} was built in {self.nix.store}, but not fetched"
             raise transfer_failure(text, told.error)
-
-    def _audit(self, request: Request, result: Result, say: Say) -> Path:
-        """Audit the output with all it needs at run time; the report's path. Raises `AuditError`."""
-        path = state_folder() / "audits" / f"{result.path.name}-{__version__}.json"
-        if path.exists():
-            return path
-        from vllm_variants import audit
-        from vllm_variants.audit import expectations
-
-        known = expectations.load(request.release.name, request.variant.system)
-        closure = [Path(p) for p in sorted(self.nix.requisites(str(result.path)))]
-        device = request.variant.capability
-        report = audit.judge((str(result.path),), audit.collect(closure, device), device, known)
-        short = request.variant.short
-        if not report.passed:
-            missing = [f for f in report.findings if f.verdict is audit.Verdict.MISSING]
-            more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
-            raise AuditError(
-                f"{short} is built, but not linked: {missing[0].library}: {missing[0].what}{more}",
-                mend=f"vllm-variants audit {result.path} --closure shows every library",
-            )
-        say(f"{short}: audit: {report.verdict} for {report.capability} in all {len(closure)} store paths")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
-        return path
 
     def _link(self, request: Request, out: str) -> None:
         link = request.link.absolute()

@@ -109,9 +109,9 @@ class Tracker:
                 self.errors.append(event.text)
         return None
 
-    def build_of(self, id: int) -> Build | None:
-        """The running build of an activity."""
-        return self._running.get(id)
+    def adopt(self, id: int, build: Build) -> None:
+        """Count a build that no event started as the running one of activity `id`."""
+        self.builds[build.drv] = self._running[id] = build
 
     def _start(self, event: Started) -> Build | Copy | None:
         if event.kind is Activity.BUILD and event.fields:

@@ -1,4 +1,4 @@
-"""One `nix build` of many derivations: its events read as they come, its end, its interruption."""
+"""One run of a builder's program: its events read as they come, its end, its interruption."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import selectors
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from vllm_variants.builders.nix_events import Event, parse
 
@@ -15,8 +16,18 @@ TICK = 0.25  # seconds between two looks when Nix is silent
 GRACE = 15.0  # seconds that Nix has to stop its builders
 
 
-def run(command: Sequence[str], take: Callable[[Event], None], tick: Callable[[], None]) -> int:
+def run(
+    command: Sequence[str],
+    take: Callable[[Event], None],
+    tick: Callable[[], None],
+    *,
+    folder: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: bool = False,
+) -> int:
     """Run `command`, feed each event of its stderr to `take`, call `tick` often; the exit status.
+
+    `folder` and `env` are its own; with `stdout` what it writes there is read as well.
 
     Whatever ends this early (Ctrl-C, a defect) stops Nix first, and with it its local builders: Nix
     is in a process group of its own, so that it hears one signal and no second.
@@ -24,21 +35,23 @@ def run(command: Sequence[str], take: Callable[[Event], None], tick: Callable[[]
     process = subprocess.Popen(
         list(command),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
+        stderr=subprocess.STDOUT if stdout else subprocess.PIPE,
+        cwd=folder,
+        env=env,
         start_new_session=True,
     )
+    talk = process.stdout if stdout else process.stderr
+    assert talk is not None
     try:
-        assert process.stderr is not None
-        for line in _lines(process.stderr.fileno(), tick):
+        for line in _lines(talk.fileno(), tick):
             event = parse(line)
             if event:
                 take(event)
         return process.wait()
     finally:
         _stop(process)
-        if process.stderr:
-            process.stderr.close()
+        talk.close()
 
 
 def _lines(reading: int, tick: Callable[[], None]) -> Iterator[str]:

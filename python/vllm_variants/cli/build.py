@@ -50,7 +50,7 @@ def build(
     retries: Annotated[int, _option("N", "nix, flox: try what failed again, so many times.", least=0)] = 0,
     logs: Annotated[Path | None, _option("DIR", "nix, flox: keep the full logs there.")] = None,
     cores: Annotated[
-        int | None, _option("N", "nix: compile jobs a build; computed from memory if absent.", least=1)
+        int | None, _option("N", "nix, flox: compile jobs a build; computed from memory if absent.", least=1)
     ] = None,
     max_jobs: Annotated[int | None, _option("N", "nix: builds at once; computed if absent.", least=0)] = None,
     flake: Annotated[str | None, _option("REF", "nix: the flake; this checkout if absent.")] = None,
@@ -78,13 +78,8 @@ def build(
         "--no-slim": not slim,
         "--keep-ptx": keep_ptx,
     }
-    source: dict[str, object] = {"--retries": retries, "--logs": logs}
-    only_nix: dict[str, object] = {
-        "--cores": cores,
-        "--max-jobs": max_jobs,
-        "--flake": flake,
-        "--builders": builders,
-    }
+    source: dict[str, object] = {"--retries": retries, "--logs": logs, "--cores": cores}
+    only_nix: dict[str, object] = {"--max-jobs": max_jobs, "--flake": flake, "--builders": builders}
     only_nix |= {"--override-input": override_input, "--nix-option": nix_option, "--store": store}
     only_nix |= {"--push": push, "--signing-key": signing_key}
     _refuse(via, {Via.WHEELS: only_wheels, Via.NIX: {**source, **only_nix}, Via.FLOX: source})
@@ -94,14 +89,14 @@ def build(
     if not links.is_dir():
         raise UsageError(f"there is no folder {links} for the links", mend=f"make it: mkdir -p {links}")
     requests = [Request(variant, chosen, links, index, python, slim, keep_ptx) for variant in wanted]
+    options = building.options(cores, max_jobs, keep_going, retries, logs, push, signing_key)
     with BatchReport(requests, as_json, jsonl, junit, summary) as report:
         if via is Via.WHEELS:
             building.wheels(requests, keep_going, report)
         elif via is Via.FLOX:
-            building.flox(requests, keep_going, retries, logs, report)
+            building.flox(requests, options, report)
         else:
             how = building.NixChoices(flake, override_input or [], nix_option or [], builders, store)
-            options = building.options(cores, max_jobs, keep_going, retries, logs, push, signing_key)
             building.nix(requests, how, options, report)
 
 

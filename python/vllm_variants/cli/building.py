@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_variants.builders import Request
@@ -79,11 +79,15 @@ def nix(requests: Sequence[Request], how: NixChoices, options: Options, report: 
     NixBuilder(found, options, show).build_all(requests, say, report.take)
 
 
-def flox(
-    requests: Sequence[Request], keep_going: bool, retries: int, logs: Path | None, report: BatchReport
-) -> None:
+def flox(requests: Sequence[Request], options: Options, report: BatchReport) -> None:
     """Build one variant after the other with `flox build`."""
-    raise UsageError("not yet")
+    from vllm_variants.builders import display
+    from vllm_variants.builders import flox as builder
+
+    found = builder.find(options.cores, options.retries, options.logs)
+    if err.is_terminal:
+        found = replace(found, show=lambda view: display.Board(view, err))
+    found.build_all(requests, say, report.take, keep_going=options.keep_going)
 
 
 def _skip(requests: Sequence[Request], report: BatchReport) -> None:

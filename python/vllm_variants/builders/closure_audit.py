@@ -1,0 +1,60 @@
+"""Audit a built output with all it needs at run time, once: a store path never changes.
+
+A report that passed is kept under the output's name; the output itself is read-only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from vllm_variants import __version__, results
+from vllm_variants.builders import Request, Say
+from vllm_variants.builders.build_logs import state_folder
+from vllm_variants.errors import AuditError, Error, InputError
+from vllm_variants.results import Result
+
+
+def identified(request: Request, out: Path) -> Result:
+    """The result at `out`; `InputError` when it is not what was asked for."""
+    result = results.read(out)
+    told, release = result.manifest.variant, result.manifest.release
+    if (told, release) != (request.name, request.release.name):
+        raise InputError(
+            f"{out} says it is {told} of release {release}, not {request.name} of {request.release.name}",
+            mend="the flake and this vllm-variants are of different versions: use those of one checkout",
+        )
+    return result
+
+
+def audited(request: Request, result: Result, closure: Iterable[Path], say: Say) -> Path:
+    """The path of the report on `closure`, which the result is part of. Raises `AuditError`."""
+    from vllm_variants import audit
+    from vllm_variants.audit import expectations
+
+    known = expectations.load(request.release.name, request.variant.system)
+    expected = hashlib.sha256(repr(known).encode()).hexdigest()[:8]
+    path = state_folder() / "audits" / f"{result.path.name}-{__version__}-{expected}.json"
+    if path.exists():
+        return path
+    paths = sorted(closure)
+    if result.path not in paths:
+        raise Error(f"Nix does not know what {result.path} needs, so it cannot be audited")
+    short, device = request.variant.short, request.variant.capability
+    report = audit.judge((str(result.path),), audit.collect(paths, device), device, known)
+    if not report.passed:
+        missing = [f for f in report.findings if f.verdict is audit.Verdict.MISSING]
+        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
+        raise AuditError(
+            f"{short} is built, but not linked: {missing[0].library}: {missing[0].what}{more}",
+            mend=f"vllm-variants audit {result.path} --closure shows every library",
+        )
+    say(f"{short}: audit: {report.verdict} for {device} in all {len(paths)} store paths")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+    return path

@@ -1,0 +1,126 @@
+"""`vllm-variants build --via flox`, end to end. Flox itself cannot be had here: a script stands for it
+that builds the same derivation with real Nix, prints what Nix prints, and leaves Flox's link."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from farm import Farm, Run, farm
+
+from vllm_variants import flox, matrix
+
+pytestmark = pytest.mark.nix
+
+FLOX = """#!/bin/sh
+# flox build NAME: in the checkout, into ./result-NAME, with the settings of NIX_CONFIG
+[ "$1" = build ] || exit 9
+echo "$NIX_CONFIG" > {seen}
+exec nix build -L --no-write-lock-file --override-input nixpkgs 'path:{model}' --out-link "result-$2" \\
+  "path:$PWD#legacyPackages.x86_64-linux.releases.\\"0.13.0\\".${{2##*-}}"
+"""
+
+
+class Checkout:
+    """A git checkout with Flox's expressions and a `flox` on PATH."""
+
+    def __init__(self, here: Farm, model: str) -> None:
+        self.farm, self.root = here, here.checkout
+        if not shutil.which("git"):
+            pytest.skip("there is no git here")
+        for path, text in flox.expressions(matrix.load()).items():
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_text(text)
+        self.git("init", "-q")
+        self.git("add", ".")
+        programs = here.root / "programs"
+        programs.mkdir()
+        self.program = programs / "flox"
+        self.program.write_text(FLOX.format(model=model, seen=here.root / "seen"))
+        self.program.chmod(0o755)
+        here.environment["PATH"] = f"{programs}:{here.environment['PATH']}"
+
+    def git(self, *arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=self.root, check=True, capture_output=True)
+
+    def build(self, *arguments: str) -> Run:
+        command = [sys.executable, "-m", "vllm_variants", "build", "--via", "flox", "--json"]
+        command += ["--links", str(self.farm.links), "--logs", str(self.farm.root / "logs"), *arguments]
+        env = {**self.farm.environment, "PYTHONPATH": str(self.root / "python")}
+        told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        return Run(told.returncode, told.stdout, told.stderr)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Farm:
+    return farm(tmp_path)
+
+
+def test_a_variant_is_built_audited_and_linked(here: Farm) -> None:
+    checkout = Checkout(here, str(here.model()))
+    run = checkout.build("sm90", "--cores", "3")
+    assert run.status == 0, run.err
+    fact = run.facts["sm90"]
+    assert fact["how"] == "built"
+    assert here.link("sm90").resolve() == (checkout.root / here.link("sm90").name).resolve()
+    assert json.loads(Path(fact["audit"]).read_text())["verdict"] == "pass"
+    assert "[12/12] Building CUDA object" in here.log("sm90")
+    assert "with 3 cores" in here.log("sm90")
+    settings = (here.root / "seen").read_text()
+    assert "cores = 3" in settings
+    assert "sandbox = false" in settings, "what the person had set is gone"
+
+
+def test_a_failure_tells_phase_objects_and_the_line_that_tells_most(here: Farm) -> None:
+    checkout = Checkout(here, f"{here.model()}?dir=behaviour/failing")
+    run = checkout.build("sm89", "sm90")
+    assert run.status == 1
+    assert run.facts["sm90"]["status"] == "built"
+    assert run.facts["sm89"]["reason"].startswith("sm89 failed at object 58 of 406: csrc/attention")
+    assert "mma_m16n8k16" in run.err
+    assert not here.link("sm89").exists()
+
+
+def test_without_keep_going_the_rest_is_skipped(here: Farm) -> None:
+    checkout = Checkout(here, f"{here.model()}?dir=behaviour/failing")
+    run = checkout.build("sm89", "sm90", "--no-keep-going")
+    assert run.facts["sm90"]["status"] == "skipped"
+
+
+def test_no_flox_is_a_sentence(here: Farm) -> None:
+    checkout = Checkout(here, str(here.model()))
+    checkout.program.unlink()
+    run = checkout.build("sm90")
+    assert run.status == 4
+    assert "there is no flox on PATH" in run.err
+    assert "--via nix" in run.err
+
+
+def test_a_tree_without_git_is_a_sentence(here: Farm) -> None:
+    checkout = Checkout(here, str(here.model()))
+    shutil.rmtree(checkout.root / ".git")
+    run = checkout.build("sm90")
+    assert run.status == 2, run.err
+    assert "is no git checkout" in run.err
+
+
+def test_an_untracked_expression_is_a_sentence(here: Farm) -> None:
+    checkout = Checkout(here, str(here.model()))
+    name = f"{here.link('sm90').name.removeprefix('result-')}.nix"
+    checkout.git("rm", "-q", "--cached", f".flox/pkgs/{name}")
+    run = checkout.build("sm90")
+    assert run.status == 2
+    assert f"git does not track .flox/pkgs/{name}" in run.err
+    assert f"git add .flox/pkgs/{name}" in run.err
+
+
+def test_another_release_is_a_sentence(here: Farm) -> None:
+    checkout = Checkout(here, str(here.model()))
+    run = checkout.build("sm90", "--release", "0.11.2")
+    assert run.status == 2
+    assert "the default release only, not of 0.11.2" in run.err
+    assert not (here.root / "seen").exists(), "Flox was started all the same"
