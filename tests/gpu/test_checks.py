@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_variants.verify import preflight, running, verdicts
+from vllm_variants.verify import preflight, processes, running, verdicts
 from vllm_variants.verify.expectations import Check
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def test_check(subject: Subject, check: Check, cards: tuple[str, ...], seed: int) -> None:
     """The outcome is what this SM must show with this release."""
     manifest = subject.result.manifest
-    whole = running.Subject(subject.result.python, preflight.facts(subject.result), cards)
-    (outcome,) = running.run(whole, [check], seed=seed)
+    whole = processes.Subject(subject.result.python, preflight.facts(subject.result), cards)
+    (outcome,) = running.run(whole, [check], running.Plan(seed))
     judged = verdicts.judge(check, outcome, release=manifest.release, sm=manifest.capability.sm)
     if judged.verdict in (verdicts.Verdict.SKIPPED, verdicts.Verdict.OPEN):
         pytest.skip(judged.sentence)

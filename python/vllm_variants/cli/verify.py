@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vllm_variants.results import Result
     from vllm_variants.verify.comparison import Compared
     from vllm_variants.verify.expectations import Check
-    from vllm_variants.verify.running import Subject
+    from vllm_variants.verify.processes import Subject
+    from vllm_variants.verify.running import Plan
     from vllm_variants.verify.verdicts import Judged
 
 
@@ -45,6 +46,9 @@ def verify(
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
     logs: Annotated[Path | None, typer.Option("--logs", help="Keep the checks' logs in this folder.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The inputs' seed; a fresh one else.")] = None,
+    together: Annotated[
+        int, typer.Option("--together", min=1, help="So many checks share the GPU: faster, coarser times.")
+    ] = 1,
     listed: Annotated[bool, typer.Option("--list", help="Say what each check proves, and where.")] = False,
     release: ReleaseName = None,
     as_json: Json = False,
@@ -54,7 +58,7 @@ def verify(
     Every kernel's output is held against a float64 reference on random inputs. Exit code 5: a check
     failed, or none could run; 3: this machine has no GPU, or another one, or too old a driver.
     """
-    from vllm_variants.verify import expectations
+    from vllm_variants.verify import expectations, running
 
     checks = expectations.select(expectations.read(), only or ())
     if listed:
@@ -67,7 +71,8 @@ def verify(
     if other:
         _compare(found, other, checks, seed, logs, as_json)
     else:
-        _check(found, checks, seed, logs, junit, as_json)
+        plan = running.Plan(seed, together=together, logs=logs)
+        _check(found, checks, plan, junit, as_json)
 
 
 def _show(rows: Table) -> None:
@@ -117,9 +122,7 @@ def _machine(found: Result) -> tuple[Subject, dict[str, Any]]:
     return preflight.subject(found, fitting), about
 
 
-def _check(
-    found: Result, checks: Any, seed: int, logs: Path | None, junit: Path | None, as_json: bool
-) -> None:
+def _check(found: Result, checks: Sequence[Check], plan: Plan, junit: Path | None, as_json: bool) -> None:
     from vllm_variants.verify import reports, running, verdicts
 
     subject, about = _machine(found)
@@ -128,7 +131,7 @@ def _check(
     say(f"{about['gpu']['name']}, driver {about['driver']}: {len(checks)} checks of {about['variant']}")
     judged: list[Judged] = []
     with err.status("starting …") as status:
-        for outcome in running.run(subject, checks, seed=seed, logs=logs):
+        for outcome in running.run(subject, checks, plan):
             one = verdicts.judge(by_name[outcome["check"]], outcome, release=release, sm=sm)
             judged.append(one)
             err.print(reports.line(one), markup=False) if as_json else None
@@ -136,10 +139,10 @@ def _check(
     if junit:
         reports.junit(judged, about["variant"], junit)
     if as_json:
-        print_json(reports.document(judged, {**about, "seed": seed}))
+        print_json(reports.document(judged, {**about, "seed": plan.seed}))
     else:
         _show(_table(judged))
-    _conclude(judged, str(found.manifest.capability), seed)
+    _conclude(judged, str(found.manifest.capability), plan.seed)
 
 
 def _table(judged: list[Judged]) -> Table:
@@ -172,15 +175,15 @@ def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
 def _compare(
     found: Result, other: Result, checks: Sequence[Check], seed: int, logs: Path | None, as_json: bool
 ) -> None:
-    from vllm_variants.verify import comparison, preflight, running
+    from vllm_variants.verify import comparison, preflight, processes, running
 
     subject, about = _machine(found)
-    rival = running.Subject(other.python, preflight.facts(other), subject.gpus)
+    rival = processes.Subject(other.python, preflight.facts(other), subject.gpus)
     folders = (logs / "this", logs / "other") if logs else (None, None)
     pairs = zip(
         # One after the other, check by check: neither has the GPU while the other is timed.
-        running.run(subject, checks, seed=seed, ahead=1, logs=folders[0]),
-        running.run(rival, checks, seed=seed, ahead=1, logs=folders[1]),
+        running.run(subject, checks, running.Plan(seed, ahead=1, logs=folders[0])),
+        running.run(rival, checks, running.Plan(seed, ahead=1, logs=folders[1])),
         strict=True,
     )
     compared: list[Compared] = []

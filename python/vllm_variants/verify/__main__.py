@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.errors import Error, ExitCode
-from vllm_variants.verify import comparison, expectations, reports, running, verdicts
+from vllm_variants.verify import comparison, expectations, processes, reports, running, verdicts
 from vllm_variants.verify.expectations import Check
 
 
@@ -30,6 +30,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], help="a check, a group or a pattern")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--ahead", type=int, default=4, help="interpreters that load meanwhile")
+    parser.add_argument("--together", type=int, default=1, help="checks that share the GPU")
+    parser.add_argument("--time", type=float, default=float("inf"), help="seconds for the whole run")
     parser.add_argument("--logs", type=Path, help="a folder for the checks' logs")
     parser.add_argument("--against", type=Path, help="another interpreter: compare the two, bit by bit")
     parser.add_argument("--jsonl", type=Path, help="write the outcomes here, one line each")
@@ -42,11 +44,13 @@ def _write(file: Path | None, record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
 
 
-def _check(arguments: argparse.Namespace, subject: running.Subject, checks: Sequence[Check]) -> bool:
+def _check(arguments: argparse.Namespace, subject: processes.Subject, checks: Sequence[Check]) -> bool:
     by_name = {each.name: each for each in checks}
     judged = []
-    options = {"seed": arguments.seed, "ahead": arguments.ahead, "logs": arguments.logs}
-    for outcome in running.run(subject, checks, **options):
+    plan = running.Plan(
+        arguments.seed, arguments.ahead, arguments.together, arguments.time, logs=arguments.logs
+    )
+    for outcome in running.run(subject, checks, plan):
         check = by_name[outcome["check"]]
         one = verdicts.judge(check, outcome, release=arguments.release, sm=arguments.sm)
         judged.append(one)
@@ -63,11 +67,11 @@ def _check(arguments: argparse.Namespace, subject: running.Subject, checks: Sequ
     return summary.good
 
 
-def _compare(arguments: argparse.Namespace, subject: running.Subject, checks: Sequence[Check]) -> bool:
-    options = {"seed": arguments.seed, "ahead": 2}
-    other = running.Subject(arguments.against, subject.facts)
+def _compare(arguments: argparse.Namespace, subject: processes.Subject, checks: Sequence[Check]) -> bool:
+    plan = running.Plan(arguments.seed)
+    other = processes.Subject(arguments.against, subject.facts)
     compared = []
-    pairs = zip(running.run(subject, checks, **options), running.run(other, checks, **options), strict=True)
+    pairs = zip(running.run(subject, checks, plan), running.run(other, checks, plan), strict=True)
     for one, two in pairs:
         found = comparison.compare(one, two)
         compared.append(found)
@@ -84,7 +88,7 @@ def main() -> int:
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(1 << 31)
     checks = expectations.select(expectations.read(), arguments.only)
-    subject = running.Subject(arguments.python, json.loads(arguments.facts))
+    subject = processes.Subject(arguments.python, json.loads(arguments.facts))
     started = time.monotonic()
     good = (_compare if arguments.against else _check)(arguments, subject, checks)
     print(f"{time.monotonic() - started:.0f} seconds, seed {arguments.seed}")

@@ -9,7 +9,7 @@ from vllm_variants import results
 from vllm_variants.errors import InputError, MissingError, UnsupportedError
 from vllm_variants.gpus import Gpu, Machine
 from vllm_variants.results import Result
-from vllm_variants.verify.running import Subject
+from vllm_variants.verify.processes import Subject
 
 DETECT = "vllm-variants detect"
 

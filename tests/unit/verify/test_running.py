@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import stand_in
 
-from vllm_variants.verify import running
+from vllm_variants.verify import processes, running
 from vllm_variants.verify.expectations import Check, Support
 
 ANYWHERE = Support(None, frozenset())
@@ -35,8 +35,8 @@ def outcomes(
     tmp_path: Path, behaviour: dict[str, Any], checks: list[Check], **options: Any
 ) -> list[running.Outcome]:
     result = stand_in.make(tmp_path / "result", behaviour)
-    subject = running.Subject(result / "bin" / "python", {"vllm": "0.13.0"}, ("GPU-a", "GPU-b"))
-    return list(running.run(subject, checks, seed=7, **options))
+    subject = processes.Subject(result / "bin" / "python", {"vllm": "0.13.0"}, ("GPU-a", "GPU-b"))
+    return list(running.run(subject, checks, running.Plan(7, **options)))
 
 
 def test_an_answer_is_passed_on_as_it_is(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_interpreter_gets_name_seed_facts_and_gpu(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
     outcomes(tmp_path, {}, [check("norm.rms_norm"), check("all_reduce.custom", gpus=2)])
-    one, two = stand_in.seen(tmp_path / "result")
+    one, two = sorted(stand_in.seen(tmp_path / "result"), key=lambda each: each["check"], reverse=True)
     assert (one["check"], one["seed"], one["facts"]) == ("norm.rms_norm", "7", {"vllm": "0.13.0"})
     assert (one["devices"], two["devices"]) == ("GPU-a", "GPU-a,GPU-b")
     assert one["pythonpath"] is None
@@ -112,16 +112,16 @@ def test_a_limit_begins_with_the_turn_and_not_with_the_start(tmp_path: Path) -> 
 
 def test_nothing_outlives_an_interrupted_run(tmp_path: Path) -> None:
     result = stand_in.make(tmp_path / "result")
-    subject = running.Subject(result / "bin" / "python")
-    run = running.run(subject, [check(f"some.check{n}") for n in range(5)], seed=1, ahead=3)
+    subject = processes.Subject(result / "bin" / "python")
+    run = running.run(subject, [check(f"some.check{n}") for n in range(5)], running.Plan(1, ahead=3))
     next(run)
     run.close()
     assert not any(alive(each["pid"]) for each in stand_in.seen(result))
 
 
 def test_a_missing_interpreter_fails_every_check_in_order(tmp_path: Path) -> None:
-    subject = running.Subject(tmp_path / "nowhere" / "python")
-    found = list(running.run(subject, [check("a.a"), check("b.b")], seed=1))
+    subject = processes.Subject(tmp_path / "nowhere" / "python")
+    found = list(running.run(subject, [check("a.a"), check("b.b")], running.Plan(1)))
     assert [each["check"] for each in found] == ["a.a", "b.b"]
     assert all("does not start: No such file" in each["reason"] for each in found)
 
@@ -134,3 +134,35 @@ def test_logs_are_kept_on_request_and_named_where_a_check_failed(tmp_path: Path)
     assert found[0]["log"] == str(logs / "bad.one.log")
     assert "about to touch" in (logs / "bad.one.log").read_text()
     assert "log" not in found[1]
+
+
+def test_several_together_are_all_answered_and_a_bad_one_fails_alone(tmp_path: Path) -> None:
+    names = [f"some.check{n}" for n in range(9)]
+    behaviour = {"some.check4": {"does": "crash"}, "some.check7": {"does": "hang"}}
+    checks = [check(name, limit=2.0) for name in names]
+    started = time.monotonic()
+    found = outcomes(tmp_path, behaviour, checks, together=4, ahead=2)
+    assert time.monotonic() - started < 15
+    assert sorted(each["check"] for each in found) == names
+    bad = {each["check"] for each in found if each["status"] == "failed"}
+    assert bad == {"some.check4", "some.check7"}
+    assert all(each["together"] == 4 for each in found)
+
+
+def test_the_longest_start_first_when_several_run_together(tmp_path: Path) -> None:
+    checks = [check("short.one", 10), check("long.one", 60), check("middle.one", 30)]
+    outcomes(tmp_path, {}, checks, together=2, ahead=1)
+    order = [each["check"] for each in stand_in.seen(tmp_path / "result")]
+    assert order[-1] == "short.one"
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_the_end_of_the_time_skips_what_is_left(tmp_path: Path, together: int) -> None:
+    checks = [check("slow.one", 60), check("late.one", 20), check("later.one", 20)]
+    behaviour = {name: {"does": "hang"} for name in ("slow.one", "late.one", "later.one")}
+    started = time.monotonic()
+    found = outcomes(tmp_path, behaviour, checks, time=1.5, together=together)
+    assert time.monotonic() - started < 10
+    assert [each["status"] for each in found] == ["skipped"] * 3
+    assert {each["reason"] for each in found} == {"the time of the whole run was over"}
+    assert not any(alive(each["pid"]) for each in stand_in.seen(tmp_path / "result"))

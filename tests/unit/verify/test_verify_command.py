@@ -160,9 +160,9 @@ def test_compare_says_what_is_identical_and_what_is_not(tmp_path: Path, result: 
 
 def test_the_list_says_what_each_check_proves(tmp_path: Path) -> None:
     told = verify(tmp_path, "--list", "sm80", "--only", "flash_attention", "--json")
-    (fa2, fa3, fp8) = json.loads(told.stdout)
-    assert fa2["expected"] == {"sm80": "ok"}
-    assert fa3["expected"] == fp8["expected"] == {"sm80": "unsupported"}
+    expected = {each["check"]: each["expected"]["sm80"] for each in json.loads(told.stdout)}
+    assert expected["flash_attention.fa2"] == "ok"
+    assert expected["flash_attention.fa3"] == expected["flash_attention.fa3_fp8"] == "unsupported"
     told = verify(
         tmp_path, "--list", "sm80", "--only", "flash_attention.fa3", "--release", "0.11.2", "--json"
     )

@@ -1,0 +1,142 @@
+"""One check in one process of a result's interpreter: started, asked, ended with all it started.
+
+Protocol (see `checks/run.py`): the process prints `{"event": "ready"}` when its imports are done,
+waits for a line, and then prints one outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from vllm_variants.verify.expectations import CHECKS, Check
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked: an interpreter, the facts it must agree with, and the GPUs it may see.
+
+    `gpus` are values for CUDA_VISIBLE_DEVICES, the one to check on first; empty: whatever is set.
+    """
+
+    python: Path
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
+
+    def environment(self, scratch: Path, gpus: int, together: int = 1) -> dict[str, str]:
+        """The environment of a check: no foreign Python paths, caches that start empty."""
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
+        }
+        if self.gpus:
+            kept["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[:gpus])
+        if together > 1:
+            kept["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // together))
+        return kept | {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_CACHE_PATH": str(scratch / "driver"),
+            "TRITON_CACHE_DIR": str(scratch / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+            "VLLM_CACHE_ROOT": str(scratch / "vllm"),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_HOST_IP": "127.0.0.1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONNOUSERSITE": "1",
+        }
+
+
+class Process:
+    """One check's process: its lines as they come, its end, and its log."""
+
+    def __init__(
+        self, subject: Subject, check: Check, seed: int, scratch: Path, log: Path, together: int
+    ) -> None:
+        self.check, self.log = check, log
+        command = [
+            str(subject.python), str(CHECKS / "run.py"), check.name, "--script", check.script,
+            "--seed", str(seed), "--facts", json.dumps(dict(subject.facts)), "--gated",
+        ]  # fmt: skip
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=subject.environment(scratch, check.gpus, together),
+                cwd=scratch,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+
+    def _read(self, stdout: IO[bytes]) -> None:
+        for line in stdout:
+            self._lines.put(line.decode(errors="replace"))
+        self._lines.put(None)
+
+    def answer(self, seconds: float) -> Mapping[str, Any] | str | None:
+        """The next JSON object that it prints, or a sentence why there is none; None: too late."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return None
+            if line is None:
+                return self._ended()
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+            except ValueError:
+                return f"it printed something that is no outcome: {line.strip()[:120]!r}"
+            return found if isinstance(found, dict) else f"it printed {line.strip()[:120]!r}"
+
+    def _ended(self) -> str:
+        code = self._process.wait()
+        last = self.last_words()
+        after = f"; its last words: {last}" if last else ""
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                return f"its process crashed ({signal.Signals(-code).name}){after}"
+        return f"its process ended with status {code} and without an outcome{after}"
+
+    def last_words(self) -> str:
+        """The last line of its log that is not empty."""
+        with contextlib.suppress(OSError):
+            lines = self.log.read_text(errors="replace").splitlines()
+            return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+        return ""
+
+    def go(self) -> None:
+        """Let it use the GPU."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError):
+            stdin.write(b"go\n")
+            stdin.flush()
+
+    def stop(self, patience: float = 0.0) -> None:
+        """End the process and everything it started."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
