@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -124,6 +124,4 @@ class Board:
             where = f"on {row.machine}" if row.machine else ""
             time_ = duration(row.seconds) if row.seconds else ""
             grid.add_row(row.short, row.state, row.phase, count, time_, where)
-        if view.beside:
-            grid.add_row(Text(view.beside, style="dim", overflow="ellipsis", no_wrap=True))
-        return grid
+        return Group(grid, Text(view.beside, style="dim", overflow="ellipsis", no_wrap=True))
