@@ -141,7 +141,8 @@ def _copy_some(source: int, offset: int, target: int, to: int, length: int) -> i
     """Copy up to `length` bytes, inside the kernel where that is possible; returns how many."""
     if length >= _BLOCK:
         with suppress(OSError):  # not between these file systems, or not on this kernel
-            return os.copy_file_range(source, target, length, offset, to)
+            if done := os.copy_file_range(source, target, length, offset, to):
+                return done
     return os.pwrite(target, os.pread(source, min(length, _BLOCK), offset), to)
 
 
