@@ -39,12 +39,16 @@ def collect(
     capability: Capability | None = None,
     progress: Callable[[str], None] = lambda path: None,
 ) -> tuple[LibraryAudit, ...]:
-    """The libraries with device code in files, wheels and directories; `progress` is told each path."""
+    """The libraries with device code in files, wheels and directories; `progress` is told each path.
+
+    Paths are counted from a directory on; with several of them, from its name on.
+    """
     libraries = []
     for path in paths:
+        above = f"{path.resolve().name}/" if len(paths) > 1 and path.is_dir() else ""
         for name, source in sources(path):
             progress(name)
-            library = audit_library(source, name, capability)
+            library = audit_library(source, above + name, capability)
             if library and library.has_device_code:
                 libraries.append(library)
     return tuple(libraries)
