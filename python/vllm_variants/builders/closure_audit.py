@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vllm_variants import __version__, results
+from vllm_variants import __version__, data, results
 from vllm_variants.builders import Request, Say
 from vllm_variants.builders.build_logs import state_folder
 from vllm_variants.errors import AuditError, Error, InputError
@@ -30,17 +30,20 @@ def identified(request: Request, out: Path) -> Result:
     return result
 
 
-def audited(request: Request, result: Result, closure: Iterable[Path], say: Say) -> Path:
-    """The path of the report on `closure`, which the result is part of. Raises `AuditError`."""
+def audited(request: Request, result: Result, closure: Callable[[], Iterable[Path]], say: Say) -> Path:
+    """The path of the report on `closure()`, which the result is part of. Raises `AuditError`.
+
+    A report is of one version of this tool and of the expectations: with others it is made again.
+    """
+    release, system = request.release.name, request.variant.system
+    path = state_folder() / "audits" / f"{result.path.name}-{__version__}-{_digest(release)}.json"
+    if path.exists():
+        return path
     from vllm_variants import audit
     from vllm_variants.audit import expectations
 
-    known = expectations.load(request.release.name, request.variant.system)
-    expected = hashlib.sha256(repr(known).encode()).hexdigest()[:8]
-    path = state_folder() / "audits" / f"{result.path.name}-{__version__}-{expected}.json"
-    if path.exists():
-        return path
-    paths = sorted(closure)
+    known = expectations.load(release, system)
+    paths = sorted(closure())
     if result.path not in paths:
         raise Error(f"Nix does not know what {result.path} needs, so it cannot be audited")
     short, device = request.variant.short, request.variant.capability
@@ -58,3 +61,9 @@ def audited(request: Request, result: Result, closure: Iterable[Path], say: Say)
     aside.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     aside.replace(path)
     return path
+
+
+def _digest(release: str) -> str:
+    file = data.root() / "expectations" / f"{release}.toml"
+    text = file.read_bytes() if file.is_file() else b""
+    return hashlib.sha256(text).hexdigest()[:8]

@@ -53,8 +53,7 @@ class Finisher:
         if self.nix.store:
             self._fetch(request, out)
         result = closure_audit.identified(request, Path(out))
-        closure = [Path(path) for path in self.nix.requisites(out)]
-        report = closure_audit.audited(request, result, closure, say)
+        report = closure_audit.audited(request, result, lambda: map(Path, self.nix.requisites(out)), say)
         self._link(request, out)
         return result, report
 

@@ -259,8 +259,10 @@ class Batch:
             self._end(_outcome(derivation.request, Status.INTERRUPTED, error=error))
 
     def _view(self) -> display.View:
+        # A terminal's table is drawn by a thread of its own: nothing is walked that may change meanwhile.
         now, watch = time.monotonic(), self._watch
-        rows = [display.Row(o.short, o.status.value, seconds=o.seconds) for o in self._outcomes.values()]
+        ended = list(self._outcomes.values())
+        rows = [display.Row(o.short, o.status.value, seconds=o.seconds) for o in ended]
         rows += [display.Row(d.request.variant.short, "auditing") for d in list(self._finishing)]
         if watch:
             rows += [watch.row(drv, now) for drv in list(self._pending) if drv in watch.names]

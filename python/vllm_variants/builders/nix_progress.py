@@ -81,12 +81,12 @@ class Tracker:
     @property
     def running(self) -> list[Build]:
         """The builds under way."""
-        return list({build.drv: build for build in self._running.values()}.values())
+        return list({build.drv: build for build in list(self._running.values())}.values())
 
     @property
     def bytes_copied(self) -> int:
         """Bytes that came so far."""
-        return self.copied + sum(copy.done for copy in self.copies.values())
+        return self.copied + sum(copy.done for copy in list(self.copies.values()))
 
     def apply(self, event: Event) -> Build | Copy | None:
         """Take in one event; returns the build or copy that it is about, if it is about one."""
