@@ -6,6 +6,7 @@ moment, and what shares its inode (a package cache's hard link) keeps the old by
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.capability import Capability
-from vllm_variants.errors import InputError
+from vllm_variants.errors import InputError, ResourceError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
 from vllm_variants.fatbin.rewrite import (
@@ -66,26 +67,20 @@ def slim_file(
     keep_ptx: bool = False,
     resources: bool = True,
 ) -> FileReport:
-    """Slim one shared library for `devices`, in place or `to` another path; raise `InputError`.
+    """Slim one shared library for `devices`, in place or `to` another path.
 
     In place, a file with nothing to drop is not touched; `to` another path, nothing is written then.
     `resources`: also stub what no device can run in the sections that mix containers and tables
-    (docs/slim.md has the proof).
+    (docs/slim.md has the proof). Raises `Malformed`, `Wrong` (the proof failed) or `ResourceError`
+    (no room); the old file is whole then.
     """
     with mapped(path) as source:
         before = source.size
-        if not elfs.is_elf64(source):
-            return FileReport(str(path), before, before, kept="no ELF64 library")
-        elf = elfs.parse(source)
-        sections = device_sections(elf)
-        if not sections:
-            return FileReport(str(path), before, before, kept="no device code")
+        elf = elfs.parse(source) if elfs.is_elf64(source) else None
         if refusal := _refusal(source, elf):
             return FileReport(str(path), before, before, kept=refusal)
-        changes = [change for s in sections for change in rewrites(source, s, devices, keep_ptx)]
-        if resources:
-            changes += [c for s in resource_sections(elf) for c in resource_rewrites(source, s, devices)]
-            changes.sort(key=lambda change: change.container.offset)
+        assert elf
+        changes = _changes(source, elf, devices, keep_ptx, resources)
         holes = layout.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
         if not holes:
             return FileReport(str(path), before, before, kept="nothing to drop")
@@ -100,8 +95,12 @@ def slim_file(
     )  # fmt: skip
 
 
-def _refusal(source: MappedFile, elf: elfs.Elf) -> str:
-    """Why a library with device code must stay as it is; empty: it need not."""
+def _refusal(source: MappedFile, elf: elfs.Elf | None) -> str:
+    """Why a file must stay as it is; empty: it need not."""
+    if not elf:
+        return "no ELF64 library"
+    if not device_sections(elf):
+        return "no device code"
     if elf.type == elfs.ET_REL:
         return "an object file: nvprune slims those"
     if extra := elfs.appended(source, elf):
@@ -110,6 +109,16 @@ def _refusal(source: MappedFile, elf: elfs.Elf) -> str:
         if "security.ima" in os.listxattr(source.descriptor):
             return "signed: the kernel would refuse it changed"
     return ""
+
+
+def _changes(
+    source: MappedFile, elf: elfs.Elf, devices: Sequence[Capability], keep_ptx: bool, resources: bool
+) -> list[Rewrite]:
+    """The containers that lose images, by offset."""
+    changes = [c for s in device_sections(elf) for c in rewrites(source, s, devices, keep_ptx)]
+    if resources:
+        changes += [c for s in resource_sections(elf) for c in resource_rewrites(source, s, devices)]
+    return sorted(changes, key=lambda change: change.container.offset)
 
 
 def _write(
@@ -154,6 +163,12 @@ def aside(path: Path) -> Iterator[tuple[int, Path]]:
     descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor, beside
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"no room to write the slimmed {path}", mend="free some space and try again"
+        ) from error
     finally:
         os.close(descriptor)
         beside.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from typing import Any
 from vllm_variants.capability import Capability
 from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, slim_file
 from vllm_variants.fatbin.source import Malformed
+from vllm_variants.fatbin.verify import Wrong
 
 Progress = Callable[[int, int, str], None]
 """Called after each library: bytes done, bytes in all, the library's path in the tree."""
@@ -66,10 +67,10 @@ def slim_tree(
     """Slim every library under `root`, in place, for devices `sms`.
 
     Files are replaced, never written to. `resources`: see `library.slim_file`. `jobs` processes
-    work (default: one a core). A library whose fat binaries are malformed is kept as it is, and
-    its report says why.
+    work (default: one a core). A library that is malformed, or whose new file could not be proven,
+    is kept as it is, and its report says why.
     """
-    inodes = regular_files(root)
+    inodes = _without_leftovers(regular_files(root))
     before = sum(size for size, _ in inodes.values())
     work = [
         (size, [Path(name) for name in names])
@@ -117,6 +118,17 @@ def regular_files(root: Path) -> dict[tuple[int, int], tuple[int, list[str]]]:
     return found
 
 
+def _without_leftovers(
+    inodes: dict[tuple[int, int], tuple[int, list[str]]],
+) -> dict[tuple[int, int], tuple[int, list[str]]]:
+    """Remove what a run that was killed left aside."""
+    left = {inode: names for inode, (_, names) in inodes.items() if names[0].endswith(".slimming")}
+    for names in left.values():
+        for name in names:
+            Path(name).unlink()
+    return {inode: found for inode, found in inodes.items() if inode not in left}
+
+
 def _worth_opening(size: int, path: str) -> bool:
     if size < SMALLEST_HOLE:
         return False
@@ -147,9 +159,10 @@ def _slimmed(
 def _slim(path: Path, devices: tuple[Capability, ...], keep_ptx: bool, resources: bool) -> FileReport:
     try:
         return slim_file(path, devices, keep_ptx=keep_ptx, resources=resources)
-    except Malformed as error:
+    except (Malformed, Wrong) as error:
         size = path.stat().st_size
-        return FileReport(str(path), size, size, kept=f"malformed: {error.message}")
+        kind = "malformed" if isinstance(error, Malformed) else "not proven"
+        return FileReport(str(path), size, size, kept=f"{kind}: {error.message}")
 
 
 def _relink(new: Path, name: Path) -> None:

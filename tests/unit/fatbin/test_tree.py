@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 from making import capabilities, cubin, library, section
 
-from vllm_variants.errors import UsageError
+from vllm_variants.errors import ResourceError, UsageError
+from vllm_variants.fatbin import library as library_module
 from vllm_variants.fatbin.copy import slimmed_copy
 from vllm_variants.fatbin.slim import SlimReport, slim_tree
+from vllm_variants.fatbin.verify import Wrong
 
 HOPPER = capabilities("9.0")
 FATBIN = section([cubin("sm_80", 200_000), cubin("sm_90", 9000)], [cubin("sm_100", 150_000)])
@@ -99,6 +102,36 @@ def test_a_malformed_library_is_kept_and_named(tree: Path) -> None:
     assert "malformed" in kept.kept
     assert "at offset 0x" in kept.kept
     assert broken.read_bytes() == before
+
+
+def test_a_library_that_cannot_be_proven_is_kept_and_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(tree)
+
+    def refuse(source: object, path: object, changes: object) -> None:
+        raise Wrong("made.so", "it is only a test")
+
+    monkeypatch.setattr(library_module, "verify", refuse)
+
+    report = slim_tree(tree, HOPPER, jobs=1)
+
+    assert contents(tree) == before
+    assert [f.kept.split(":")[0] for f in report.files] == ["not proven", "not proven"]
+
+
+def test_no_room_is_one_sentence_and_leaves_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(tree)
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(library_module, "_write", full)
+
+    with pytest.raises(ResourceError, match=r"no room to write the slimmed .*\.so"):
+        slim_tree(tree, HOPPER, jobs=1)
+
+    assert contents(tree) == before
 
 
 def test_the_report_is_json(tree: Path) -> None:
