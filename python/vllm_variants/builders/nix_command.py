@@ -112,8 +112,11 @@ class Nix:
 
     def flake_options(self) -> list[str]:
         """What calls that evaluate the flake need; the user's flake.lock is never written."""
-        words = [word for name, ref in self.overrides for word in ("--override-input", name, ref)]
-        return ["--no-write-lock-file", *words]
+        return ["--no-write-lock-file", *self.override_options()]
+
+    def override_options(self) -> list[str]:
+        """The overridden inputs alone, for programs that never write a lock."""
+        return [word for name, ref in self.overrides for word in ("--override-input", name, ref)]
 
     def ask(self, *arguments: str, remote: bool = True) -> Told:
         """Run one short call to its end."""

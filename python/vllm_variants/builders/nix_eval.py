@@ -116,7 +116,7 @@ def _jobs_of(
     settings = [word for name, value in nix.options for word in ("--option", name, value)]
     command = [program, "--flake", f"{nix.flake}#{parent}", "--select", f"set: {{ inherit (set) {wanted}; }}"]
     command += ["--workers", str(workers), "--max-memory-size", str(PER_EVALUATION // 1_000_000)]
-    command += ["--option", "experimental-features", "nix-command flakes", *nix.flake_options(), *settings]
+    command += ["--option", "experimental-features", "nix-command flakes", *nix.override_options(), *settings]
     told = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     found: dict[Request, Derivation | Refusal] = {}
     for line in told.stdout.splitlines():
