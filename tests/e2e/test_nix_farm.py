@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,34 @@ def test_a_build_in_another_store_is_fetched_audited_and_linked(here: Farm, far:
     assert path.is_dir()
     assert (far / path.relative_to("/")).is_dir()
     assert Path(run.facts["sm90"]["audit"]).exists()
+
+
+@pytest.fixture
+def daemon(here: Farm) -> Iterator[None]:
+    """Nix as installed for many users: all calls go through a daemon of its own, on a socket of ours."""
+    socket = here.root / "socket"
+    program = shutil.which("nix-daemon", path=here.environment["PATH"])
+    if not program:
+        pytest.skip("there is no nix-daemon beside nix")
+    env = {**here.environment, "NIX_DAEMON_SOCKET_PATH": str(socket)}
+    serving = subprocess.Popen([program, "--daemon"], env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while not socket.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    here.environment["NIX_REMOTE"] = f"unix://{socket}"
+    yield
+    serving.terminate()
+    serving.wait(20)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_daemon_tells_failures_at_once_too(here: Farm) -> None:
+    run = here.run(f"{here.model()}?dir=behaviour/failing", "sm89", "sm90", "--max-jobs", "2")
+    assert run.status == 1, run.err
+    assert run.facts["sm90"]["status"] == "built"
+    assert "sm89 failed at object 58 of 406 after" in run.err
+    assert "mma_m16n8k16" in run.facts["sm89"]["reason"]
+    assert "406/406" in here.log("sm90")
 
 
 @pytest.fixture

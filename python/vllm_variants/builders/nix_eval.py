@@ -11,13 +11,13 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants import memory
 from vllm_variants.builders import Request
-from vllm_variants.builders.nix_command import Nix
+from vllm_variants.builders.nix_command import Nix, first_error
+from vllm_variants.builders.processes import Ended, run_all
 from vllm_variants.errors import Error
 
 PER_EVALUATION = 2_500_000_000  # bytes, for a nixpkgs with CUDA
@@ -53,8 +53,8 @@ def evaluate(nix: Nix, requests: Sequence[Request], workers: int | None = None) 
     count = workers or concurrent(memory.available(), memory.processors())
     if len(requests) > 1 and (jobs := _eval_jobs()):
         return _with_eval_jobs(jobs, nix, requests, count)
-    with ThreadPoolExecutor(max_workers=count) as pool:
-        return list(pool.map(lambda request: _alone(nix, request), requests))
+    ended = run_all([_command(nix, request) for request in requests], count)
+    return [_evaluated(request, end) for request, end in zip(requests, ended, strict=True)]
 
 
 def concurrent(available: int, processors: int) -> int:
@@ -71,12 +71,16 @@ def _parent(request: Request) -> str:
     return f'legacyPackages.{request.variant.system}.releases."{request.release.name}"'
 
 
-def _alone(nix: Nix, request: Request) -> Derivation | Refusal:
+def _command(nix: Nix, request: Request) -> list[str]:
     installable = f"{nix.flake}#{attribute(request)}"
-    told = nix.ask("eval", "--json", installable, "--apply", _FACTS, *nix.flake_options(), remote=False)
-    if told.status:
-        return Refusal(request, refusal(request, told.error))
-    facts = json.loads(told.out)
+    words = ["eval", "--json", installable, "--apply", _FACTS, *nix.flake_options()]
+    return nix.command(*words, remote=False)
+
+
+def _evaluated(request: Request, ended: Ended) -> Derivation | Refusal:
+    if ended.status:
+        return Refusal(request, refusal(request, first_error(ended.err)))
+    facts = json.loads(ended.out)
     return Derivation(request, facts["drvPath"], facts["out"], facts["name"], tuple(facts["features"]))
 
 
@@ -117,24 +121,20 @@ def _jobs_of(
     command = [program, "--flake", f"{nix.flake}#{parent}", "--select", f"set: {{ inherit (set) {wanted}; }}"]
     command += ["--workers", str(workers), "--max-memory-size", str(PER_EVALUATION // 1_000_000)]
     command += ["--option", "experimental-features", "nix-command flakes", *nix.override_options(), *settings]
-    told = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    (told,) = run_all([command], 1)
     found: dict[Request, Derivation | Refusal] = {}
-    for line in told.stdout.splitlines():
+    for line in told.out.splitlines():
         job = json.loads(line)
         request = by_name.get(job["attr"])
         if request is None:
             continue
         if job.get("error"):
-            from vllm_variants.builders.nix_command import first_error
-
             found[request] = Refusal(request, refusal(request, first_error(job["error"])))
         else:
             features = tuple(job.get("requiredSystemFeatures", ()))
             found[request] = Derivation(request, job["drvPath"], job["outputs"]["out"], job["name"], features)
-    if told.returncode and not found:
-        from vllm_variants.builders.nix_command import first_error
-
-        reason = first_error(told.stderr)
+    if told.status and not found:
+        reason = first_error(told.err)
         return {request: Refusal(request, refusal(request, reason)) for request in group}
     return found
 

@@ -32,6 +32,7 @@ class BatchReport:
         junit: Path | None,
         summary: Path | None,
     ) -> None:
+        self._requests = requests
         self._order = [request.name for request in requests]
         self._asked, self._as_json = len(requests), as_json
         self._jsonl, self._junit, self._summary = jsonl, junit, summary
@@ -59,6 +60,8 @@ class BatchReport:
     ) -> None:
         if kind and not issubclass(kind, Interrupted):
             return
+        if kind:
+            self._interrupt_the_rest()
         seconds = time.monotonic() - self._started
         self._outcomes.sort(key=lambda outcome: self._order.index(outcome.variant))
         if self._junit:
@@ -76,6 +79,12 @@ class BatchReport:
             raise failed[0].error
         if failed:
             raise typer.Exit(exit_code(self._outcomes))
+
+    def _interrupt_the_rest(self) -> None:
+        heard = {outcome.variant for outcome in self._outcomes}
+        for request in self._requests:
+            if request.name not in heard:
+                self.take(Outcome(request.name, request.variant.short, Status.INTERRUPTED))
 
     def _append(self, line: str) -> None:
         if str(self._jsonl) == "-":
