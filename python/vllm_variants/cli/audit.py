@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from vllm_variants.cli.device import device
 from vllm_variants.cli.options import ReleaseName
@@ -90,7 +91,7 @@ def _show(report: AuditReport) -> None:
         column.no_wrap = True
     for library in sorted(report.libraries, key=lambda each: -each.device_bytes):
         rows.add_row(*_row(library, judged))
-    out.print(rows, width=None if out.is_terminal else 240)
+    (out if out.is_terminal else Console(width=240, highlight=False)).print(rows)
     for library in report.libraries:
         for name, found in library.scattered.items():
             foreign = f", {size(found.foreign)} of them foreign" if judged else ""
