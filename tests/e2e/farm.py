@@ -56,8 +56,11 @@ class Farm:
         return [*words, "--links", str(self.links), "--logs", str(self.root / "logs"), *arguments]
 
     def run(self, model: Path | str, *arguments: str, env: Mapping[str, str] | None = None) -> Run:
+        return self.start(self.command(model, *arguments), env)
+
+    def start(self, command: list[str], env: Mapping[str, str] | None = None) -> Run:
         told = subprocess.run(
-            self.command(model, *arguments),
+            command,
             env={**self.environment, **(env or {})},
             capture_output=True,
             text=True,

@@ -19,7 +19,7 @@ from vllm_variants import data, flox, matrix, memory, results
 from vllm_variants.builders import Request, Say, build_logs, closure_audit, display, nix_run
 from vllm_variants.builders.finishing import Finisher
 from vllm_variants.builders.nix_command import Nix
-from vllm_variants.builders.nix_events import Event, LogLine, Message, Phase
+from vllm_variants.builders.nix_events import Event, LogLine, Message, Phase, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import Build, Tracker
 from vllm_variants.builders.outcomes import Outcome, Status
@@ -28,7 +28,6 @@ from vllm_variants.errors import Error, Interrupted, MissingError, UsageError
 from vllm_variants.memory import Plan
 from vllm_variants.results import Result
 
-_PREFIX = re.compile(r"^\s*[\w.+-]+> ")  # Nix's `--print-build-logs` names the derivation on each line
 _PHASE = re.compile(r"Running phase: (\w+)")  # as stdenv announces it
 
 
@@ -116,7 +115,7 @@ class FloxBuilder:
 
             def take(event: Event) -> None:
                 if isinstance(event, Message):
-                    line = _PREFIX.sub("", event.text)
+                    line = without_name(event.text)
                     file.write(event.text + "\n")
                     tracker.apply(LogLine(0, line))
                     if phase := _PHASE.search(line):

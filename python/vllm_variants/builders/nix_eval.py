@@ -64,10 +64,11 @@ def concurrent(available: int, processors: int) -> int:
 
 def attribute(request: Request) -> str:
     """Where the flake has a variant: `legacyPackages.x86_64-linux.releases."0.13.0".sm90`."""
-    return f"{_parent(request)}.{request.variant.short}"
+    return f"{parent(request)}.{request.variant.short}"
 
 
-def _parent(request: Request) -> str:
+def parent(request: Request) -> str:
+    """The set of a release's variants in the flake: `legacyPackages.x86_64-linux.releases."0.13.0"`."""
     return f'legacyPackages.{request.variant.system}.releases."{request.release.name}"'
 
 
@@ -105,20 +106,20 @@ def _with_eval_jobs(
     program: str, nix: Nix, requests: Sequence[Request], workers: int
 ) -> list[Derivation | Refusal]:
     found: dict[Request, Derivation | Refusal] = {}
-    for parent in dict.fromkeys(_parent(request) for request in requests):
-        group = [request for request in requests if _parent(request) == parent]
-        found |= _jobs_of(program, nix, parent, group, workers)
+    for where in dict.fromkeys(parent(request) for request in requests):
+        group = [request for request in requests if parent(request) == where]
+        found |= _jobs_of(program, nix, where, group, workers)
     missing = "nix-eval-jobs said nothing about it"
     return [found.get(request) or Refusal(request, refusal(request, missing)) for request in requests]
 
 
 def _jobs_of(
-    program: str, nix: Nix, parent: str, group: Sequence[Request], workers: int
+    program: str, nix: Nix, where: str, group: Sequence[Request], workers: int
 ) -> dict[Request, Derivation | Refusal]:
     by_name = {request.variant.short: request for request in group}
     wanted = " ".join(by_name)
     settings = [word for name, value in nix.options for word in ("--option", name, value)]
-    command = [program, "--flake", f"{nix.flake}#{parent}", "--select", f"set: {{ inherit (set) {wanted}; }}"]
+    command = [program, "--flake", f"{nix.flake}#{where}", "--select", f"set: {{ inherit (set) {wanted}; }}"]
     command += ["--workers", str(workers), "--max-memory-size", str(PER_EVALUATION // 1_000_000)]
     command += ["--option", "experimental-features", "nix-command flakes", *nix.override_options(), *settings]
     (told,) = run_all([command], 1)

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 PREFIX = "@nix "
+_BUILD_NAME = re.compile(r"^\s*[\w.+-]+> ")
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -149,3 +150,8 @@ def _result(id: int, kind: int, fields: list[Any]) -> Event | None:
 def plain(text: str) -> str:
     """`text` without terminal colours."""
     return _ANSI.sub("", text)
+
+
+def without_name(line: str) -> str:
+    """A line of `--print-build-logs` without the derivation's name and `> ` before it."""
+    return _BUILD_NAME.sub("", line)

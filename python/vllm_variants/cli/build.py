@@ -23,6 +23,12 @@ class Via(StrEnum):
     FLOX = "flox"
 
 
+class Engine(StrEnum):
+    """What may run the builds of --via nix besides the tool itself."""
+
+    NIX_FAST_BUILD = "nix-fast-build"
+
+
 def _option(metavar: str, help: str, least: int | None = None) -> Any:
     return typer.Option(metavar=metavar, help=help, min=least)
 
@@ -58,6 +64,7 @@ def build(
         list[str] | None, _option("INPUT=REF", "nix: another input for the flake: nixpkgs=path:….")
     ] = None,
     nix_option: Annotated[list[str] | None, _option("NAME=VALUE", "nix: one of Nix's settings.")] = None,
+    engine: Annotated[Engine | None, typer.Option(help="nix: another program that runs the builds.")] = None,
     builders: Annotated[str | None, _option("SPEC", "nix: remote builders, as in nix.conf.")] = None,
     store: Annotated[str | None, _option("URL", "nix: build in another store: ssh-ng://host.")] = None,
     push: Annotated[str | None, _option("URL", "nix: copy audited results to this cache.")] = None,
@@ -81,7 +88,7 @@ def build(
     source: dict[str, object] = {"--retries": retries, "--logs": logs, "--cores": cores}
     only_nix: dict[str, object] = {"--max-jobs": max_jobs, "--flake": flake, "--builders": builders}
     only_nix |= {"--override-input": override_input, "--nix-option": nix_option, "--store": store}
-    only_nix |= {"--push": push, "--signing-key": signing_key}
+    only_nix |= {"--engine": engine, "--push": push, "--signing-key": signing_key}
     _refuse(via, {Via.WHEELS: only_wheels, Via.NIX: {**source, **only_nix}, Via.FLOX: source})
     rows = matrix.load()
     chosen = rows.release(release)
@@ -96,7 +103,7 @@ def build(
         elif via is Via.FLOX:
             building.flox(requests, options, report)
         else:
-            how = building.NixChoices(flake, override_input or [], nix_option or [], builders, store)
+            how = building.NixChoices(flake, override_input or [], nix_option or [], builders, store, engine)
             building.nix(requests, how, options, report)
 
 

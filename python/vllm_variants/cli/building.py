@@ -43,6 +43,7 @@ class NixChoices:
     nix_option: list[str]
     builders: str | None
     store: str | None
+    engine: str | None
 
 
 def options(
@@ -65,7 +66,7 @@ def options(
 
 def nix(requests: Sequence[Request], how: NixChoices, options: Options, report: BatchReport) -> None:
     """Build all variants with the machine's Nix."""
-    from vllm_variants.builders import display, nix_command
+    from vllm_variants.builders import display, fast_build, nix_command
     from vllm_variants.builders.nix import NixBuilder
 
     found = nix_command.find(
@@ -75,6 +76,9 @@ def nix(requests: Sequence[Request], how: NixChoices, options: Options, report: 
         store=how.store,
         builders=how.builders,
     )
+    if how.engine:
+        fast_build.find(found, options).build_all(requests, say, report.take)
+        return
     show = (lambda view: display.Board(view, err)) if err.is_terminal else None
     NixBuilder(found, options, show).build_all(requests, say, report.take)
 
