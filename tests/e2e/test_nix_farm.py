@@ -207,3 +207,18 @@ def test_what_failed_its_audit_is_not_pushed(here: Farm) -> None:
     run = here.run(MODEL, "sm90", "--push", f"file://{here.root / 'cache'}")
     assert run.status == 5
     assert not (here.root / "cache").exists()
+
+
+def test_the_hydra_jobset_builds_the_same_derivations(here: Farm) -> None:
+    model = here.model(fresh=False)
+    options = ["--no-write-lock-file", "--override-input", "nixpkgs", f"path:{model}"]
+    names = "set: builtins.mapAttrs (_: v: v.drvPath) { inherit (set) sm90 sm100; }"
+
+    def derivations(attribute: str) -> str:
+        reference = f"path:{here.checkout}#{attribute}"
+        told = here.nix("eval", "--json", reference, "--apply", names, *options)
+        assert told.returncode == 0, told.stderr
+        return told.stdout
+
+    jobs = derivations("hydraJobs.packages.x86_64-linux")
+    assert jobs == derivations('legacyPackages.x86_64-linux.releases."0.13.0"')
