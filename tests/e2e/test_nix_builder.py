@@ -272,7 +272,7 @@ def test_no_nix_is_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--cores", "4"], "--cores goes with --via nix, not with --via wheels"),
+        (["--cores", "4"], "--cores goes with --via nix or flox, not with --via wheels"),
         (["--via", "nix", "--index", "https://host"], "--index goes with --via wheels, not with --via nix"),
         (["--via", "nix", "--signing-key", "key"], "--signing-key goes with --push"),
         (["--via", "nix", "--push", "cache"], "--push cache is no address of a store"),

@@ -19,7 +19,8 @@ EVERY = 30.0  # seconds between two lines about the same variant in a log
 
 @dataclass(frozen=True)
 class Row:
-    """One variant as it stands: `state` is a word (`waiting`, `building`, `built`, `failed`)."""
+    """One variant as it stands: `state` is a word (`waiting`, `downloading`, `building`, `auditing`, …),
+    `amount` how much of a download is there."""
 
     short: str
     state: str
@@ -27,10 +28,13 @@ class Row:
     objects: tuple[int, int] | None = None
     machine: str = ""
     seconds: float = 0.0
+    amount: str = ""
 
     def text(self) -> str:
         """What is going on, for a line of a log."""
         parts = [self.phase or self.state]
+        if self.amount:
+            parts.append(self.amount)
         if self.objects:
             parts.append(f"{self.objects[0]}/{self.objects[1]} objects")
         if self.machine:
@@ -85,7 +89,7 @@ class Lines:
         view, now = self._view(), self._clock()
         for row in view.rows:
             state, phase, when = self._shown.get(row.short, ("", "", 0.0))
-            busy = row.state == "building"
+            busy = row.state in ("building", "downloading")
             if busy and (row.state != state or row.phase != phase or now - when >= EVERY):
                 self.say(row.text())
                 self._shown[row.short] = (row.state, row.phase, now)
@@ -120,7 +124,7 @@ class Board:
         view = self._view()
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
         for row in view.rows:
-            count = f"{row.objects[0]}/{row.objects[1]}" if row.objects else ""
+            count = f"{row.objects[0]}/{row.objects[1]}" if row.objects else row.amount
             where = f"on {row.machine}" if row.machine else ""
             time_ = duration(row.seconds) if row.seconds else ""
             grid.add_row(row.short, row.state, row.phase, count, time_, where)

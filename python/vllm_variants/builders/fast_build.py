@@ -23,7 +23,7 @@ from vllm_variants.builders.nix_command import Nix, first_error
 from vllm_variants.builders.nix_events import plain, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import TAIL, Build
-from vllm_variants.builders.outcomes import Outcome, Status
+from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
 from vllm_variants.errors import Error, MissingError, UsageError, resource_error
 
 _Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → what the report says of it
@@ -87,14 +87,16 @@ class FastBuilder:
         evaluated, built = told.get("EVAL", {}), told.get("BUILD")
         if built is None or not evaluated.get("success", True):
             why = first_error(str(evaluated.get("error") or "nix-fast-build said nothing about it"))
-            return _end(request, Status.FAILED, error=nix_eval.refusal(request, why))
+            return outcome_of(request, Status.FAILED, error=nix_eval.refusal(request, why))
         seconds = float(built.get("duration") or 0)
         if not built["success"]:
             build = Build(str(built.get("drvPath", "")))
             log = plain(str(built.get("log_output") or built.get("error") or ""))
             build.tail.extend(without_name(line) for line in log.splitlines())
             error = failure(request.variant.short, build, [], True, plan.cores)
-            return _end(request, Status.FAILED, error=error, seconds=seconds, tail=tuple(build.tail)[-TAIL:])
+            return outcome_of(
+                request, Status.FAILED, error=error, seconds=seconds, tail=tuple(build.tail)[-TAIL:]
+            )
         finisher = Finisher(self.nix, self.options.cache)
         out = str((built.get("outputs") or evaluated.get("outputs") or {}).get("out", ""))
         facts: dict[str, Any] = {"seconds": seconds}
@@ -106,10 +108,10 @@ class FastBuilder:
                 finisher.push(request, out)
                 facts["pushed"] = self.options.cache.url
         except Error as error:
-            return _end(request, Status.FAILED, error=error, **facts)
+            return outcome_of(request, Status.FAILED, error=error, **facts)
         except OSError as error:
-            return _end(request, Status.FAILED, error=resource_error(error), **facts)
-        return _end(request, Status.BUILT, **facts)
+            return outcome_of(request, Status.FAILED, error=resource_error(error), **facts)
+        return outcome_of(request, Status.BUILT, **facts)
 
 
 def find(nix: Nix, options: Options) -> FastBuilder:
@@ -132,7 +134,3 @@ def _read(report: Path) -> _Results:
     for row in json.loads(report.read_text(encoding="utf-8"))["results"]:
         found.setdefault(str(row["attr"]), {})[str(row["type"])] = row
     return found
-
-
-def _end(request: Request, status: Status, **facts: Any) -> Outcome:
-    return Outcome(request.name, request.variant.short, status, **facts)

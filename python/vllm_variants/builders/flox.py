@@ -22,7 +22,7 @@ from vllm_variants.builders.nix_command import Nix
 from vllm_variants.builders.nix_events import Event, LogLine, Message, Phase, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import Build, Tracker
-from vllm_variants.builders.outcomes import Outcome, Status
+from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
 from vllm_variants.builders.reports import duration
 from vllm_variants.errors import Error, Interrupted, MissingError, UsageError
 from vllm_variants.memory import Plan
@@ -58,13 +58,17 @@ class FloxBuilder:
         failed = False
         for index, request in enumerate(requests):
             if failed and not keep_going:
-                done(_end(request, Status.SKIPPED, error=Error("not tried: another variant failed first")))
+                done(
+                    outcome_of(
+                        request, Status.SKIPPED, error=Error("not tried: another variant failed first")
+                    )
+                )
                 continue
             try:
                 outcome = self._one(request, folder, say)
             except Interrupted:
                 for left in requests[index:]:
-                    done(_end(left, Status.INTERRUPTED))
+                    done(outcome_of(left, Status.INTERRUPTED))
                 raise
             failed = failed or not outcome.ok
             done(outcome)
@@ -73,7 +77,7 @@ class FloxBuilder:
         try:
             check(self.root, request)
         except Error as error:
-            return _end(request, Status.FAILED, error=error)
+            return outcome_of(request, Status.FAILED, error=error)
         for attempt in range(1, self.retries + 2):
             outcome = self._attempt(request, folder, attempt, say)
             if outcome.ok or outcome.path:  # built, but not what it should be: no second build mends that
@@ -91,15 +95,15 @@ class FloxBuilder:
             lines = "".join(f"\n  | {line}" for line in list(build.tail)[-12:])
             took = duration(build.seconds(build.ended))
             say(f"{request.variant.short} failed after {took}; last lines:{lines}\n  full log: {log}")
-            return _end(request, Status.FAILED, error=why, tail=tuple(build.tail), **facts)
+            return outcome_of(request, Status.FAILED, error=why, tail=tuple(build.tail), **facts)
         out = (self.root / f"result-{request.name}").resolve()
         try:
             audit = self._finish(request, out, say)
         except Error as error:
-            return _end(request, Status.FAILED, error=error, path=out, **facts)
+            return outcome_of(request, Status.FAILED, error=error, path=out, **facts)
         manifest = results.read(out).manifest.facts
         more = {"how": "built", "link": request.link, "path": out, "audit": audit, "manifest": manifest}
-        return _end(request, Status.BUILT, **facts, **more)
+        return outcome_of(request, Status.BUILT, **facts, **more)
 
     def _run(self, request: Request, build: Build, log: Path, say: Say) -> int:
         tracker = Tracker()
@@ -189,7 +193,3 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise MissingError("there is no git, and Flox builds what git tracks", mend="install git") from error
-
-
-def _end(request: Request, status: Status, **facts: object) -> Outcome:
-    return Outcome(request.name, request.variant.short, status, **facts)  # type: ignore[arg-type]

@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from vllm_variants import memory
-from vllm_variants.builders import Request, Say, build_logs, display, nix_run
+from vllm_variants.builders import Say, build_logs, display, nix_blame, nix_run
 from vllm_variants.builders.build_logs import BuildLogs
 from vllm_variants.builders.finishing import Finisher
 from vllm_variants.builders.nix import Options, Show
+from vllm_variants.builders.nix_blame import Blame
 from vllm_variants.builders.nix_command import Configuration, Nix
 from vllm_variants.builders.nix_eval import Derivation, Refusal
 from vllm_variants.builders.nix_events import Event
-from vllm_variants.builders.nix_failures import failure, out_of_memory
+from vllm_variants.builders.nix_failures import out_of_memory
 from vllm_variants.builders.nix_progress import Build, Copy
 from vllm_variants.builders.nix_watch import Watch
-from vllm_variants.builders.outcomes import Outcome, Status
-from vllm_variants.errors import Error, Interrupted, UnsupportedError, resource_error
+from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
+from vllm_variants.errors import Error, Interrupted, resource_error
 from vllm_variants.memory import Plan
 
 FINISHING = 2  # outputs audited, linked and pushed at once, beside the builds
@@ -47,7 +47,7 @@ class Batch:
         """Build and finish everything that evaluated; outcomes in the order of `found`."""
         for item in found:
             if isinstance(item, Refusal):
-                self._end(_outcome(item.request, Status.FAILED, error=item.error))
+                self._end(outcome_of(item.request, Status.FAILED, error=item.error))
             else:
                 self._pending[item.drv] = item
         self._pool = ThreadPoolExecutor(max_workers=FINISHING)
@@ -151,24 +151,19 @@ class Batch:
         """End what no machine here can build and no cache has; Nix would give up on all because of it."""
         if not self._pending:
             return
-        configured = self._configured = self._nix.configuration()
-        if self._nix.store or not configured.settings:
+        self._configured = self._nix.configuration()
+        if self._nix.store or not self._configured.settings:
             return
         for derivation in list(self._pending.values()):
-            system = derivation.request.variant.system
-            if configured.builds(system, derivation.features):
+            error = nix_blame.unbuildable(self._configured, derivation)
+            if error is None:
                 continue
             told = self._nix.ask("build", "--no-link", "--max-jobs", "0", derivation.out, remote=False)
             if told.status == 0:
-                self._settle([derivation])
-                continue
-            need = f"{system} with {', '.join(derivation.features)}" if derivation.features else system
-            text = (
-                f"{derivation.request.variant.short} needs a machine of {need}, and none is configured here"
-            )
-            del self._pending[derivation.drv]
-            error = UnsupportedError(text, mend=_MEND.format(system=system))
-            self._end(_outcome(derivation.request, Status.FAILED, error=error))
+                self._settle([derivation], "fetched")
+            else:
+                del self._pending[derivation.drv]
+                self._end(outcome_of(derivation.request, Status.FAILED, error=error))
 
     # ── finishing ──
 
@@ -187,7 +182,7 @@ class Batch:
             build = self._watch.tracker.builds.get(derivation.drv)
             log = self._watch.logs.paths.get(derivation.drv)
         how = how or ("built" if build else "fetched")
-        outcome = _outcome(
+        outcome = outcome_of(
             request,
             Status.BUILT,
             how=how,
@@ -225,24 +220,12 @@ class Batch:
     def _failed(self, derivation: Derivation, plan: Plan, logs: BuildLogs) -> Outcome:
         blame = self._blame.get(derivation.drv, Blame())
         if not blame and any(self._blame.values()) and not self._options.keep_going:
-            error = Error("not tried: another variant failed first", mend="--keep-going builds the rest")
-            return _outcome(derivation.request, Status.SKIPPED, error=error)
-        build = blame.build
-        return _outcome(
-            derivation.request,
-            Status.FAILED,
-            error=self._error(derivation, plan),
-            seconds=build.seconds(build.started) if build else 0.0,
-            attempts=self._attempt,
-            phase=build.phase if build else "",
-            tail=tuple(build.tail) if build else (),
-            log=logs.paths.get(build.drv) if build else None,
-        )
+            error = Error("not tried: another variant failed first", mend="leave out --no-keep-going")
+            return outcome_of(derivation.request, Status.SKIPPED, error=error)
+        return nix_blame.failed(derivation, blame, plan, self._attempt, logs)
 
     def _error(self, derivation: Derivation, plan: Plan) -> Error:
-        blame = self._blame.get(derivation.drv, Blame())
-        own = blame.build is None or blame.build.drv == derivation.drv
-        return failure(derivation.request.variant.short, blame.build, blame.errors, own, plan.cores)
+        return nix_blame.error(derivation, self._blame.get(derivation.drv, Blame()), plan)
 
     def _stop(self) -> None:
         """After an interruption: what is whole stays, what is not is told as interrupted."""
@@ -253,10 +236,10 @@ class Batch:
             else:
                 self._pending[derivation.drv] = derivation
         if self._watch:
-            self._say(_what_stays(self._watch))
+            self._say(nix_blame.what_stays(self._watch))
         for derivation in self._pending.values():
             error = Error("interrupted", mend="run the same command again: what is whole is not built twice")
-            self._end(_outcome(derivation.request, Status.INTERRUPTED, error=error))
+            self._end(outcome_of(derivation.request, Status.INTERRUPTED, error=error))
 
     def _view(self) -> display.View:
         # A terminal's table is drawn by a thread of its own: nothing is walked that may change meanwhile.
@@ -265,41 +248,10 @@ class Batch:
         rows = [display.Row(o.short, o.status.value, seconds=o.seconds) for o in ended]
         rows += [display.Row(d.request.variant.short, "auditing") for d in list(self._finishing)]
         if watch:
-            rows += [watch.row(drv, now) for drv in list(self._pending) if drv in watch.names]
+            pending = list(self._pending.values())
+            rows += [watch.row(d.drv, d.out, now) for d in pending if d.drv in watch.names]
         return display.View(rows, watch.beside() if watch else "")
-
-
-_MEND = (
-    "name a builder: --builders 'ssh-ng://host {system} - 4 1 big-parallel', or mend nix.conf "
-    "(system-features, extra-platforms): vllm-variants doctor"
-)
-
-
-@dataclass(frozen=True)
-class Blame:
-    """Why a variant is not built: the build that failed, or what Nix said; false when nothing is known."""
-
-    build: Build | None = None
-    errors: Sequence[str] = ()
-
-    def __bool__(self) -> bool:
-        return self.build is not None or bool(self.errors)
-
-
-def _what_stays(watch: Watch) -> str:
-    """What an interrupted run leaves in the store, and what may still go on elsewhere."""
-    ended = [build for build in watch.tracker.builds.values() if build.ended is not None]
-    kept = len(ended) - len(watch.failed)
-    text = f"stopped; {kept} finished build{'s' if kept != 1 else ''} of this run stay in the store"
-    machines = sorted({build.machine for build in watch.tracker.running if build.machine})
-    if machines:
-        text += f"; what runs on {', '.join(machines)} ends when it notices, or goes on to its end there"
-    return text
 
 
 def _names(derivations: Iterable[Derivation]) -> dict[str, str]:
     return {derivation.drv: derivation.request.variant.short for derivation in derivations}
-
-
-def _outcome(request: Request, status: Status, **facts: Any) -> Outcome:
-    return Outcome(request.name, request.variant.short, status, **facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from vllm_variants.builders.nix_events import Event
 from vllm_variants.builders.nix_progress import Build, Copy, Tracker
 from vllm_variants.builders.reports import duration
 
+RECENT = 16  # builds that may have ended between a failure and the count that tells of it
 SHOWN = 12  # last lines of a failure that are shown; the log has all
 
 
@@ -26,13 +28,15 @@ class Watch:
     say: Say
     tracker: Tracker = field(default_factory=Tracker)
     failed: dict[str, Build] = field(default_factory=dict)
-    _sound: set[str] = field(default_factory=set)
+    _ended: deque[Build] = field(default_factory=lambda: deque(maxlen=RECENT))
     _needs: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def take(self, event: Event) -> Build | Copy | None:
         """Take in one event; returns the build or copy that it is about."""
         about = self.tracker.apply(event)
         self.logs.take(event, self.tracker, about)
+        if isinstance(about, Build) and about.ended is not None:
+            self._ended.append(about)
         if self.tracker.failed > len(self.failed):
             self._find_failures()
         return about
@@ -53,9 +57,13 @@ class Watch:
             self._needs[drv] = self.nix.requisites(drv)
         return self._needs[drv]
 
-    def row(self, drv: str, now: float) -> Row:
-        """How one variant that is not finished stands."""
+    def row(self, drv: str, out: str, now: float) -> Row:
+        """How one variant that is not finished stands, by its derivation and output."""
         build = self.tracker.builds.get(drv)
+        copy = next((copy for copy in list(self.tracker.copies.values()) if copy.path == out), None)
+        if copy:
+            amount = f"{copy.done / 1e6:.0f} of {copy.expected / 1e6:.0f} MB"
+            return Row(self.names[drv], "downloading", amount=amount)
         if build is None:
             return Row(self.names[drv], "waiting")
         state = "building" if build.ended is None else "ended"
@@ -76,13 +84,10 @@ class Watch:
         return (path for path in self.needs(drv) if path.endswith(".drv"))
 
     def _find_failures(self) -> None:
-        """Ask the store about builds that ended since the count of failures rose."""
-        for build in list(self.tracker.builds.values()):
-            if build.ended is None or build.drv in self._sound or build.drv in self.failed:
-                continue
-            if self.nix.whole(build.drv):
-                self._sound.add(build.drv)
-            else:
+        """Ask the store which of the builds that ended lately are not whole, as many as failed."""
+        while self._ended and self.tracker.failed > len(self.failed):
+            build = self._ended.pop()
+            if build.drv not in self.failed and not self.nix.whole(build.drv):
                 self.failed[build.drv] = build
                 self._tell(build)
 

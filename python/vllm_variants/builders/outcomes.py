@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from vllm_variants.builders import Request
 from vllm_variants.errors import Error, ExitCode
 
 
@@ -69,6 +70,11 @@ class Outcome:
             "manifest": self.manifest,
         }
         return {key: value for key, value in facts.items() if value is not None}
+
+
+def outcome_of(request: Request, status: Status, **facts: Any) -> Outcome:
+    """The outcome of a request; `facts` are further fields of it."""
+    return Outcome(request.name, request.variant.short, status, **facts)
 
 
 def exit_code(outcomes: list[Outcome]) -> ExitCode:

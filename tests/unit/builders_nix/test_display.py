@@ -39,3 +39,11 @@ def test_the_board_draws_every_variant_and_leaves_no_trace() -> None:
     drawn = screen.getvalue()
     for part in ("sm90", "123/406", "1 min 5 s", "sm80", "waiting", "beside", "[not markup]"):
         assert part in drawn
+
+
+def test_a_download_tells_how_much_of_it_is_there() -> None:
+    said = list[str]()
+    rows = [Row("sm90", "downloading", amount="12 of 800 MB")]
+    lines = Lines(lambda: View(rows), said.append, lambda: 0.0)
+    lines.tick()
+    assert said == ["sm90: downloading 12 of 800 MB, 0.0 s"]
