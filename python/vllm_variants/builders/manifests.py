@@ -54,5 +54,7 @@ def write(
 
 def _packages(tree: Path, minor: str) -> dict[str, str]:
     site = tree / "lib" / f"python{minor}" / "site-packages"
-    found = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version for d in distributions(path=[str(site)])}
+    found = {
+        re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version for d in distributions(path=[str(site)])
+    }
     return dict(sorted(found.items()))
