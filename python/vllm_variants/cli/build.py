@@ -90,6 +90,8 @@ def build(
     only_nix |= {"--override-input": override_input, "--nix-option": nix_option, "--store": store}
     only_nix |= {"--engine": engine, "--push": push, "--signing-key": signing_key}
     _refuse(via, {Via.WHEELS: only_wheels, Via.NIX: {**source, **only_nix}, Via.FLOX: source})
+    if as_json and str(jsonl) == "-":
+        raise UsageError("--json and --jsonl - both write to stdout", mend="give --jsonl a file")
     rows = matrix.load()
     chosen = rows.release(release)
     wanted = _wanted(variants or [], all_variants, systems or [], rows, chosen)
