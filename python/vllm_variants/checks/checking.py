@@ -320,9 +320,10 @@ def outcome(name, function, *, seed, facts, dry):
 
 
 def _judge(error):
-    text = " ".join(str(error).split("\n")[:3]).strip() or type(error).__name__
-    said = text.lower()
-    if isinstance(error, NotImplementedError) or any(phrase in said for phrase in _UNSUPPORTED):
+    """(status, reason) of an exception that nobody raised on purpose; CUDA's advice is left out."""
+    said = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
+    text = said.split(" Search for ")[0].split(" This could be because ")[0][:300]
+    if isinstance(error, NotImplementedError) or any(phrase in said.lower() for phrase in _UNSUPPORTED):
         return "unsupported", text
     return "failed", f"{type(error).__name__}: {text}"
 

@@ -6,6 +6,7 @@ Facts (all optional; `run.py --facts`): `vllm`, `torch`, `cuda`, `python` versio
 
 import ctypes
 import importlib
+import importlib.metadata
 import os
 import platform
 import re
@@ -74,6 +75,30 @@ def extensions(run):
         if needed not in counts:
             raise Wrong(f"{needed} is missing")
     run.fact(operators=counts)
+
+
+@check("import.platform")
+def vllm_platform(run):
+    """vLLM recognises the card by the installed packages and NVML; half of vLLM hangs on the answer."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    try:
+        said = importlib.metadata.version("vllm")
+    except (importlib.metadata.PackageNotFoundError, KeyError):
+        said = None
+    run.fact(distribution=said, vllm=vllm.__version__, platform=type(current_platform).__name__)
+    if not said or said.split("+")[0] != vllm.__version__.split("+")[0]:
+        raise Wrong(
+            f"vLLM is {vllm.__version__}, and its installed metadata says {said}:"
+            " there is a foreign or an empty vllm-*.dist-info folder beside its own"
+        )
+    if not current_platform.is_cuda():
+        name = type(current_platform).__name__
+        raise Wrong(f"vLLM does not recognise the card: its platform is {name}, not CUDA")
+    seen = current_platform.get_device_capability()
+    if tuple(seen) != torch.cuda.get_device_capability():
+        raise Wrong(f"vLLM sees capability {seen}, and torch {torch.cuda.get_device_capability()}")
 
 
 @check("import.device")
