@@ -60,9 +60,9 @@ python312Packages.buildPythonApplication {
 
   pythonImportsCheck = [ "vllm_variants" ];
 
-  # `detect` asks the driver, through NVML.
+  # `detect` asks the driver, through NVML. No bytecode at run time: root's would go into the store.
   postFixup = ''
-    wrapProgramShell "$out/bin/vllm-variants" --run ${
+    wrapProgramShell "$out/bin/vllm-variants" --set PYTHONDONTWRITEBYTECODE 1 --run ${
       lib.escapeShellArg (import ./offer-driver.nix { inherit coreutils runtimeShell; })
     }
   '';
