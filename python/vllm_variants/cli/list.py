@@ -82,11 +82,11 @@ def _list_results(as_json: bool) -> None:
     if not entries:
         say("no results yet; build one: vllm-variants build auto")
         return
-    listing = table("variant", "release", "builder", "size", "built", "links")
+    listing = table("variant", "release", "builder", "size", "built", "linked from")
+    listing.columns[-1].overflow = "fold"
     for entry in entries:
         manifest = entry.result.manifest
-        links = ", ".join(str(link) for link in entry.links) or "none (gc removes it)"
-        listing.add_row(
-            manifest.variant, manifest.release, manifest.builder, size(entry.bytes), manifest.created, links
-        )
+        links = "\n".join(str(link) for link in entry.links) or "nowhere: gc removes it"
+        built = manifest.created.replace("T", " ").removesuffix("Z")[:16]
+        listing.add_row(manifest.short, manifest.release, manifest.builder, size(entry.bytes), built, links)
     out.print(listing)
