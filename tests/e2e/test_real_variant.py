@@ -118,3 +118,15 @@ def test_nothing_of_it_is_the_hosts(result: Result) -> None:
     loaded = json.loads(_python(result, code))
     assert loaded
     assert all(str(result.path) in path for path in loaded)
+
+
+def test_the_checks_arithmetic_holds_with_the_results_torch(result: Result) -> None:
+    """tests/unit/verify/test_references.py needs a torch, and here is one."""
+    tests = Path(__file__).parents[1] / "unit" / "verify" / "test_references.py"
+    more = [str(Path(pytest.__file__).parents[1]), str(Path(doctor.__file__).parents[1])]
+    code = (
+        f"import sys; sys.path += {more!r}; import pytest;"
+        f"status = pytest.main(['-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', {str(tests)!r}]);"
+        "print(int(status))"
+    )
+    assert _python(result, code) == "0"
