@@ -8,7 +8,6 @@ float64 on the CPU.
 
 import hashlib
 import json
-import statistics
 import time
 import traceback
 import zlib
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 import torch
 
 from . import images
+from .comparing import compare, digest, raw, sentence, summary, tensors
+from .measuring import median_ms, poison, poison_free_memory
 
 _CHECKS = {}
 
@@ -97,7 +98,7 @@ class Run:
     # ── inputs: always made on the CPU, so the same seed gives the same bits on every card ──
 
     def _input(self, tensor):
-        self._inputs.update(_bytes(tensor))
+        self._inputs.update(raw(tensor))
         return tensor.to(self.device)
 
     def normal(self, *shape, dtype=torch.float32, scale=1.0):
@@ -159,9 +160,9 @@ class Run:
                 if tensor.data_ptr() not in restored:
                     poison(tensor)
             if outputs is None and not self.dry:
-                _poison_free_memory()
+                poison_free_memory()
             returned = call()
-            return _tensors(returned if outputs is None else outputs)
+            return tensors(returned if outputs is None else outputs)
 
         first_ms, got = self._first(judged)
         record = {"case": name, "first_ms": first_ms}
@@ -169,12 +170,12 @@ class Run:
         got = [tensor.detach().to("cpu", copy=True) for tensor in got]
         if len(got) < len(references):
             raise Wrong(f"{name}: {len(got)} outputs where {len(references)} were expected")
-        record |= _compare(got, references, tolerances, worst)
-        record["digest"] = _digest(got)
+        record |= compare(got, references, tolerances, worst)
+        record["digest"] = digest(got)
         again = [tensor.detach().to("cpu", copy=True) for tensor in judged()]
-        record["deterministic"] = _digest(again) == record["digest"]
+        record["deterministic"] = digest(again) == record["digest"]
         if timed and not self.dry:
-            record["median_ms"] = _median_ms(call)
+            record["median_ms"] = median_ms(call)
             if image:
                 record["kernels"] = images.kernels(call)
         self.cases.append(record)
@@ -196,95 +197,6 @@ class Run:
         return round(start.elapsed_time(end), 4), got
 
 
-def poison(tensor):
-    """Fill with bytes that no operator would leave by accident: NaN in every floating type."""
-    tensor.view(torch.uint8).fill_(0xFF) if tensor.is_contiguous() else tensor.fill_(
-        _poison_value(tensor.dtype)
-    )
-
-
-def _poison_value(dtype):
-    return float("nan") if dtype.is_floating_point else -1
-
-
-def _poison_free_memory():
-    """Leave NaN in the allocator's free blocks, where an operator's own outputs will come from."""
-    for count in (1 << 10, 1 << 18, 1 << 22):
-        block = torch.empty(count, dtype=torch.float32, device="cuda")
-        block.fill_(float("nan"))
-        del block
-
-
-def _tensors(returned):
-    if isinstance(returned, torch.Tensor):
-        return [returned]
-    return [item for item in returned if isinstance(item, torch.Tensor)]
-
-
-def _bytes(tensor):
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _digest(tensors):
-    whole = hashlib.sha256()
-    for tensor in tensors:
-        whole.update(_bytes(tensor))
-    return whole.hexdigest()[:32]
-
-
-def _compare(got, references, tolerances, worst):
-    """The error of the worst output, in units of its tolerance, with the figures of that output."""
-    found = []
-    for output, reference, tolerance in zip(got, references, tolerances, strict=False):
-        error, peak = relative_error(output, reference)
-        good = error <= tolerance and peak <= worst * tolerance
-        ratio = 0.0 if error == 0 else error / tolerance if tolerance else float("inf")
-        found.append((good, ratio if ratio == ratio else float("inf"), error, peak, tolerance))
-    good, _, error, peak, tolerance = max(found, key=lambda each: (not each[0], each[1]))
-    return {"ok": good, "error": _finite(error), "worst_row": _finite(peak), "tolerance": tolerance}
-
-
-def _finite(value):
-    """A number that JSON can carry: NaN and infinity as text."""
-    return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else str(value)
-
-
-def relative_error(output, reference):
-    """(‖out−ref‖/‖ref‖, the worst row's ‖out−ref‖ over the mean row norm of ref), in float64.
-
-    Wrong shapes and non-finite values where the reference is finite count as infinitely wrong.
-    """
-    if tuple(output.shape) != tuple(reference.shape):
-        return float("inf"), float("inf")
-    out, ref = output.double(), reference.double()
-    same_infinite = torch.isinf(ref) & (out == ref)
-    out, ref = out.masked_fill(same_infinite, 0), ref.masked_fill(same_infinite, 0)
-    rows = ref.reshape(-1, ref.shape[-1]) if ref.dim() > 1 else ref.reshape(1, -1)
-    difference = (out - ref).reshape(rows.shape)
-    size = rows.norm().item()
-    error = difference.norm().item()
-    mean_row = rows.norm(dim=-1).mean().item()
-    peak = difference.norm(dim=-1).max().item() if difference.numel() else 0.0
-    if error != error or peak != peak:
-        return float("inf"), float("inf")
-    return (error / size if size else error), (peak / mean_row if mean_row else peak)
-
-
-def _median_ms(call, repeats=11):
-    """The median time of a call in milliseconds, by CUDA events, each call by itself."""
-    times = []
-    call()
-    torch.cuda.synchronize()
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return round(statistics.median(times), 4)
-
-
 def outcome(name, function, *, seed, facts, dry):
     """Run one check and say how it went, as the record that becomes its JSON line."""
     run = Run(name, seed, facts, dry)
@@ -296,7 +208,7 @@ def outcome(name, function, *, seed, facts, dry):
             torch.cuda.synchronize()
         wrong = [case for case in run.cases if not case["ok"]]
         if wrong:
-            status, reason = "failed", "; ".join(_sentence(case) for case in wrong[:4])
+            status, reason = "failed", "; ".join(sentence(case) for case in wrong[:4])
     except Unsupported as error:
         status, reason = "unsupported", str(error)
     except Skipped as error:
@@ -310,7 +222,7 @@ def outcome(name, function, *, seed, facts, dry):
         "check": name,
         "status": status,
         **({"reason": reason} if reason else {}),
-        **_summary(run.cases),
+        **summary(run.cases),
         "seconds": round(time.monotonic() - started, 3),
         "seed": seed,
         "inputs": run._inputs.hexdigest()[:32],
@@ -326,32 +238,3 @@ def _judge(error):
     if isinstance(error, NotImplementedError) or any(phrase in said.lower() for phrase in _UNSUPPORTED):
         return "unsupported", text
     return "failed", f"{type(error).__name__}: {text}"
-
-
-def _sentence(case):
-    return (
-        f"{case['case']}: error {case['error']} (worst row {case['worst_row']}),"
-        f" and {case['tolerance']} is allowed"
-    )
-
-
-def _summary(cases):
-    """The check's own figures: the case nearest to its tolerance, the first call, the median."""
-    if not cases:
-        return {}
-
-    def ratio(case):
-        error = case["error"]
-        if isinstance(error, str):
-            return float("inf")
-        return error / case["tolerance"] if case["tolerance"] else (float("inf") if error else 0.0)
-
-    nearest = max(cases, key=lambda case: (not case["ok"], ratio(case)))
-    medians = [case["median_ms"] for case in cases if case.get("median_ms") is not None]
-    return {
-        "error": nearest["error"],
-        "tolerance": nearest["tolerance"],
-        "first_ms": cases[0].get("first_ms"),
-        "median_ms": round(statistics.median(medians), 4) if medians else None,
-        "image": images.summary([kernel for case in cases for kernel in case.get("kernels") or ()]),
-    }

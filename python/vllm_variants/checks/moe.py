@@ -13,7 +13,7 @@ from vllm.scalar_type import scalar_types
 
 from . import references
 from .checking import HALF_PRECISION, Unsupported, check
-from .weights import ask_marlin
+from .marlin import ask_marlin
 
 FP8 = torch.float8_e4m3fn
 TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 1.2e-2}

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the checks' own arithmetic needs torch")
 
-from vllm_variants.checks import checking, images, references  # noqa: E402
+from vllm_variants.checks import checking, comparing, images, measuring, references  # noqa: E402
 
 
 @pytest.fixture
@@ -97,18 +97,18 @@ def test_the_error_is_relative_and_finds_one_bad_row() -> None:
     reference = torch.ones(100, 64, dtype=torch.float64)
     output = reference.clone()
     output[17] = 1.5
-    error, worst = checking.relative_error(output.float(), reference)
+    error, worst = comparing.relative_error(output.float(), reference)
     assert error == pytest.approx(0.05)
     assert worst == pytest.approx(0.5)
-    assert checking.relative_error(reference, reference) == (0.0, 0.0)
+    assert comparing.relative_error(reference, reference) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_infinitely_wrong(value: float) -> None:
     output = torch.ones(4, 4)
     output[1, 1] = value
-    assert checking.relative_error(output, torch.ones(4, 4)) == (math.inf, math.inf)
-    assert checking.relative_error(torch.ones(3), torch.ones(4)) == (math.inf, math.inf)
+    assert comparing.relative_error(output, torch.ones(4, 4)) == (math.inf, math.inf)
+    assert comparing.relative_error(torch.ones(3), torch.ones(4)) == (math.inf, math.inf)
 
 
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others() -> None:
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_inputs_and_another_seed_others() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 def test_poison_is_nan_in_every_floating_type(dtype: Any) -> None:
     tensor = torch.zeros(3, 4).to(dtype)
-    checking.poison(tensor)
+    measuring.poison(tensor)
     assert torch.isnan(tensor.float()).all()
 
 
