@@ -126,7 +126,8 @@ def test_the_checks_arithmetic_holds_with_the_results_torch(result: Result) -> N
     more = [str(Path(pytest.__file__).parents[1]), str(Path(doctor.__file__).parents[1])]
     code = (
         # No plugins: theirs may be compiled for the Python that runs this suite.
-        f"import os, sys; os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'; sys.path += {more!r}; import pytest;"
+        "import os, sys; os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1';"
+        f"sys.path += {more!r}; import pytest;"
         f"status = pytest.main(['-q', '-p', 'no:cacheprovider', {str(tests)!r}]);"
         "print(int(status))"
     )
