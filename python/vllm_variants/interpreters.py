@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,8 +48,13 @@ def find(minor: str, asked: Path | None = None) -> Interpreter:
             return Interpreter(path.resolve(), version, found)
     raise MissingError(
         f"no Python {minor} on PATH, under pyenv or managed by uv",
-        mend=f"get one: `uv python install {minor}`, `pyenv install {minor}` or your system's python{minor}",
+        mend=f"get one: `{_uv()} python install {minor}`, `pyenv install {minor}` or your system's python{minor}",
     )
+
+
+def _uv() -> str:
+    """How a person calls uv here: by its name, or where ours is."""
+    return "uv" if shutil.which("uv") else process.uv()
 
 
 def _candidates(minor: str) -> Iterator[tuple[Path, str]]:

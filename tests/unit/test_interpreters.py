@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import interpreters
+from vllm_variants import interpreters, process
 from vllm_variants.errors import MissingError, UsageError
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -52,7 +52,7 @@ def test_what_is_no_such_python_is_passed_over(tmp_path: Path, lie: str) -> None
     put(tmp_path / "bin", f"python{MINOR}", lie)
     with pytest.raises(MissingError) as caught:
         interpreters.find(MINOR)
-    assert f"uv python install {MINOR}" in str(caught.value)
+    assert f"{process.uv()} python install {MINOR}" in str(caught.value)
 
 
 def test_another_minor_version_is_not_taken(tmp_path: Path) -> None:
