@@ -48,7 +48,7 @@ def find(minor: str, asked: Path | None = None) -> Interpreter:
             return Interpreter(path.resolve(), version, found)
     raise MissingError(
         f"no Python {minor} on PATH, under pyenv or managed by uv",
-        mend=f"get one: `{_uv()} python install {minor}`, `pyenv install {minor}` or your system's python{minor}",
+        mend=f"`{_uv()} python install {minor}`, `pyenv install {minor}` or your system's python{minor}",
     )
 
 
