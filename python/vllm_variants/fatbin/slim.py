@@ -11,12 +11,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vllm_variants.capability import Capability
+from vllm_variants.errors import ResourceError
 from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, slim_file
 from vllm_variants.fatbin.source import Malformed
 from vllm_variants.fatbin.verify import Wrong
@@ -151,7 +153,15 @@ def _slimmed(
         try:
             for future in as_completed(futures):
                 yield *futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "a process that slimmed was killed, most likely for want of memory",
+                mend="vllm-variants doctor",
+            ) from error
         except BaseException:
+            # A person who stops this does not wait for a library of 500 MB: what is aside is swept.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
 

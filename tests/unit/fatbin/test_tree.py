@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 from making import capabilities, cubin, library, section
 
-from vllm_variants.errors import ResourceError, UsageError
+from vllm_variants.errors import Interrupted, ResourceError, UsageError
 from vllm_variants.fatbin import library as library_module
+from vllm_variants.fatbin import slim as slim_module
 from vllm_variants.fatbin.copy import slimmed_copy
+from vllm_variants.fatbin.library import FileReport
 from vllm_variants.fatbin.slim import SlimReport, slim_tree
 from vllm_variants.fatbin.verify import Wrong
 
@@ -219,3 +222,38 @@ def test_an_existing_output_is_never_replaced(tree: Path, tmp_path: Path) -> Non
 
     with pytest.raises(UsageError, match="exists already"):
         slimmed_copy(tree, tmp_path / "copy", slim)
+
+
+def for_a_minute(path: Path) -> FileReport:
+    time.sleep(60)
+    return FileReport(str(path), 0, 0)
+
+
+def die(path: Path) -> FileReport:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return FileReport(str(path), 0, 0)
+
+
+WORK = [(1, [Path("one")]), (1, [Path("two")])]
+
+
+def test_a_stop_does_not_wait_for_libraries_under_way() -> None:
+    def stop(signum: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(2)
+    started = time.monotonic()
+    try:
+        with pytest.raises(Interrupted):
+            list(slim_module._slimmed(WORK, for_a_minute, 2))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 30
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_is_a_sentence() -> None:
+    with pytest.raises(ResourceError, match="a process that slimmed was killed"):
+        list(slim_module._slimmed(WORK, die, 2))
