@@ -14,6 +14,7 @@ from typing import Any
 from vllm_variants.capability import Capability, Fit, Target, choose, fit
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
+from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import device_sections
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.fatbin.stub import is_stub
@@ -62,7 +63,7 @@ class LibraryAudit:
     """One library's device code. Without a device only what is held is known.
 
     `fits` counts containers, `foreign` the bytes of images that can never run on the device,
-    `spare` those that could, but a better one is beside them.
+    `spare` those that could, but a better one is beside them, or that slimming keeps in doubt (Tegra's).
     """
 
     path: str
@@ -163,9 +164,13 @@ def _judge(source: Source, container: Container, device: Capability, audit: Libr
             images.append((kind, image))
     best = choose([(kind, image.target) for kind, image in images], device)
     audit.fits[best.fit if best else Fit.NONE] += 1
+    kept = kept_images(container, [device])
     for kind, image in images:
         if not fit(kind, image.target, device):
-            audit.foreign += image.size
+            if image in kept:
+                audit.spare += image.size
+            else:
+                audit.foreign += image.size
         elif best and (kind, image.target.capability) != (best.kind, best.target.capability):
             audit.spare += image.size
         elif best and best.fit is Fit.JIT:

@@ -95,6 +95,17 @@ def test_a_slimmed_tree_has_nothing_foreign_and_its_stubs_are_no_code(tree: Path
     assert elsewhere.runs == 0  # the stub of 12.0a is no machine code
 
 
+def test_what_slimming_keeps_in_doubt_is_not_foreign(tmp_path: Path) -> None:
+    """A Tegra image beside a desktop one stays; the audit of a fresh build must not mind it."""
+    library(tmp_path / "made.so", section([cubin("sm_80"), cubin("sm_87")]))
+
+    (audit,) = audit_tree(tmp_path, Capability(8, 9)).libraries
+
+    assert audit.foreign == 0
+    assert audit.spare > 0
+    assert audit.fits == {Fit.SAME_MAJOR: 1}
+
+
 def test_a_stray_image_of_the_compilers_default_is_counted(tmp_path: Path) -> None:
     library(
         tmp_path / "made.so", section([cubin("sm_52"), ptx("compute_52")], [cubin("sm_90"), cubin("sm_52")])
