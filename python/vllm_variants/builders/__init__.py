@@ -1,14 +1,12 @@
-"""Builders: three ways to make a result, behind one protocol."""
+"""Builders: three ways to make results, behind one protocol (`outcomes.Builder`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from vllm_variants.matrix import Release, Variant
-from vllm_variants.results import Result
 
 Say = Callable[[str], None]
 
@@ -39,13 +37,3 @@ class Request:
     def link(self) -> Path:
         """The link that the result gets."""
         return self.links / f"result-{self.name}"
-
-
-class Builder(Protocol):
-    """Makes results. `build` raises an `errors.Error`, and then has left neither result nor link."""
-
-    name: str
-
-    def build(self, request: Request, say: Say) -> Result:
-        """Build one variant and link it; talk to the person through `say`."""
-        ...

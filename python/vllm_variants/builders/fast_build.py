@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vllm_variants.builders.nix_command import Nix, first_error
 from vllm_variants.builders.nix_events import plain, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import TAIL, Build
-from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
+from vllm_variants.builders.outcomes import Done, Outcome, Status, outcome_of
 from vllm_variants.errors import Error, MissingError, UsageError, resource_error
 
 _Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → what the report says of it
@@ -38,7 +38,7 @@ class FastBuilder:
     program: str
 
     def build_all(
-        self, requests: Sequence[Request], say: Say, done: Callable[[Outcome], None] = lambda _: None
+        self, requests: Sequence[Request], say: Say, done: Done = lambda outcome: None
     ) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known."""
         plan = self._plan(len(requests))

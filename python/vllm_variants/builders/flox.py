@@ -22,11 +22,10 @@ from vllm_variants.builders.nix_command import Nix
 from vllm_variants.builders.nix_events import Event, LogLine, Message, Phase, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import Build, Tracker
-from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
+from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
 from vllm_variants.builders.reports import duration
-from vllm_variants.errors import Error, Interrupted, MissingError, UsageError
+from vllm_variants.errors import Error, MissingError, UsageError
 from vllm_variants.memory import Plan
-from vllm_variants.results import Result
 
 _PHASE = re.compile(r"Running phase: (\w+)")  # as stdenv announces it
 
@@ -39,39 +38,16 @@ class FloxBuilder:
     plan: Plan
     retries: int = 0
     logs: Path | None = None
+    keep_going: bool = True
     show: Callable[[Callable[[], display.View]], display.Display] | None = None
-    name: str = "flox"
 
-    def build(self, request: Request, say: Say) -> Result:
-        """Build one variant and link it; raises the `Error` it failed with."""
-        outcome = self._one(request, build_logs.new_folder(self.logs), say)
-        if outcome.error:
-            raise outcome.error
-        return results.read(request.link)
-
-    def build_all(
-        self, requests: Sequence[Request], say: Say, done: Callable[[Outcome], None], *, keep_going: bool
-    ) -> None:
+    def build_all(self, requests: Sequence[Request], say: Say, done: Done) -> list[Outcome]:
         """Build one request after the other; `done` hears of each."""
         folder = build_logs.new_folder(self.logs)
         say(f"{self.plan.sentence()}\nfull logs: {folder}")
-        failed = False
-        for index, request in enumerate(requests):
-            if failed and not keep_going:
-                done(
-                    outcome_of(
-                        request, Status.SKIPPED, error=Error("not tried: another variant failed first")
-                    )
-                )
-                continue
-            try:
-                outcome = self._one(request, folder, say)
-            except Interrupted:
-                for left in requests[index:]:
-                    done(outcome_of(left, Status.INTERRUPTED))
-                raise
-            failed = failed or not outcome.ok
-            done(outcome)
+        return one_after_another(
+            requests, lambda request: self._one(request, folder, say), done, keep_going=self.keep_going
+        )
 
     def _one(self, request: Request, folder: Path, say: Say) -> Outcome:
         try:
@@ -151,7 +127,7 @@ class FloxBuilder:
         return report
 
 
-def find(cores: int | None, retries: int, logs: Path | None) -> FloxBuilder:
+def find(cores: int | None, retries: int, logs: Path | None, keep_going: bool = True) -> FloxBuilder:
     """The builder over the checkout this runs from; raises an `Error` without Flox or checkout."""
     if not shutil.which("flox"):
         raise MissingError(
@@ -165,7 +141,7 @@ def find(cores: int | None, retries: int, logs: Path | None) -> FloxBuilder:
             mend="clone the repository and run ./vllm-variants there",
         )
     plan = memory.plan(1, memory.available(), memory.processors(), cores=cores)
-    return FloxBuilder(root, plan, retries, logs)
+    return FloxBuilder(root, plan, retries, logs, keep_going)
 
 
 def check(root: Path, request: Request) -> None:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import results
 from vllm_variants.builders import Request, Say, display, nix_eval
 from vllm_variants.builders.finishing import Cache
 from vllm_variants.builders.nix_command import Nix
-from vllm_variants.builders.outcomes import Outcome
-from vllm_variants.results import Result
+from vllm_variants.builders.outcomes import Done, Outcome
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,9 @@ class NixBuilder:
     nix: Nix
     options: Options = Options()
     show: Show | None = None
-    name: str = "nix"
-
-    def build(self, request: Request, say: Say) -> Result:
-        """Build one variant and link it; raises the `Error` it failed with."""
-        outcome = self.build_all([request], say)[0]
-        if outcome.error:
-            raise outcome.error
-        assert outcome.path is not None
-        return results.read(outcome.path)
 
     def build_all(
-        self, requests: Sequence[Request], say: Say, done: Callable[[Outcome], None] = lambda _: None
+        self, requests: Sequence[Request], say: Say, done: Done = lambda outcome: None
     ) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from vllm_variants.builders import Request
-from vllm_variants.errors import Error, ExitCode
+from vllm_variants.builders import Request, Say
+from vllm_variants.errors import Error, ExitCode, Interrupted
 
 
 class Status(StrEnum):
@@ -75,6 +76,44 @@ class Outcome:
 def outcome_of(request: Request, status: Status, **facts: Any) -> Outcome:
     """The outcome of a request; `facts` are further fields of it."""
     return Outcome(request.name, request.variant.short, status, **facts)
+
+
+Done = Callable[[Outcome], None]
+
+
+class Builder(Protocol):
+    """Makes results: a result that is not whole, or whose audit fails, is never linked."""
+
+    def build_all(self, requests: Sequence[Request], say: Say, done: Done) -> list[Outcome]:
+        """Build every request; one outcome each, in their order, and to `done` as each is known.
+
+        Talks to the person through `say`. Raises `Interrupted` when asked to stop.
+        """
+        ...
+
+
+def one_after_another(
+    requests: Sequence[Request], build: Callable[[Request], Outcome], done: Done, *, keep_going: bool
+) -> list[Outcome]:
+    """`Builder.build_all` out of building one; without `keep_going` the rest of a failure is skipped."""
+    outcomes: list[Outcome] = []
+
+    def take(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        done(outcome)
+
+    for index, request in enumerate(requests):
+        if not keep_going and not all(outcome.ok for outcome in outcomes):
+            error = Error("not tried: another variant failed first", mend="leave out --no-keep-going")
+            take(outcome_of(request, Status.SKIPPED, error=error))
+            continue
+        try:
+            take(build(request))
+        except Interrupted:
+            for left in requests[index:]:
+                take(outcome_of(left, Status.INTERRUPTED))
+            raise
+    return outcomes
 
 
 def exit_code(outcomes: list[Outcome]) -> ExitCode:

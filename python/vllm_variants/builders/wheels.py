@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants import interpreters, locks
 from vllm_variants.builders import Request, Say, device_code, installation, launchers, manifests
+from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
 from vllm_variants.builders.steps import Step, Steps
-from vllm_variants.errors import UnsupportedError, resource_error
+from vllm_variants.errors import Error, UnsupportedError, resource_error
 from vllm_variants.interpreters import Interpreter
 from vllm_variants.locks import Lock
 from vllm_variants.matrix import host_system
@@ -34,7 +36,20 @@ class Wheels:
     """The `wheels` builder over one store."""
 
     store: Store
-    name: str = "wheels"
+    keep_going: bool = True
+
+    def build_all(self, requests: Sequence[Request], say: Say, done: Done) -> list[Outcome]:
+        """Build one request after the other; `done` hears of each."""
+
+        def build(request: Request) -> Outcome:
+            try:
+                result = self.build(request, say)
+            except Error as error:
+                return outcome_of(request, Status.FAILED, error=error)
+            facts = result.manifest.facts
+            return outcome_of(request, Status.BUILT, link=request.link, path=result.path, manifest=facts)
+
+        return one_after_another(requests, build, done, keep_going=self.keep_going)
 
     def build(self, request: Request, say: Say) -> Result:
         """Build, or find built, one variant and link it. Raises an `errors.Error`."""

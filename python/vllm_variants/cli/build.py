@@ -101,12 +101,13 @@ def build(
     options = building.options(cores, max_jobs, keep_going, retries, logs, push, signing_key)
     with BatchReport(requests, as_json, jsonl, junit, summary) as report:
         if via is Via.WHEELS:
-            building.wheels(requests, keep_going, report)
+            builder = building.wheels(keep_going)
         elif via is Via.FLOX:
-            building.flox(requests, options, report)
+            builder = building.flox(options)
         else:
             how = building.NixChoices(flake, override_input or [], nix_option or [], builders, store, engine)
-            building.nix(requests, how, options, report)
+            builder = building.nix(how, options)
+        builder.build_all(requests, say, report.take)
 
 
 def _refuse(via: Via, options: dict[Via, dict[str, object]]) -> None:

@@ -1,4 +1,4 @@
-"""`vllm-variants build` with each of the builders: from options to outcomes."""
+"""`vllm-variants build`: from its options to a builder."""
 
 from __future__ import annotations
 
@@ -6,32 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_variants.builders import Request
 from vllm_variants.builders.nix import Options
-from vllm_variants.builders.outcomes import Outcome, Status
-from vllm_variants.cli.batch_report import BatchReport
-from vllm_variants.cli.output import err, say
-from vllm_variants.errors import Error, UsageError
-
-
-def wheels(requests: Sequence[Request], keep_going: bool, report: BatchReport) -> None:
-    """Build one variant after the other from published wheels."""
-    from vllm_variants.builders.wheels import Wheels
-    from vllm_variants.store import Store
-
-    builder = Wheels(Store.default())
-    for index, request in enumerate(requests):
-        name, short = request.name, request.variant.short
-        try:
-            result = builder.build(request, say)
-        except Error as error:
-            report.take(Outcome(name, short, Status.FAILED, error=error))
-            if not keep_going:
-                _skip(requests[index + 1 :], report)
-                return
-            continue
-        facts = result.manifest.facts
-        report.take(Outcome(name, short, Status.BUILT, link=request.link, path=result.path, manifest=facts))
+from vllm_variants.builders.outcomes import Builder
+from vllm_variants.cli.output import err
+from vllm_variants.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -64,8 +42,16 @@ def options(
     return Options(cores, max_jobs, keep_going, retries, logs, cache)
 
 
-def nix(requests: Sequence[Request], how: NixChoices, options: Options, report: BatchReport) -> None:
-    """Build all variants with the machine's Nix."""
+def wheels(keep_going: bool) -> Builder:
+    """The builder that installs published wheels."""
+    from vllm_variants.builders.wheels import Wheels
+    from vllm_variants.store import Store
+
+    return Wheels(Store.default(), keep_going)
+
+
+def nix(how: NixChoices, options: Options) -> Builder:
+    """The builder that has the machine's Nix compile, or nix-fast-build where that engine is chosen."""
     from vllm_variants.builders import display, fast_build, nix_command
     from vllm_variants.builders.nix import NixBuilder
 
@@ -77,27 +63,20 @@ def nix(requests: Sequence[Request], how: NixChoices, options: Options, report: 
         builders=how.builders,
     )
     if how.engine:
-        fast_build.find(found, options).build_all(requests, say, report.take)
-        return
+        return fast_build.find(found, options)
     show = (lambda view: display.Board(view, err)) if err.is_terminal else None
-    NixBuilder(found, options, show).build_all(requests, say, report.take)
+    return NixBuilder(found, options, show)
 
 
-def flox(requests: Sequence[Request], options: Options, report: BatchReport) -> None:
-    """Build one variant after the other with `flox build`."""
+def flox(options: Options) -> Builder:
+    """The builder that runs `flox build` for one variant after the other."""
     from vllm_variants.builders import display
     from vllm_variants.builders import flox as builder
 
-    found = builder.find(options.cores, options.retries, options.logs)
+    found = builder.find(options.cores, options.retries, options.logs, options.keep_going)
     if err.is_terminal:
-        found = replace(found, show=lambda view: display.Board(view, err))
-    found.build_all(requests, say, report.take, keep_going=options.keep_going)
-
-
-def _skip(requests: Sequence[Request], report: BatchReport) -> None:
-    for request in requests:
-        error = Error("not tried: another variant failed first", mend="leave out --no-keep-going")
-        report.take(Outcome(request.name, request.variant.short, Status.SKIPPED, error=error))
+        return replace(found, show=lambda view: display.Board(view, err))
+    return found
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
