@@ -72,6 +72,11 @@ def plan(
     return Plan(each, many, available, processors, asked)
 
 
+def plan_here(builds: int, *, cores: int | None = None, max_jobs: int | None = None) -> Plan:
+    """`plan` with the memory and the processors that this process may use."""
+    return plan(builds, available(), processors(), cores=cores, max_jobs=max_jobs)
+
+
 def available(root: Path = Path("/")) -> int:
     """Bytes that new programs can have: the system's, or less by the limit of a cgroup above us.
 

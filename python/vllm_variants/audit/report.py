@@ -56,6 +56,13 @@ class AuditReport:
         """Whether it can be used as it is: nothing missing."""
         return self.verdict is not Verdict.MISSING
 
+    @property
+    def missing(self) -> str:
+        """What is missing or broken, as one clause: the first finding, and how many more; empty: nothing."""
+        found = [finding for finding in self.findings if finding.verdict is Verdict.MISSING]
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        return f"{found[0].library}: {found[0].what}{more}" if found else ""
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "roots": list(self.roots),

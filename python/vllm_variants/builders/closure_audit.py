@@ -49,10 +49,8 @@ def audited(request: Request, result: Result, closure: Callable[[], Iterable[Pat
     short, device = request.variant.short, request.variant.capability
     report = audit.judge((str(result.path),), audit.collect(paths, device), device, known)
     if not report.passed:
-        missing = [f for f in report.findings if f.verdict is audit.Verdict.MISSING]
-        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise AuditError(
-            f"{short} is built, but not linked: {missing[0].library}: {missing[0].what}{more}",
+            f"{short} is built, but not linked: {report.missing}",
             mend=f"vllm-variants audit {result.path} --closure shows every library",
         )
     say(f"{short}: audit: {report.verdict} for {device} in all {len(paths)} store paths")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.audit import AuditReport, Verdict, audit_tree
+from vllm_variants.audit import audit_tree
 from vllm_variants.audit import expectations as expected
 from vllm_variants.builders import Request
 from vllm_variants.builders.steps import Steps
@@ -56,15 +56,11 @@ def audit(steps: Steps, request: Request, tree: Path) -> None:
             "expectations": known is not None,
         }
     if not report.passed:
-        raise AuditError(_missing(request, report), mend="`vllm-variants audit` shows every library")
+        raise AuditError(
+            f"{request.name} was not linked: {report.missing}",
+            mend="`vllm-variants audit` shows every library",
+        )
     steps.say(f"audit: {facts['verdict']} for {request.variant.capability.sm}")
-
-
-def _missing(request: Request, report: AuditReport) -> str:
-    missing = [f for f in report.findings if f.verdict is Verdict.MISSING]
-    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    first = missing[0]
-    return f"{request.name} was not linked: {first.library}: {first.what}{more}"
 
 
 def _keep(tree: Path, name: str, facts: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from vllm_variants.builders.nix_events import plain, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import TAIL, Build
 from vllm_variants.builders.outcomes import Done, Outcome, Status, outcome_of
-from vllm_variants.errors import Error, MissingError, UsageError, resource_error
+from vllm_variants.errors import Error, MissingError, UsageError
 
 _Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → what the report says of it
 
@@ -41,7 +41,8 @@ class FastBuilder:
         self, requests: Sequence[Request], say: Say, done: Done = lambda outcome: None
     ) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known."""
-        plan = self._plan(len(requests))
+        cores, max_jobs = self.options.cores, self.options.max_jobs
+        plan = memory.plan_here(len(requests), cores=cores, max_jobs=max_jobs)
         say(plan.sentence())
         outcomes = {}
         for parent in dict.fromkeys(nix_eval.parent(request) for request in requests):
@@ -52,11 +53,6 @@ class FastBuilder:
                 outcomes[request.name] = outcome
                 done(outcome)
         return [outcomes[request.name] for request in requests]
-
-    def _plan(self, builds: int) -> memory.Plan:
-        cores, max_jobs = self.options.cores, self.options.max_jobs
-        free, processors = memory.available(), memory.processors()
-        return memory.plan(builds, free, processors, cores=cores, max_jobs=max_jobs)
 
     def _run(self, parent: str, group: Sequence[Request], plan: memory.Plan) -> _Results:
         wanted = " ".join(request.variant.short for request in group)
@@ -99,19 +95,9 @@ class FastBuilder:
             )
         finisher = Finisher(self.nix, self.options.cache)
         out = str((built.get("outputs") or evaluated.get("outputs") or {}).get("out", ""))
-        facts: dict[str, Any] = {"seconds": seconds}
-        try:
-            result, audit = finisher.finish(request, out, say)
-            facts |= {"link": request.link, "path": result.path, "audit": audit}
-            facts |= {"how": "built", "manifest": result.manifest.facts}
-            if self.options.cache:
-                finisher.push(request, out)
-                facts["pushed"] = self.options.cache.url
-        except Error as error:
-            return outcome_of(request, Status.FAILED, error=error, **facts)
-        except OSError as error:
-            return outcome_of(request, Status.FAILED, error=resource_error(error), **facts)
-        return outcome_of(request, Status.BUILT, **facts)
+        return finisher.conclude(
+            request, out, outcome_of(request, Status.BUILT, how="built", seconds=seconds), say
+        )
 
 
 def find(nix: Nix, options: Options) -> FastBuilder:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from vllm_variants.builders import Request, Say, closure_audit
 from vllm_variants.builders.nix_command import Nix
 from vllm_variants.builders.nix_failures import transfer_failure
-from vllm_variants.errors import Error, UsageError
+from vllm_variants.builders.outcomes import Outcome, Status
+from vllm_variants.errors import Error, UsageError, resource_error
 from vllm_variants.results import Result
 
 
@@ -56,6 +57,21 @@ class Finisher:
         report = closure_audit.audited(request, result, lambda: map(Path, self.nix.requisites(out)), say)
         self._link(request, out)
         return result, report
+
+    def conclude(self, request: Request, out: str, outcome: Outcome, say: Say) -> Outcome:
+        """`outcome` of a built output, once it is audited, linked and pushed; or failed, and why."""
+        try:
+            result, audit = self.finish(request, out, say)
+            outcome = replace(outcome, link=request.link, path=result.path, audit=audit)
+            outcome = replace(outcome, manifest=result.manifest.facts)
+            if self.cache:
+                self.push(request, out)
+                outcome = replace(outcome, pushed=self.cache.url)
+        except Error as error:
+            return replace(outcome, status=Status.FAILED, error=error)
+        except OSError as error:
+            return replace(outcome, status=Status.FAILED, error=resource_error(error))
+        return outcome
 
     def push(self, request: Request, out: str) -> None:
         """Copy the output and all it needs to the cache, signed; raises an `Error`."""

@@ -140,7 +140,7 @@ def find(cores: int | None, retries: int, logs: Path | None, keep_going: bool = 
             "vllm-variants was installed as a package, and Flox builds in a checkout",
             mend="clone the repository and run ./vllm-variants there",
         )
-    plan = memory.plan(1, memory.available(), memory.processors(), cores=cores)
+    plan = memory.plan_here(1, cores=cores)
     return FloxBuilder(root, plan, retries, logs, keep_going)
 
 

@@ -20,7 +20,7 @@ from vllm_variants.builders.nix_failures import out_of_memory
 from vllm_variants.builders.nix_progress import Build, Copy
 from vllm_variants.builders.nix_watch import Watch
 from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
-from vllm_variants.errors import Error, Interrupted, resource_error
+from vllm_variants.errors import Error, Interrupted
 from vllm_variants.memory import Plan
 
 FINISHING = 2  # outputs audited, linked and pushed at once, beside the builds
@@ -67,7 +67,8 @@ class Batch:
     # ── building ──
 
     def _build(self) -> None:
-        plan = self._plan()
+        options = self._options
+        plan = memory.plan_here(len(self._pending), cores=options.cores, max_jobs=options.max_jobs)
         self._say(plan.sentence())
         self._warn()
         with BuildLogs(build_logs.new_folder(self._options.logs), _names(self._pending.values())) as logs:
@@ -132,11 +133,6 @@ class Batch:
         elif isinstance(about, Copy) and about.ended:
             self._settle([d for d in self._pending.values() if d.out == about.path])
 
-    def _plan(self) -> Plan:
-        cores, max_jobs = self._options.cores, self._options.max_jobs
-        free, processors = memory.available(), memory.processors()
-        return memory.plan(len(self._pending), free, processors, cores=cores, max_jobs=max_jobs)
-
     def _again(self, plan: Plan) -> Plan:
         """The plan of a further attempt: half the compile jobs where memory ran out."""
         names = ", ".join(_names(self._pending.values()).values())
@@ -190,18 +186,7 @@ class Batch:
             attempts=self._attempt,
             log=log,
         )
-        try:
-            result, audit = self._finisher.finish(request, derivation.out, self._say)
-            outcome = replace(outcome, link=request.link, path=result.path, audit=audit)
-            outcome = replace(outcome, manifest=result.manifest.facts)
-            if self._options.cache:
-                self._finisher.push(request, derivation.out)
-                outcome = replace(outcome, pushed=self._options.cache.url)
-        except Error as error:
-            return replace(outcome, status=Status.FAILED, error=error)
-        except OSError as error:
-            return replace(outcome, status=Status.FAILED, error=resource_error(error))
-        return outcome
+        return self._finisher.conclude(request, derivation.out, outcome, self._say)
 
     def _collect(self, wait: bool = False) -> None:
         """Take the outcomes of what was finished since."""
