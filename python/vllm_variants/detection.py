@@ -130,13 +130,9 @@ def judge(capability: Capability, variant: Variant, machine: Machine, release: R
 def _obstacle(variant: Variant, machine: Machine, release: Release) -> str | None:
     if variant.system != machine.system:
         return f"it is for {variant.system} and this host is {machine.system}"
-    if machine.driver and _numbers(machine.driver) < _numbers(release.stack.driver):
+    if machine.older_than(release.stack.driver):
         return (
             f"release {release.name} (CUDA {release.stack.cuda}) needs driver {release.stack.driver} "
             f"or later and this host has {machine.driver}"
         )
     return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -105,11 +105,8 @@ def _glibc() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    store = folder
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    text = f"{free / 1e9:.0f} GB free for {store}"
+    free = free_bytes(folder)
+    text = f"{free / 1e9:.0f} GB free for {folder}"
     needs = f"a first build takes {DISK_FIRST / 1e9:.0f} GB, each further variant {DISK_NEXT / 1e9:.0f} GB"
     if free >= DISK_FIRST:
         return Finding("disk", State.OK, f"{text} ({needs})")
@@ -117,6 +114,13 @@ def _disk(folder: Path) -> Finding:
     return Finding(
         "disk", state, f"{text}; {needs}", "vllm-variants gc, uv cache prune, or set XDG_DATA_HOME elsewhere"
     )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk that holds `folder`, or will when it is made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _memory() -> Finding:

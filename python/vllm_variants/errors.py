@@ -13,16 +13,25 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What the process's exit status means (documented in docs/exit-codes.md)."""
+    """What the process's exit status means; docs/exit-codes.md is made from this."""
 
-    OK = 0
-    FAILED = 1  # the work was tried and failed: a build, an installation, a check
-    USAGE = 2  # the command line, the matrix or an input file is wrong
-    UNSUPPORTED = 3  # this machine cannot do it: no GPU, no such platform, driver too old
-    MISSING = 4  # something that must be there is not: an interpreter, a lock, a result
-    AUDIT = 5  # an audit or a verification found the result wrong
-    RESOURCES = 6  # disk, memory or network ran out
-    INTERRUPTED = 130  # Ctrl-C or SIGTERM; nothing half-done is left
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> ExitCode:
+        """A code and its meaning, in one clause."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
+
+    OK = 0, "done"
+    FAILED = 1, "the work was tried and failed: a build, an installation, a check"
+    USAGE = 2, "the command line, the matrix or an input file is wrong"
+    UNSUPPORTED = 3, "this machine cannot do it: no GPU, no such platform, driver too old"
+    MISSING = 4, "something that must be there is not: an interpreter, a lock, a result"
+    AUDIT = 5, "an audit or a verification found the result wrong"
+    RESOURCES = 6, "disk, memory or network ran out"
+    INTERRUPTED = 130, "Ctrl-C or SIGTERM; nothing half-done is left"
 
 
 class Error(Exception):

@@ -17,19 +17,6 @@ from vllm_variants.matrix import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
-_EXIT_CODES: Mapping[ExitCode, str] = MappingProxyType(
-    {
-        ExitCode.OK: "done",
-        ExitCode.FAILED: "the work was tried and failed: a build, an installation, a check",
-        ExitCode.USAGE: "the command line, the matrix or an input file is wrong",
-        ExitCode.UNSUPPORTED: "this machine cannot do it: no GPU, no such platform, driver too old",
-        ExitCode.MISSING: "something that must be there is not: an interpreter, a lock, a result",
-        ExitCode.AUDIT: "an audit or a verification found the result wrong",
-        ExitCode.RESOURCES: "disk, memory or network ran out",
-        ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; nothing half-done is left",
-    }
-)
-
 
 def variants(matrix: Matrix) -> str:
     """The variant table of the README."""
@@ -71,7 +58,7 @@ def names(matrix: Matrix) -> str:
 
 def exit_codes(matrix: Matrix) -> str:
     """The exit codes of the command line."""
-    return _table(("code", "meaning"), [(str(int(code)), text) for code, text in _EXIT_CODES.items()])
+    return _table(("code", "meaning"), [(str(int(code)), code.meaning) for code in ExitCode])
 
 
 TABLES: Mapping[str, Callable[[Matrix], str]] = MappingProxyType(

@@ -56,6 +56,10 @@ class Machine:
     gpus: tuple[Gpu, ...]
     problem: str | None = None
 
+    def older_than(self, driver: str) -> bool:
+        """Whether the driver is known and older than `driver` (`560`, `575.51.03`)."""
+        return self.driver is not None and _numbers(self.driver) < _numbers(driver)
+
     def as_dict(self) -> dict[str, object]:
         """The machine as JSON; `from_dict` reads it back."""
         return {
@@ -73,6 +77,10 @@ class Machine:
             for g in facts["gpus"]
         )
         return cls(facts["system"], facts["driver"], gpus, facts.get("problem"))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def machine() -> Machine:

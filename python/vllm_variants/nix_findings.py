@@ -15,7 +15,7 @@ from pathlib import Path
 from vllm_variants import memory
 from vllm_variants.builders import nix_command
 from vllm_variants.builders.nix_command import Configuration, Nix
-from vllm_variants.doctor import Finding, State
+from vllm_variants.doctor import Finding, State, free_bytes
 from vllm_variants.matrix import host_system
 
 PER_VARIANT = 20_000_000_000  # bytes in the store that one variant's build leaves and needs on the way
@@ -70,7 +70,7 @@ def _memory() -> Finding:
 def _disk(configured: Configuration, builds: int) -> Finding:
     needed = builds * PER_VARIANT
     places = {"the store": Path("/nix/store"), "builds": _build_folder(configured)}
-    free = {what: shutil.disk_usage(_existing(path)).free for what, path in places.items()}
+    free = {what: free_bytes(path) for what, path in places.items()}
     text = ", ".join(f"{amount / 1e9:.0f} GB free for {what}" for what, amount in free.items())
     text += f"; {builds} variant{'s' if builds > 1 else ''} may take {needed / 1e9:.0f} GB in the store"
     if free["the store"] >= needed and free["builds"] >= PER_VARIANT:
@@ -81,12 +81,6 @@ def _disk(configured: Configuration, builds: int) -> Finding:
 
 def _build_folder(configured: Configuration) -> Path:
     return Path(configured.text("build-dir") or os.environ.get("TMPDIR") or tempfile.gettempdir())
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _features(configured: Configuration) -> Finding:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from vllm_variants import results
+from vllm_variants import links, results
 from vllm_variants.errors import Error, ResourceError
 from vllm_variants.results import Result
 
@@ -111,29 +111,20 @@ class Store:
     def link(self, result: Result, link: Path) -> None:
         """Point `link` to the result by one rename, and remember it for gc."""
         link = link.absolute()
-        if link.exists() and not link.is_symlink():
-            raise Error(f"{link} is in the way: it is not a link", mend=f"move it: mv {link} {link}.old")
-        aside = link.with_name(f".{link.name}.{os.getpid()}")
-        try:
-            aside.symlink_to(result.path)
-            aside.rename(link)
-        except OSError as error:
-            with suppress(OSError):
-                aside.unlink()
-            raise ResourceError(f"the link {link} cannot be made: {error.strerror}") from error
+        links.point(link, result.path)
         memory = self._folder("links") / hashlib.sha256(os.fsencode(link)).hexdigest()[:24]
         with suppress(FileExistsError):
             memory.symlink_to(link)
 
     def entries(self) -> list[Entry]:
         """Every readable result, with its links, in the order of their names."""
-        links = self._links()
+        linked = self._links()
         found = []
         for path in sorted((self.root / "store").glob("*")):
             with suppress(Error):
                 result = results.read(path)
                 sizes = result.manifest.facts.get("bytes", {})
-                found.append(Entry(result, tuple(links.get(result.path, ())), int(sizes.get("result", 0))))
+                found.append(Entry(result, tuple(linked.get(result.path, ())), int(sizes.get("result", 0))))
         return found
 
     def gc(self) -> list[Removed]:

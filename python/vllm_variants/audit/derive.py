@@ -37,7 +37,7 @@ def derive(wheels: Sequence[Path], devices: Iterable[Capability]) -> str:
         for name, source in sources(wheel):
             if name.startswith("vllm/") and elfs.is_elf64(source):
                 elf = elfs.parse(source)
-                system = {62: "x86_64-linux", 183: "aarch64-linux"}[elf.machine]
+                system = f"{elf.architecture}-linux"
                 found = [c for s in device_sections(elf) for c in containers(source, s.offset, s.end)]
                 if found:
                     tables[system, name] = found

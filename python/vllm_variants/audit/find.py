@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vllm_variants.errors import InputError, MissingError
-from vllm_variants.fatbin.slim import regular_files
+from vllm_variants.fatbin.slim import is_elf, regular_files
 from vllm_variants.fatbin.source import Source, WheelMember, mapped
 
 _SMALLEST = 4096
@@ -41,14 +41,9 @@ def _in_directory(folder: Path, root: Path) -> Iterator[tuple[str, Source]]:
             continue
         if name.endswith(".whl"):
             yield from _in_wheel(Path(name))
-        elif _is_elf(name):
+        elif is_elf(name):
             with mapped(Path(name)) as source:
                 yield str(Path(name).relative_to(root)), source
-
-
-def _is_elf(name: str) -> bool:
-    with open(name, "rb") as stream:  # noqa: PTH123 - thousands of them
-        return stream.read(4) == b"\x7fELF"
 
 
 def _in_wheel(path: Path) -> Iterator[tuple[str, Source]]:

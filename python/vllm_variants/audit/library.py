@@ -128,7 +128,7 @@ def audit_library(source: Source, path: str, device: Capability | None = None) -
     audit = LibraryAudit(path, source.size)
     try:
         elf = elfs.parse(source)
-        audit.machine = {62: "x86_64", 183: "aarch64"}[elf.machine]
+        audit.machine = elf.architecture
         for section in device_sections(elf):
             _count(source, containers(source, section.offset, section.end), device, audit)
         for section in elf.sections:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vllm_variants import __version__, data, results
+from vllm_variants import __version__, data, reporting, results
 from vllm_variants.builders import Request, Say
 from vllm_variants.builders.build_logs import state_folder
 from vllm_variants.errors import AuditError, Error, InputError
@@ -54,10 +53,7 @@ def audited(request: Request, result: Result, closure: Callable[[], Iterable[Pat
             mend=f"vllm-variants audit {result.path} --closure shows every library",
         )
     say(f"{short}: audit: {report.verdict} for {device} in all {len(paths)} store paths")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    reporting.write(path, json.dumps(report.as_dict(), indent=1) + "\n")
     return path
 
 

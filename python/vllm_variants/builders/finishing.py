@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vllm_variants import links
 from vllm_variants.builders import Request, Say, closure_audit
 from vllm_variants.builders.nix_command import Nix
 from vllm_variants.builders.nix_failures import transfer_failure
@@ -99,8 +100,7 @@ class Finisher:
 
     def _link(self, request: Request, out: str) -> None:
         link = request.link.absolute()
-        if link.exists() and not link.is_symlink():
-            raise Error(f"{link} is in the way: it is not a link", mend=f"move it: mv {link} {link}.old")
+        links.require_free(link)
         told = self.nix.ask("build", out, "--out-link", str(link), remote=False)
         if told.status:
             raise Error(f"the link {link} cannot be made: {told.error}")

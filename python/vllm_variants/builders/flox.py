@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import data, flox, matrix, memory, results
+from vllm_variants import data, flox, links, matrix, memory, results
 from vllm_variants.builders import Request, Say, build_logs, closure_audit, display, nix_run
 from vllm_variants.builders.finishing import Finisher
 from vllm_variants.builders.nix_command import Nix
@@ -118,12 +118,8 @@ class FloxBuilder:
         say("without nix on PATH only the result itself is audited, not what it needs")
         report = closure_audit.audited(request, result, lambda: [result.path], say)
         link = request.link.absolute()
-        if (
-            link != (self.root / link.name).absolute()
-        ):  # Flox's own link keeps the result; this one leads to it
-            aside = link.with_name(f".{link.name}.{os.getpid()}")
-            aside.symlink_to(out)
-            aside.replace(link)
+        if link != (self.root / link.name).absolute():  # Flox's own keeps the result; this one leads to it
+            links.point(link, out)
         return report
 
 

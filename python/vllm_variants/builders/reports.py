@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
 from vllm_variants.builders.outcomes import Outcome, Status
-from vllm_variants.errors import resource_error
-
-# Characters that XML 1.0 has no place for, not even escaped (a compiler may print them).
-_NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from vllm_variants.reporting import xml_text
 
 _JUNIT = {Status.FAILED: "failure", Status.INTERRUPTED: "error", Status.SKIPPED: "skipped"}
 _MARK = {Status.BUILT: "✅", Status.FAILED: "❌", Status.INTERRUPTED: "⏹", Status.SKIPPED: "⏭"}
@@ -46,8 +41,8 @@ def junit(outcomes: Sequence[Outcome], seconds: float) -> str:
         if not outcome.ok:
             kind = _JUNIT[outcome.status]
             message = outcome.error.message if outcome.error else outcome.status.value
-            body = ElementTree.SubElement(case, kind, {"message": _xml(message)})
-            body.text = _xml("\n".join([str(outcome.error or ""), *outcome.tail]))
+            body = ElementTree.SubElement(case, kind, {"message": xml_text(message)})
+            body.text = xml_text("\n".join([str(outcome.error or ""), *outcome.tail]))
         if outcome.log:
             ElementTree.SubElement(case, "system-out").text = f"full log: {outcome.log}"
     root = ElementTree.Element("testsuites")
@@ -72,17 +67,6 @@ def markdown(outcomes: Sequence[Outcome], seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(path: Path, text: str) -> None:
-    """Write a report whole or not at all; `ResourceError` where the disk refuses."""
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise resource_error(error) from error
-
-
 def duration(seconds: float) -> str:
     """Seconds for people: `4.2 s`, `3 min 20 s`, `5 h 12 min`."""
     if seconds < 60:
@@ -103,7 +87,3 @@ def _cell(outcome: Outcome) -> str:
 
 def _fenced(lines: Sequence[str]) -> list[str]:
     return [line.replace("```", "'''") for line in lines]
-
-
-def _xml(text: str) -> str:
-    return _NO_XML.sub("�", text)

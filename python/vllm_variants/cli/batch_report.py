@@ -11,6 +11,7 @@ from typing import Self
 
 import typer
 
+from vllm_variants import reporting
 from vllm_variants.builders import Request, reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.cli.output import print_json, say, size
@@ -41,7 +42,7 @@ class BatchReport:
 
     def __enter__(self) -> Self:
         if self._jsonl and str(self._jsonl) != "-":
-            reports.write(self._jsonl, "")
+            reporting.write(self._jsonl, "")
         return self
 
     def take(self, outcome: Outcome) -> None:
@@ -65,9 +66,9 @@ class BatchReport:
         seconds = time.monotonic() - self._started
         self._outcomes.sort(key=lambda outcome: self._order.index(outcome.variant))
         if self._junit:
-            reports.write(self._junit, reports.junit(self._outcomes, seconds))
+            reporting.write(self._junit, reports.junit(self._outcomes, seconds))
         if self._summary:
-            reports.write(self._summary, reports.markdown(self._outcomes, seconds))
+            reporting.write(self._summary, reports.markdown(self._outcomes, seconds))
         if self._as_json:
             print_json([outcome.as_dict() for outcome in self._outcomes])
         if self._asked > 1 or kind:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_variants.cli.device import device
-from vllm_variants.cli.output import Json, err, out, print_json, say, size, table
+from vllm_variants.cli.output import Json, out, print_json, say, size, table
 from vllm_variants.errors import InputError, MissingError, UsageError
+from vllm_variants.progress import bar
 
 if TYPE_CHECKING:
     from vllm_variants.capability import Capability
@@ -47,7 +47,10 @@ def slim(
         raise UsageError("say where the slimmed files go", mend="give -o OUT, or --in-place")
     devices = [device(each) for each in sm]
     options = {"keep_ptx": keep_ptx, "resources": resources}
-    report = (_tree if path.is_dir() else _file)(path, output, devices, options, jobs, link)
+    if path.is_dir():
+        report = _tree(path, output, devices, options, jobs, link)
+    else:
+        report = _file(path, output, devices, options)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -65,12 +68,10 @@ def _tree(
     from vllm_variants.fatbin.copy import slimmed_copy
     from vllm_variants.fatbin.slim import slim_tree
 
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("slimming", total=None)
+    with bar("slimming") as advance:
 
         def progress(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=name.rsplit("/", 1)[-1])
+            advance(done, total)
 
         def work(root: Path) -> SlimReport:
             return slim_tree(root, devices, progress=progress, jobs=jobs, **options)
@@ -78,14 +79,7 @@ def _tree(
         return slimmed_copy(path, output, work, link=link) if output else work(path)
 
 
-def _file(
-    path: Path,
-    output: Path | None,
-    devices: list[Capability],
-    options: dict[str, bool],
-    jobs: int | None,
-    link: bool,
-) -> SlimReport:
+def _file(path: Path, output: Path | None, devices: list[Capability], options: dict[str, bool]) -> SlimReport:
     from vllm_variants.fatbin.library import slim_file
     from vllm_variants.fatbin.slim import UNREMARKABLE, SlimReport
 

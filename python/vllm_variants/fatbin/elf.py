@@ -85,6 +85,11 @@ class Elf:
         return PAGE_SIZES[self.machine]
 
     @property
+    def architecture(self) -> str:
+        """Of the machine it is for, as in a system's name: `x86_64`, `aarch64`."""
+        return {62: "x86_64", 183: "aarch64"}[self.machine]
+
+    @property
     def loads(self) -> list[Segment]:
         return [segment for segment in self.segments if segment.type == PT_LOAD]
 

@@ -77,7 +77,7 @@ def slim_tree(
     work = [
         (size, [Path(name) for name in names])
         for size, names in sorted(inodes.values(), reverse=True)  # the largest first
-        if _worth_opening(size, names[0])
+        if size >= SMALLEST_HOLE and is_elf(names[0])
     ]
     total, done, reports = sum(size for size, _ in work), 0, []
     for size, names, report in _slimmed(
@@ -131,10 +131,9 @@ def _without_leftovers(
     return {inode: found for inode, found in inodes.items() if inode not in left}
 
 
-def _worth_opening(size: int, path: str) -> bool:
-    if size < SMALLEST_HOLE:
-        return False
-    with open(path, "rb") as file:  # noqa: PTH123 - thousands of them
+def is_elf(name: str) -> bool:
+    """Whether a file begins as an ELF file does."""
+    with open(name, "rb") as file:  # noqa: PTH123 - thousands of them
         return file.read(4) == b"\x7fELF"
 
 

@@ -60,15 +60,11 @@ def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
 
 def _old_driver(found: Result, machine: Machine) -> None:
     oldest = str(found.manifest.facts.get("stack", {}).get("driver", ""))
-    if oldest and machine.driver and _branch(machine.driver) < _branch(oldest):
+    if oldest and machine.older_than(oldest):
         raise UnsupportedError(
             f"the NVIDIA driver is {machine.driver}, and {found.manifest.short} needs {oldest} or newer",
             mend="update the driver; its kernel module and libraries come from the host",
         )
-
-
-def _branch(version: str) -> int:
-    return int(version.split(".")[0])
 
 
 def facts(found: Result) -> dict[str, Any]:

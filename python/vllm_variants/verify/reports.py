@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import reporting
+from vllm_variants.reporting import xml_text
 from vllm_variants.verify.verdicts import Judged, Verdict, summarise
 
 
@@ -44,15 +46,11 @@ def junit(judged: Sequence[Judged], name: str, path: Path) -> None:
             time=f"{each.outcome.get('seconds') or 0:.3f}",
         )
         if each.verdict is Verdict.FAILED:
-            ElementTree.SubElement(case, "failure", message=_clean(each.sentence))
+            ElementTree.SubElement(case, "failure", message=xml_text(each.sentence, ""))
         elif each.verdict in (Verdict.SKIPPED, Verdict.OPEN):
-            ElementTree.SubElement(case, "skipped", message=_clean(each.sentence))
-    ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def _clean(text: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(each for each in text if each >= " " or each in "\t\n")
+            ElementTree.SubElement(case, "skipped", message=xml_text(each.sentence, ""))
+    text = ElementTree.tostring(suite, encoding="unicode")
+    reporting.write(path, f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n')
 
 
 def figures(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
