@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_variants import reporting
 from vllm_variants.builders import reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.errors import AuditError, Error, ExitCode, ResourceError
@@ -76,11 +77,11 @@ def test_markdown_tells_all_and_keeps_its_table_and_fence() -> None:
 
 
 def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    reports.write(tmp_path / "new" / "report.xml", "whole")
+    reporting.write(tmp_path / "new" / "report.xml", "whole")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.xml"]
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError):
-        reports.write(tmp_path / "file" / "report.xml", "whole")
+        reporting.write(tmp_path / "file" / "report.xml", "whole")
 
 
 @pytest.mark.parametrize(
