@@ -21,6 +21,8 @@ from typing import IO, Any
 
 from vllm_variants.verify.expectations import CHECKS, Check
 
+GONE = 2.0  # seconds that killed processes have to disappear
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -137,6 +139,18 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._wait_for_children()
         if self._process.stdin:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+    def _wait_for_children(self) -> None:
+        """Wait until what it started is gone too: a dying process holds the GPU's memory for a moment.
+
+        Not for ever: where nobody collects orphans (some containers), the dead stay in the group.
+        """
+        deadline = time.monotonic() + GONE
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                os.killpg(self._process.pid, 0)  # raises once the group is empty
+                time.sleep(0.01)
