@@ -49,6 +49,10 @@ def verify(
     together: Annotated[
         int, typer.Option("--together", min=1, help="So many checks share the GPU: faster, coarser times.")
     ] = 1,
+    time: Annotated[
+        float | None,
+        typer.Option("--time", metavar="SECONDS", min=1, help="End the run then; the rest is skipped."),
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what each check proves, and where.")] = False,
     release: ReleaseName = None,
     as_json: Json = False,
@@ -66,12 +70,15 @@ def verify(
         return
     if variant is None and result is None:
         raise UsageError("say which variant to check", mend="vllm-variants verify sm90")
+    if compare and junit:
+        raise UsageError("--junit reports the checks of one result", mend="leave out --junit or --compare")
     found, other = _results(variant, release, result, compare)
-    seed = _fresh() if seed is None else seed
+    plan = running.Plan(
+        _fresh() if seed is None else seed, together=together, time=time or float("inf"), logs=logs
+    )
     if other:
-        _compare(found, other, checks, seed, logs, as_json)
+        _compare(found, other, checks, plan, as_json)
     else:
-        plan = running.Plan(seed, together=together, logs=logs)
         _check(found, checks, plan, junit, as_json)
 
 
@@ -172,28 +179,20 @@ def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
         raise typer.Exit(ExitCode.AUDIT)
 
 
-def _compare(
-    found: Result, other: Result, checks: Sequence[Check], seed: int, logs: Path | None, as_json: bool
-) -> None:
-    from vllm_variants.verify import comparison, preflight, processes, running
+def _compare(found: Result, other: Result, checks: Sequence[Check], plan: Plan, as_json: bool) -> None:
+    from vllm_variants.verify import comparison, preflight, processes
 
     subject, about = _machine(found)
     rival = processes.Subject(other.python, preflight.facts(other), subject.gpus)
-    folders = (logs / "this", logs / "other") if logs else (None, None)
-    pairs = zip(
-        # One after the other, check by check: neither has the GPU while the other is timed.
-        running.run(subject, checks, running.Plan(seed, ahead=1, logs=folders[0])),
-        running.run(rival, checks, running.Plan(seed, ahead=1, logs=folders[1])),
-        strict=True,
-    )
     compared: list[Compared] = []
     with err.status("starting …") as status:
-        for one, two in pairs:
+        for one, two in comparison.run(subject, rival, checks, plan):
             compared.append(comparison.compare(one, two))
+            err.print(compared[-1].line(), markup=False) if as_json else None
             status.update(f"{len(compared)} of {len(checks)} done, last {one['check']}")
     if as_json:
         against = {"against": str(other.path), "summary": comparison.summary(compared)}
-        print_json({**about, **against, "seed": seed, "checks": [each.as_dict() for each in compared]})
+        print_json({**about, **against, "seed": plan.seed, "checks": [each.as_dict() for each in compared]})
     else:
         rows = table("check", "outputs", "time ratio", "first call", "")
         for each in compared:

@@ -44,12 +44,16 @@ def _write(file: Path | None, record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
 
 
+def _plan(arguments: argparse.Namespace) -> running.Plan:
+    return running.Plan(
+        arguments.seed, arguments.ahead, arguments.together, arguments.time, logs=arguments.logs
+    )
+
+
 def _check(arguments: argparse.Namespace, subject: processes.Subject, checks: Sequence[Check]) -> bool:
     by_name = {each.name: each for each in checks}
     judged = []
-    plan = running.Plan(
-        arguments.seed, arguments.ahead, arguments.together, arguments.time, logs=arguments.logs
-    )
+    plan = _plan(arguments)
     for outcome in running.run(subject, checks, plan):
         check = by_name[outcome["check"]]
         one = verdicts.judge(check, outcome, release=arguments.release, sm=arguments.sm)
@@ -68,15 +72,12 @@ def _check(arguments: argparse.Namespace, subject: processes.Subject, checks: Se
 
 
 def _compare(arguments: argparse.Namespace, subject: processes.Subject, checks: Sequence[Check]) -> bool:
-    plan = running.Plan(arguments.seed)
     other = processes.Subject(arguments.against, subject.facts)
     compared = []
-    pairs = zip(running.run(subject, checks, plan), running.run(other, checks, plan), strict=True)
-    for one, two in pairs:
+    for one, two in comparison.run(subject, other, checks, _plan(arguments)):
         found = comparison.compare(one, two)
         compared.append(found)
-        ratio = f"{found.ratio:.2f}×" if found.ratio else ""
-        print(f"{found.check:32} {found.likeness:10} {ratio:8} {found.sentence}", flush=True)
+        print(found.line(), flush=True)
         _write(arguments.jsonl, found.as_dict() | {"one": one, "other": two})
     print(f"\n{comparison.summary(compared)}")
     return comparison.good(compared)

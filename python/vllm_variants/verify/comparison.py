@@ -7,12 +7,15 @@ the bit: then both must be within their tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from vllm_variants.verify.running import Outcome
+from vllm_variants.verify import running
+from vllm_variants.verify.expectations import Check
+from vllm_variants.verify.processes import Subject
+from vllm_variants.verify.running import Outcome, Plan
 
 
 class Likeness(StrEnum):
@@ -21,7 +24,7 @@ class Likeness(StrEnum):
     SAME = "same"  # every output is identical, bit for bit
     WITHIN = "within"  # the operator is not deterministic by itself; both are within tolerance
     DIFFERENT = "different"
-    UNTRIED = "untried"  # neither ran it
+    UNTRIED = "untried"  # not both ran it
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,33 @@ class Compared:
             "sentence": self.sentence,
         }
 
+    def line(self) -> str:
+        """One line of plain text."""
+        ratio = f"{self.ratio:.2f}×" if self.ratio else ""
+        return f"{self.check:32} {self.likeness:10} {ratio:8} {self.sentence}"
+
+
+def run(
+    one: Subject, other: Subject, checks: Sequence[Check], plan: Plan
+) -> Iterator[tuple[Outcome, Outcome]]:
+    """Yield the two outcomes of every check as soon as both are known.
+
+    Unless `plan` lets several checks share the GPU, the subjects take turns, check by check: neither
+    has the GPU while the other is timed. Kept logs go to `this` and `other` in the plan's folder.
+    """
+    plans = [
+        replace(plan, ahead=1, logs=plan.logs / name if plan.logs else None) for name in ("this", "other")
+    ]
+    this, that = (
+        running.run(subject, checks, each) for subject, each in zip((one, other), plans, strict=True)
+    )
+    here: dict[str, Outcome] = {}
+    there: dict[str, Outcome] = {}
+    for first, second in zip(this, that, strict=True):  # in the same order only if they run one by one
+        here[first["check"]], there[second["check"]] = first, second
+        for name in sorted(here.keys() & there.keys()):
+            yield here.pop(name), there.pop(name)
+
 
 def compare(one: Outcome, other: Outcome) -> Compared:
     """Hold the other result's outcome of a check against the first's."""
@@ -55,11 +85,14 @@ def compare(one: Outcome, other: Outcome) -> Compared:
         return Compared(name, likeness, ratio, first, sentence)
 
     statuses = one["status"], other["status"]
+    if "skipped" in statuses:
+        where, which = ("here", one) if statuses[0] == "skipped" else ("there", other)
+        return found(Likeness.UNTRIED, f"skipped {where}: {which.get('reason') or 'without a reason'}")
     if statuses[0] != statuses[1]:
         reason = other.get("reason") or one.get("reason") or ""
         return found(Likeness.DIFFERENT, f"{statuses[0]} here and {statuses[1]} there: {reason}")
     if statuses[0] != "ok":
-        return found(Likeness.UNTRIED, f"{statuses[0]} in both")
+        return found(Likeness.UNTRIED, f"{statuses[0]} in both: {one.get('reason') or 'without a reason'}")
     if one.get("inputs") != other.get("inputs"):
         return found(Likeness.DIFFERENT, "their inputs differ, so nothing was compared")
     return found(*_cases(one.get("cases") or (), other.get("cases") or ()))

@@ -41,6 +41,7 @@ if does == "dies loading":
 say({{"event": "ready", "seconds": 0.1}})
 if not sys.stdin.readline():
     sys.exit()
+time.sleep(behaviour.get("wait", 0))
 if does == "crash":
     print("about to touch what it should not", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -81,7 +82,7 @@ def make(
     """Write a stand-in result and return its folder.
 
     `behaviour` maps a check's name (`*`: any other) to `{"does": …}`: `ok`, `failed`, `unsupported`,
-    `skipped`, or how to misbehave; `case` and `outcome` replace figures of the answer.
+    `skipped`, or how to misbehave; `case` and `outcome` replace figures of the answer, `wait` delays it.
     """
     (root / "bin").mkdir(parents=True)
     (root / "share" / "vllm-variants").mkdir(parents=True)

@@ -46,9 +46,20 @@ def test_an_operator_that_varies_by_itself_is_not_held_to_the_bit() -> None:
     assert comparison.compare(one, two).likeness is Likeness.WITHIN
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_what_one_of_them_skipped_is_no_difference(where: str) -> None:
+    skipped = outcome(status="skipped", reason="the time of the whole run was over")
+    both = (skipped, outcome()) if where == "here" else (outcome(), skipped)
+    found = comparison.compare(*both)
+    assert found.likeness is Likeness.UNTRIED
+    assert found.sentence == f"skipped {where}: the time of the whole run was over"
+
+
 def test_comparing_nothing_is_not_good() -> None:
-    untried = comparison.compare(outcome(status="unsupported"), outcome(status="unsupported"))
+    neither = outcome(status="unsupported", reason="not on 9.0")
+    untried = comparison.compare(neither, neither)
     assert untried.likeness is Likeness.UNTRIED
+    assert untried.sentence == "unsupported in both: not on 9.0"
     assert not comparison.good([untried])
     assert comparison.good([untried, comparison.compare(outcome(), outcome())])
     assert not comparison.good([comparison.compare(outcome(), outcome(inputs="j"))])

@@ -54,6 +54,7 @@ def test_a_failure_carries_the_sentence_and_the_seed(results: Path) -> None:
     assert code == 1
     assert "its process crashed (SIGSEGV)" in said
     assert "(seed 77)" in said
+    assert "Error" not in said, "the sentence is enough"
 
 
 def test_a_machine_without_a_gpu_skips_with_one_clear_line(results: Path) -> None:

@@ -158,6 +158,35 @@ def test_compare_says_what_is_identical_and_what_is_not(tmp_path: Path, result: 
     assert "1 identical, 1 different, 1 not tried" in told.stderr
 
 
+def test_compare_pairs_by_name_when_several_share_the_gpu(tmp_path: Path, result: Path) -> None:
+    slow = {"norm.rms_norm": {"does": "ok", "wait": 1.5}}
+    other = stand_in.make(tmp_path / "other", HOPPER | slow)
+    told = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--together", "3", "--json")
+    assert told.returncode == 0, told.stderr
+    document = json.loads(told.stdout)
+    assert sorted(each["likeness"] for each in document["checks"]) == ["same", "same", "untried"]
+    assert {each["sentence"] for each in document["checks"] if each["likeness"] == "same"} == {
+        "1 of 1 outputs identical"
+    }
+
+
+def test_compare_refuses_a_junit_report_before_anything_runs(tmp_path: Path, result: Path) -> None:
+    told = verify(tmp_path, "sm90", *FEW, "--compare", str(result), "--junit", "junit.xml")
+    assert told.returncode == 2
+    assert "--junit reports the checks of one result" in told.stderr
+    assert not stand_in.seen(result)
+
+
+def test_a_run_ends_when_its_time_is_over(tmp_path: Path, result: Path) -> None:
+    stand_in.tell(result, HOPPER | {"machete.gptq_4bit": {"does": "hang"}})
+    told = verify(tmp_path, "sm90", *FEW, "--time", "5", "--json")
+    document = json.loads(told.stdout)
+    reasons = {
+        each["check"]: each.get("reason") for each in document["checks"] if each["status"] == "skipped"
+    }
+    assert reasons["machete.gptq_4bit"] == "the time of the whole run was over"
+
+
 def test_the_list_says_what_each_check_proves(tmp_path: Path) -> None:
     told = verify(tmp_path, "--list", "sm80", "--only", "flash_attention", "--json")
     expected = {each["check"]: each["expected"]["sm80"] for each in json.loads(told.stdout)}
