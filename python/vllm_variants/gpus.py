@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,27 @@ class Machine:
             for g in facts["gpus"]
         )
         return cls(facts["system"], facts["driver"], gpus, facts.get("problem"))
+
+
+def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
+    """Those of `gpus` that a value of CUDA_VISIBLE_DEVICES leaves, in its order; all without one.
+
+    Names are indices in the driver's order (CUDA_DEVICE_ORDER=PCI_BUS_ID, which is how vLLM reads
+    them) or beginnings of ids (`GPU-1a2b`). As in CUDA, what follows an unknown one is not seen.
+    """
+    if chosen is None:
+        return tuple(gpus)
+    found: list[Gpu] = []
+    for name in map(str.strip, chosen.split(",")):
+        meant = [gpu for gpu in gpus if _is(gpu, name)]
+        if len(meant) != 1 or meant[0] in found:
+            break
+        found += meant
+    return tuple(found)
+
+
+def _is(gpu: Gpu, name: str) -> bool:
+    return str(gpu.index) == name or (name.startswith("GPU-") and gpu.uuid.startswith(name))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

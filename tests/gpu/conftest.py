@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """A result that fits this machine, and the ids of the cards that it is built for."""
+    """A result that fits this machine, and the indices of the cards that it is built for."""
 
     result: Result
     cards: tuple[str, ...]
@@ -70,7 +70,7 @@ def _subjects(config: pytest.Config) -> tuple[list[Subject], list[str]]:
         except Error as error:
             reasons.append(error.message)
             continue
-        subjects.append(Subject(result, tuple(card.uuid for card in cards)))
+        subjects.append(Subject(result, preflight.devices(cards)))
     if not machine.gpus:
         reasons = [f"there is no GPU: {machine.problem or 'the driver sees none'}"]
     elif not paths:

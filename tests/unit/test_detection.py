@@ -90,3 +90,24 @@ def test_a_file_that_records_no_machine_is_refused(
     monkeypatch.setenv(gpus.RECORDED, str(path))
     with pytest.raises(InputError, match="no recorded machine"):
         gpus.machine()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("2", [2]),
+        ("2,0", [2, 0]),
+        (" 1 , GPU-00000002", [1, 2]),
+        ("GPU-0000000", []),  # the beginning of three ids
+        ("1,7,0", [1]),  # nothing after an unknown one
+        ("1,1", [1]),
+        ("-1", []),
+    ],
+)
+def test_cuda_visible_devices_leaves(
+    chosen: str | None, left: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(gpus.RECORDED, str(MACHINES / "mixed.json"))
+    assert [gpu.index for gpu in gpus.visible(gpus.machine().gpus, chosen)] == left

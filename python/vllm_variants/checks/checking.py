@@ -233,7 +233,9 @@ def outcome(name, function, *, seed, facts, dry):
 
 def _judge(error):
     """(status, reason) of an exception that nobody raised on purpose; CUDA's advice is left out."""
-    said = next((line.strip() for line in str(error).split("\n") if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
+    # Pydantic only counts in its first line: "1 validation error for ModelConfig".
+    said = ": ".join(lines[:2]) if "validation error" in lines[0] else lines[0]
     text = said.split(" Search for ")[0].split(" This could be because ")[0][:300]
     if isinstance(error, NotImplementedError) or any(phrase in said.lower() for phrase in _UNSUPPORTED):
         return "unsupported", text

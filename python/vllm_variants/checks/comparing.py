@@ -29,15 +29,24 @@ def digest(outputs):
 
 
 def compare(got, references, tolerances, worst):
-    """The error of the worst output, in units of its tolerance, with the figures of that output."""
+    """The error of the worst output, in units of its tolerance, with the figures of that output.
+
+    `misshapen` says so where an output has another shape than its reference.
+    """
     found = []
+    misshapen = [
+        f"an output of shape {tuple(output.shape)} where {tuple(reference.shape)} was expected"
+        for output, reference in zip(got, references, strict=False)
+        if tuple(output.shape) != tuple(reference.shape)
+    ]
     for output, reference, tolerance in zip(got, references, tolerances, strict=False):
         error, peak = relative_error(output, reference)
         good = error <= tolerance and peak <= worst * tolerance
         ratio = 0.0 if error == 0 else error / tolerance if tolerance else float("inf")
         found.append((good, ratio if ratio == ratio else float("inf"), error, peak, tolerance))
     good, _, error, peak, tolerance = max(found, key=lambda each: (not each[0], each[1]))
-    return {"ok": good, "error": _finite(error), "worst_row": _finite(peak), "tolerance": tolerance}
+    figures = {"ok": good, "error": _finite(error), "worst_row": _finite(peak), "tolerance": tolerance}
+    return figures | ({"misshapen": misshapen[0]} if misshapen else {})
 
 
 def _finite(value):
@@ -67,6 +76,9 @@ def relative_error(output, reference):
 
 
 def sentence(case):
+    """What is wrong with a case."""
+    if "misshapen" in case:
+        return f"{case['case']}: {case['misshapen']}"
     return (
         f"{case['case']}: error {case['error']} (worst row {case['worst_row']}),"
         f" and {case['tolerance']} is allowed"

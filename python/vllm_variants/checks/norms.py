@@ -11,6 +11,16 @@ FP8 = torch.float8_e4m3fn
 SHAPES = ((1, 768), (7, 5120), (83, 8192))
 # A value near the edge between two float8 neighbours may fall either way: 6 % or 12 % of it.
 ROUNDED = 3e-2
+FLOAT8_STEP = 2**-3
+
+
+def rounded(rows):
+    """The error to allow in float8 outputs: few values fall the other way, but a row may hang on one.
+
+    In a single row (512 bfloat16 products, simulated) more than 3 % came out in 4 of 100 draws; a
+    whole step is the bound that always holds.
+    """
+    return ROUNDED if rows > 1 else FLOAT8_STEP
 
 
 def dtypes(run):
@@ -69,7 +79,7 @@ def rms_norm_quant(run):
                     out, x, weight, scale, EPSILON
                 ),
                 references.fp8(normed / 0.03125),
-                ROUNDED,
+                rounded(tokens),
                 outputs=[out],
             )
             for kind, largest in ((FP8, 448.0), (torch.int8, 127.0)):
@@ -81,7 +91,7 @@ def rms_norm_quant(run):
                         x, weight, EPSILON, kind
                     ),
                     (rounding(normed / steps), steps),
-                    (ROUNDED, HALF_PRECISION[dtype]),
+                    (rounded(tokens), HALF_PRECISION[dtype]),
                 )
 
 
@@ -178,6 +188,6 @@ def silu_and_mul_quant(run):
                 f"{dtype} {tokens}×{size}",
                 lambda out=out, x=x, scale=scale: torch.ops._C.silu_and_mul_quant(out, x, scale),
                 references.fp8(references.silu(gate) * up / 0.0625),
-                ROUNDED,
+                rounded(tokens),
                 outputs=[out],
             )

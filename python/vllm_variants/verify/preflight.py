@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_variants import results
 from vllm_variants.errors import InputError, MissingError, UnsupportedError
-from vllm_variants.gpus import Gpu, Machine
+from vllm_variants.gpus import Gpu, Machine, visible
 from vllm_variants.results import Result
 from vllm_variants.verify.processes import Subject
 
@@ -36,7 +38,8 @@ def result(path: Path, *, wanted: str | None = None) -> Result:
 def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
     """The GPUs of this machine that the result is built for; raise `UnsupportedError` without any.
 
-    Only the result's own capability counts: what another one can run of it is not known.
+    Where CUDA_VISIBLE_DEVICES is set, only those that it names are looked at. Only the result's own
+    capability counts: what another one can run of it is not known.
     """
     manifest = found.manifest
     if manifest.system != machine.system:
@@ -46,9 +49,16 @@ def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
             f"there is no GPU to check {manifest.short} on: {machine.problem or 'the driver sees none'}",
             mend=f"run this on a machine with a GPU of compute capability {manifest.capability}",
         )
-    gpus = tuple(gpu for gpu in machine.gpus if gpu.capability == manifest.capability)
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = visible(machine.gpus, chosen)
+    if not seen:
+        raise UnsupportedError(
+            f"CUDA_VISIBLE_DEVICES={chosen} hides every GPU of this machine",
+            mend=f"unset it, or name GPUs by their index: {machine.gpus[0].index}",
+        )
+    gpus = tuple(gpu for gpu in seen if gpu.capability == manifest.capability)
     if not gpus:
-        have = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in machine.gpus)
+        have = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in seen)
         raise UnsupportedError(
             f"{manifest.short} is built for compute capability {manifest.capability},"
             f" and this machine has {have}",
@@ -82,4 +92,12 @@ def facts(found: Result) -> dict[str, Any]:
 
 def subject(found: Result, gpus: tuple[Gpu, ...]) -> Subject:
     """What `running.run` needs: the interpreter, the facts, and these GPUs, the first one first."""
-    return Subject(found.python, facts(found), tuple(gpu.uuid for gpu in gpus))
+    return Subject(found.python, facts(found), devices(gpus))
+
+
+def devices(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """The GPUs' names for CUDA_VISIBLE_DEVICES: indices, since vLLM (0.11.2, 0.13.0) takes no ids.
+
+    `platforms/interface.py` there reads each as an int, and without it vLLM has no platform.
+    """
+    return tuple(str(gpu.index) for gpu in gpus)

@@ -28,7 +28,7 @@ GONE = 2.0  # seconds that killed processes have to disappear
 class Subject:
     """What is checked: an interpreter, the facts it must agree with, and the GPUs it may see.
 
-    `gpus` are values for CUDA_VISIBLE_DEVICES, the one to check on first; empty: whatever is set.
+    `gpus` are indices for CUDA_VISIBLE_DEVICES, the one to check on first; empty: whatever is set.
     """
 
     python: Path

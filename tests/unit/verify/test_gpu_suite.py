@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -82,9 +83,10 @@ def test_result_and_markers_choose(results: Path) -> None:
 def test_workers_have_a_card_each(results: Path) -> None:
     pytest.importorskip("xdist", reason="pytest-xdist spreads the tests over workers")
     machine = results / "two.json"
-    recorded = (ROOT / "tests" / "machines" / "h100.json").read_text()
-    gpu = recorded[recorded.index("[") + 1 : recorded.rindex("]")]
-    machine.write_text(recorded.replace(gpu, gpu + "," + gpu.replace("GPU-00000000", "GPU-11111111")))
+    recorded = json.loads((ROOT / "tests" / "machines" / "h100.json").read_text())
+    (gpu,) = recorded["machine"]["gpus"]
+    recorded["machine"]["gpus"] = [gpu, gpu | {"index": 1, "uuid": "GPU-11111111"}]
+    machine.write_text(json.dumps(recorded))
     environment = os.environ | {"VLLM_VARIANTS_MACHINE": str(machine), "PYTHONPATH": str(ROOT / "python")}
     for key in [key for key in environment if key.startswith("PYTEST_")]:
         del environment[key]
@@ -97,8 +99,6 @@ def test_workers_have_a_card_each(results: Path) -> None:
     assert told.returncode == 0, said
     assert "2 workers" in said
     seen = stand_in.seen(results / "store" / "sm90")
-    assert {each["devices"] for each in seen if each["check"] != "all_reduce.custom"} == {
-        "GPU-00000000", "GPU-11111111",
-    }  # fmt: skip
+    assert {each["devices"] for each in seen if each["check"] != "all_reduce.custom"} == {"0", "1"}
     (both,) = [each["devices"] for each in seen if each["check"] == "all_reduce.custom"]
-    assert sorted(both.split(",")) == ["GPU-00000000", "GPU-11111111"]
+    assert sorted(both.split(",")) == ["0", "1"]

@@ -111,6 +111,22 @@ def test_a_value_that_is_not_finite_is_infinitely_wrong(value: float) -> None:
     assert comparing.relative_error(torch.ones(3), torch.ones(4)) == (math.inf, math.inf)
 
 
+def test_another_shape_is_named(run: Any) -> None:
+    case = run.case("a", lambda: torch.ones(1, 1), torch.ones(1), 1e-3, timed=False)
+    assert not case["ok"]
+    assert comparing.sentence(case) == "a: an output of shape (1, 1) where (1,) was expected"
+    good = run.case("b", lambda: torch.ones(1), torch.ones(1), 1e-3, timed=False)
+    assert good["ok"] and "misshapen" not in good
+
+
+def test_a_count_of_errors_is_followed_by_the_first_of_them() -> None:
+    def function(run: Any) -> None:
+        raise ValueError("1 validation error for ModelConfig\n  Value error, no such model\n")
+
+    found = checking.outcome("some.check", function, seed=1, facts={}, dry=True)
+    assert found["reason"] == "ValueError: 1 validation error for ModelConfig: Value error, no such model"
+
+
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others() -> None:
     def made(seed: int) -> tuple[Any, str]:
         run = checking.Run("some.check", seed, {}, dry=True)

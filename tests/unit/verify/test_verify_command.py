@@ -51,12 +51,31 @@ def test_a_good_result_passes_with_a_table(tmp_path: Path, result: Path) -> None
 def test_facts_of_the_manifest_and_the_card_reach_the_interpreter(tmp_path: Path, result: Path) -> None:
     verify(tmp_path, "sm90", "--only", "norm.rms_norm", "--seed", "5")
     (seen,) = stand_in.seen(result)
-    assert seen["devices"] == "GPU-00000000"
+    assert seen["devices"] == "0", "vLLM reads it as a number"
     assert seen["seed"] == "5"
     assert seen["facts"] == {
         "vllm": "0.13.0", "capability": "9.0", "torch": "2.9.1", "cuda": "12.9", "python": "3.12",
         "driver": "560", "inside": [str(result)],
     }  # fmt: skip
+
+
+def test_cuda_visible_devices_chooses_among_the_cards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = stand_in.make(tmp_path / "sm89", short="sm89")
+    asked = ("--result", "sm89", "--only", "norm.rms_norm")
+    assert verify(tmp_path, *asked, machine="mixed").returncode == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    assert verify(tmp_path, *asked, machine="mixed").returncode == 0
+    assert [each["devices"] for each in stand_in.seen(result)] == ["0", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    told = verify(tmp_path, *asked, machine="mixed")
+    assert told.returncode == 3
+    assert "this machine has NVIDIA GeForce RTX 3090 (8.6)" in told.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    told = verify(tmp_path, *asked, machine="mixed")
+    assert told.returncode == 3
+    assert "CUDA_VISIBLE_DEVICES= hides every GPU of this machine" in told.stderr
 
 
 def test_json_is_one_document_with_everything(tmp_path: Path, result: Path) -> None:
