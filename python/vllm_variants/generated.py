@@ -1,7 +1,8 @@
-"""Text that is computed from the matrix: tables in README.md and docs/, Flox's expressions.
+"""Text that is computed from the matrix or from recorded runs: tables in README.md and docs/, Flox's
+expressions.
 
 In a Markdown file a generated part stands between `<!-- generated: NAME -->` and
-`<!-- end generated -->`; NAME is a key of `TABLES`.
+`<!-- end generated -->`; NAME is one that `_tables` knows.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from vllm_variants import flox
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.matrix import Matrix, Related
+from vllm_variants.verify import evidence
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -56,26 +57,34 @@ def names(matrix: Matrix) -> str:
     return _table(("short name", "full name: Nix package, Flox build, result link"), rows)
 
 
-def exit_codes(matrix: Matrix) -> str:
+def exit_codes() -> str:
     """The exit codes of the command line."""
     return _table(("code", "meaning"), [(str(int(code)), code.meaning) for code in ExitCode])
 
 
-TABLES: Mapping[str, Callable[[Matrix], str]] = MappingProxyType(
-    {"variants": variants, "versions": versions, "names": names, "exit-codes": exit_codes}
-)
+def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
+    """Every generated part by its name, for the checkout at `root`."""
+    recorded = root / "docs" / "evidence"
+    return {
+        "variants": lambda: variants(matrix),
+        "versions": lambda: versions(matrix),
+        "names": lambda: names(matrix),
+        "exit-codes": lambda: exit_codes(),
+        "runs": lambda: _table(*evidence.runs(recorded)),
+        "outcomes": lambda: _table(*evidence.outcomes(recorded)),
+    }
 
 
-def refresh(text: str, matrix: Matrix, where: str) -> str:
+def refresh(text: str, tables: Mapping[str, Callable[[], str]], where: str) -> str:
     """`text` with every generated part made anew; `InputError` for a part nobody generates."""
 
     def part(match: re.Match[str]) -> str:
         name = match[2]
-        if name not in TABLES:
+        if name not in tables:
             raise InputError(
-                f"{where}: nothing generates {name!r}", mend=f"choose one of {', '.join(TABLES)}"
+                f"{where}: nothing generates {name!r}", mend=f"choose one of {', '.join(tables)}"
             )
-        return f"{match[1]}{TABLES[name](matrix)}\n{match[3]}"
+        return f"{match[1]}{tables[name]()}\n{match[3]}"
 
     return _PART.sub(part, text)
 
@@ -83,7 +92,8 @@ def refresh(text: str, matrix: Matrix, where: str) -> str:
 def files(root: Path, matrix: Matrix) -> dict[Path, str]:
     """Every file with generated text → what it should hold."""
     pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
-    made = {page: refresh(page.read_text(encoding="utf-8"), matrix, page.name) for page in pages}
+    tables = _tables(root, matrix)
+    made = {page: refresh(page.read_text(encoding="utf-8"), tables, page.name) for page in pages}
     return made | {root / path: text for path, text in flox.expressions(matrix).items()}
 
 

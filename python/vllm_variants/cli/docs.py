@@ -1,4 +1,4 @@
-"""`vllm-variants docs`: rewrite what is generated from the matrix."""
+"""`vllm-variants docs`: rewrite what is computed from the matrix and from recorded runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def docs(
         bool, typer.Option("--check", help="Change nothing; exit 1 if something is old.")
     ] = False,
 ) -> None:
-    """Rewrite what comes from variants.toml: tables in README.md and docs/, Flox's expressions."""
+    """Rewrite what is computed: tables in README.md and docs/, Flox's expressions."""
     root = data.checkout()
     assert root is not None  # registered in a checkout only
     old = {
@@ -36,4 +36,4 @@ def docs(
     if check and (old or strays):
         raise typer.Exit(ExitCode.FAILED)
     if not old and not strays:
-        say("everything is as variants.toml says")
+        say("there is nothing to rewrite")

@@ -1,0 +1,76 @@
+"""Runs that were seen on a card and are kept in docs/evidence, as tables.
+
+A file there holds a document of `verify --json`, or a list of them in the order in which they ran:
+a later run's outcome of a check stands for an earlier one's. `verify --compare … --json` may lie
+beside them; what it prints has `against`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.errors import InputError
+from vllm_variants.verify import reports
+
+Document = Mapping[str, Any]
+Rows = list[tuple[str, ...]]
+
+
+def documents(folder: Path) -> list[Document]:
+    """Every run of checks that `folder` holds, by release, the newest first; none if it is absent."""
+    found: list[Document] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            runs = read if isinstance(read, list) else [read]
+            found += [run for run in runs if "against" not in run]
+            _ = [(run["release"], run["gpu"]["name"], run["checks"]) for run in runs]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path} holds no run of checks ({error})", mend="write one with vllm-variants verify --json"
+            ) from error
+    return sorted(found, key=lambda run: _numbers(run["release"]), reverse=True)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
+
+
+def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
+    """(head, rows) of a table: what ran where and when, and how it ended."""
+    rows: Rows = [
+        (
+            run["release"], run["gpu"]["name"], run["driver"], run["finished"], str(run["seed"]),
+            run["summary"] + (f" ({run['excerpt']})" if "excerpt" in run else ""),
+        )
+        for run in documents(folder)
+    ]  # fmt: skip
+    return ("release", "GPU", "driver", "finished (UTC)", "seed", "outcome"), rows
+
+
+def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
+    """(head, rows) of a table: every check, with what it showed for each release."""
+    seen: dict[str, dict[str, Document]] = {}
+    for run in documents(folder):
+        for check in run["checks"]:
+            seen.setdefault(run["release"], {})[check["check"]] = check
+    checks = dict.fromkeys(name for shown in seen.values() for name in shown)
+    rows: Rows = [
+        (f"`{name}`", *(_cell(shown.get(name)) for shown in seen.values())) for name in sorted(checks)
+    ]
+    return ("check", *seen), rows
+
+
+def _cell(outcome: Document | None) -> str:
+    if outcome is None:
+        return "not run"
+    if outcome["status"] != "ok":
+        status = outcome["status"]
+        return f"{f'**{status}**' if outcome['verdict'] == 'failed' else status}: {outcome['reason']}"
+    error, times, image = reports.figures(outcome)
+    cases = len(outcome["cases"])
+    counted = f"{cases} case{'s' if cases > 1 else ''}: {error}" if cases else ""
+    return " · ".join(filter(None, ("ok", counted, times, image)))

@@ -1,0 +1,76 @@
+"""Recorded runs as tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_variants.errors import InputError
+from vllm_variants.verify import evidence
+
+
+def check(name: str, **changes: Any) -> dict[str, Any]:
+    ok = {
+        "status": "ok", "verdict": "passed", "error": 1e-3, "tolerance": 6e-3, "median_ms": 0.5,
+        "first_ms": 1500.0, "image": "sm_90", "cases": [{}, {}],
+    }  # fmt: skip
+    return {"check": name} | ok | changes
+
+
+def run(release: str, *checks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "release": release, "gpu": {"name": "NVIDIA H100"}, "driver": "580.1", "seed": 7,
+        "finished": "2026-11-24T00:04:12Z", "summary": f"{len(checks)} ok", "checks": list(checks),
+    } | more  # fmt: skip
+
+
+def write(folder: Path, name: str, content: Any) -> None:
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_a_later_run_stands_for_an_earlier_one_and_releases_are_side_by_side(tmp_path: Path) -> None:
+    bad = check("norm.rms_norm", status="failed", verdict="failed", reason="it crashed")
+    write(tmp_path, "new.json", [run("0.13.0", bad, check("moe.sum")), run("0.13.0", check("norm.rms_norm"))])
+    write(tmp_path, "old.json", run("0.9.0", check("norm.rms_norm", cases=[{}], median_ms=None)))
+    write(tmp_path, "compared.json", run("0.13.0", against="another"))
+    assert evidence.outcomes(tmp_path) == (
+        ("check", "0.13.0", "0.9.0"),
+        [
+            ("`moe.sum`", "ok · 2 cases: 0.001 of 0.006 · 0.5 ms (first 1.5 s) · sm_90", "not run"),
+            (
+                "`norm.rms_norm`",
+                "ok · 2 cases: 0.001 of 0.006 · 0.5 ms (first 1.5 s) · sm_90",
+                "ok · 1 case: 0.001 of 0.006 · first 1.5 s · sm_90",
+            ),
+        ],
+    )
+
+
+def test_what_is_not_ok_shows_its_reason_and_a_failure_stands_out(tmp_path: Path) -> None:
+    refused = check("a.b", status="unsupported", reason="not on 9.0")
+    missing = check("c.d", status="unsupported", verdict="failed", reason="no kernel image")
+    bare = check("import.device", cases=[], error=None, median_ms=None, first_ms=None, image=None)
+    write(tmp_path, "run.json", run("0.13.0", refused, missing, bare))
+    _, rows = evidence.outcomes(tmp_path)
+    assert [row[1] for row in rows] == ["unsupported: not on 9.0", "**unsupported**: no kernel image", "ok"]
+
+
+def test_every_run_is_listed_with_its_outcome(tmp_path: Path) -> None:
+    write(tmp_path, "run.json", [run("0.11.2", excerpt="one is kept"), run("0.13.0", check("a.b"))])
+    head, rows = evidence.runs(tmp_path)
+    assert head[0] == "release"
+    assert [(row[0], row[-1]) for row in rows] == [("0.13.0", "1 ok"), ("0.11.2", "0 ok (one is kept)")]
+
+
+def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
+    assert evidence.outcomes(tmp_path / "none") == (("check",), [])
+
+
+@pytest.mark.parametrize("content", ["{", "3", '{"release": "0.13.0"}', '[{"gpu": {}}]'])
+def test_another_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match=r"x\.json holds no run of checks"):
+        evidence.documents(tmp_path)
