@@ -26,13 +26,16 @@ def documents(folder: Path) -> list[Document]:
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
             runs = read if isinstance(read, list) else [read]
-            found += [run for run in runs if "against" not in run]
-            _ = [(run["release"], run["gpu"]["name"], run["checks"]) for run in runs]
+            found += [run for run in runs if _subject(run) and run["checks"] and "against" not in run]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{path} holds no run of checks ({error})", mend="write one with vllm-variants verify --json"
             ) from error
     return sorted(found, key=lambda run: _numbers(run["release"]), reverse=True)
+
+
+def _subject(run: Document) -> str:
+    return f"{run['release']}, {run['gpu']['name']}"
 
 
 def _numbers(release: str) -> tuple[int, ...]:
@@ -52,11 +55,11 @@ def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
 
 
 def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
-    """(head, rows) of a table: every check, with what it showed for each release."""
+    """(head, rows) of a table: every check, with what it showed for each release on each GPU."""
     seen: dict[str, dict[str, Document]] = {}
     for run in documents(folder):
         for check in run["checks"]:
-            seen.setdefault(run["release"], {})[check["check"]] = check
+            seen.setdefault(_subject(run), {})[check["check"]] = check
     checks = dict.fromkeys(name for shown in seen.values() for name in shown)
     rows: Rows = [
         (f"`{name}`", *(_cell(shown.get(name)) for shown in seen.values())) for name in sorted(checks)
@@ -68,8 +71,8 @@ def _cell(outcome: Document | None) -> str:
     if outcome is None:
         return "not run"
     if outcome["status"] != "ok":
-        status = outcome["status"]
-        return f"{f'**{status}**' if outcome['verdict'] == 'failed' else status}: {outcome['reason']}"
+        bold = "**" if outcome["verdict"] == "failed" else ""
+        return f"{bold}{outcome['status']}{bold}: {outcome['reason']}"
     error, times, image = reports.figures(outcome)
     cases = len(outcome["cases"])
     counted = f"{cases} case{'s' if cases > 1 else ''}: {error}" if cases else ""

@@ -37,7 +37,7 @@ def test_a_later_run_stands_for_an_earlier_one_and_releases_are_side_by_side(tmp
     write(tmp_path, "old.json", run("0.9.0", check("norm.rms_norm", cases=[{}], median_ms=None)))
     write(tmp_path, "compared.json", run("0.13.0", against="another"))
     assert evidence.outcomes(tmp_path) == (
-        ("check", "0.13.0", "0.9.0"),
+        ("check", "0.13.0, NVIDIA H100", "0.9.0, NVIDIA H100"),
         [
             ("`moe.sum`", "ok · 2 cases: 0.001 of 0.006 · 0.5 ms (first 1.5 s) · sm_90", "not run"),
             (
@@ -58,11 +58,23 @@ def test_what_is_not_ok_shows_its_reason_and_a_failure_stands_out(tmp_path: Path
     assert [row[1] for row in rows] == ["unsupported: not on 9.0", "**unsupported**: no kernel image", "ok"]
 
 
+def test_another_card_has_its_own_column(tmp_path: Path) -> None:
+    write(tmp_path, "one.json", run("0.13.0", check("a.b")))
+    write(tmp_path, "two.json", run("0.13.0", check("a.b", error=2e-3), gpu={"name": "NVIDIA L4"}))
+    head, ((_, one, two),) = evidence.outcomes(tmp_path)
+    assert head == ("check", "0.13.0, NVIDIA H100", "0.13.0, NVIDIA L4")
+    assert one != two
+
+
 def test_every_run_is_listed_with_its_outcome(tmp_path: Path) -> None:
-    write(tmp_path, "run.json", [run("0.11.2", excerpt="one is kept"), run("0.13.0", check("a.b"))])
+    write(
+        tmp_path,
+        "run.json",
+        [run("0.11.2", check("c.d"), excerpt="one is kept"), run("0.13.0", check("a.b"))],
+    )
     head, rows = evidence.runs(tmp_path)
     assert head[0] == "release"
-    assert [(row[0], row[-1]) for row in rows] == [("0.13.0", "1 ok"), ("0.11.2", "0 ok (one is kept)")]
+    assert [(row[0], row[-1]) for row in rows] == [("0.13.0", "1 ok"), ("0.11.2", "1 ok (one is kept)")]
 
 
 def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
