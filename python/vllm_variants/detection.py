@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vllm_variants.capability import Capability, Fit, Kind, Target, fit
 from vllm_variants.errors import UnsupportedError
+from vllm_variants.fatbin import ptx
 from vllm_variants.gpus import Gpu, Machine
 from vllm_variants.matrix import Matrix, Release, Variant
 
@@ -73,6 +74,7 @@ class Detection:
             "machine": self.machine.as_dict(),
             "release": self.release.name,
             "variants": [variant.name(self.release) for variant in self.variants],
+            "reservation": self.reservation(),
             "gpus": [
                 {
                     **found.gpu.as_dict(),
@@ -96,6 +98,20 @@ class Detection:
     def explain(self) -> str:
         """Why the GPUs that get no variant get none."""
         return "; ".join(self.why_none(found) for found in self.gpus if not found.chosen)
+
+    def reservation(self) -> str | None:
+        """What a driver that runs the release cannot do for it, as a sentence; None: nothing.
+
+        A driver compiles only the PTX of toolkits that are not newer than itself (`fatbin/ptx.py`).
+        """
+        oldest = ptx.driver_of(self.release.stack.cuda)
+        if not self.variants or not oldest or not self.machine.older_than(str(oldest)):
+            return None
+        return (
+            f"driver {self.machine.driver} runs this release, but PTX of CUDA {self.release.stack.cuda} is"
+            f" compiled by {oldest} and later only: kernels that have nothing else for a GPU will fail"
+            " (`vllm-variants audit RESULT` counts them)"
+        )
 
     def why_none(self, found: GpuDetection) -> str:
         """One clause on why no variant serves this GPU, with the nearest one."""

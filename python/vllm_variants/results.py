@@ -7,6 +7,7 @@ A result is a directory with `bin/python`, `bin/python3`, `bin/vllm` and
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -58,6 +59,12 @@ class Manifest:
     def created(self) -> str:
         """When it was built, UTC, `2026-11-23T15:00:00Z`; empty where a builder has no clock (Nix)."""
         return str(self.facts.get("created", ""))
+
+    @property
+    def audited(self) -> Mapping[str, Any]:
+        """The sums of the audit that the build made; empty where that is kept elsewhere (Nix)."""
+        steps = {step.get("name"): step for step in self.facts.get("steps") or ()}
+        return dict(steps.get("audit", {}).get("totals") or {})
 
     @classmethod
     def read(cls, path: Path) -> Self:

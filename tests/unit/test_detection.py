@@ -111,3 +111,15 @@ def test_cuda_visible_devices_leaves(
 ) -> None:
     monkeypatch.setenv(gpus.RECORDED, str(MACHINES / "mixed.json"))
     assert [gpu.index for gpu in gpus.visible(gpus.machine().gpus, chosen)] == left
+
+
+@pytest.mark.parametrize(("name", "noted"), [("one-of-two", True), ("h100", False), ("no-driver", False)])
+def test_a_driver_that_cannot_compile_ptx_is_noted(
+    name: str, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = recorded(name, monkeypatch)
+    sentence = found.reservation() or ""
+    assert (
+        "driver 570.133.07 runs this release, but PTX of CUDA 12.9 is compiled by 575" in sentence
+    ) == noted
+    assert found.as_dict()["reservation"] == (sentence or None)

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_variants.capability import Capability, Fit, Target, choose, fit
 from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import ptx
 from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import device_sections
@@ -28,11 +29,15 @@ COMPILERS_DEFAULT = Target(Capability(5, 2))
 
 @dataclass(frozen=True)
 class JitContainer:
-    """A container whose only code for the device is PTX; `bytes` of text to compile at first use."""
+    """A container whose only code for the device is PTX; `bytes` of text to compile at first use.
+
+    `version` is that of the PTX language, which decides which drivers can.
+    """
 
     offset: int
     target: Target
     bytes: int
+    version: tuple[int, int]
 
 
 @dataclass
@@ -107,7 +112,11 @@ class LibraryAudit:
                 for (kind, target), held in sorted(self.held.items())
             ],
             "fits": {str(each): self.fits[each] for each in Fit if self.fits[each]},
-            "jit": [{"offset": j.offset, "target": str(j.target), "bytes": j.bytes} for j in self.jit],
+            "jit": [
+                {"offset": j.offset, "target": str(j.target), "bytes": j.bytes,
+                 "ptx": ".".join(map(str, j.version))}
+                for j in self.jit
+            ],
             "foreign": self.foreign,
             "spare": self.spare,
             "stubs": self.stubs,
@@ -174,7 +183,7 @@ def _judge(source: Source, container: Container, device: Capability, audit: Libr
         elif best and (kind, image.target.capability) != (best.kind, best.target.capability):
             audit.spare += image.size
         elif best and best.fit is Fit.JIT:
-            audit.jit.append(JitContainer(container.offset, image.target, image.original_size))
+            audit.jit.append(JitContainer(container.offset, image.target, image.original_size, image.version))
 
 
 def _count_scattered(
@@ -194,3 +203,9 @@ def _count_scattered(
 def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:
     """PTX that the driver would compile, in bytes of text."""
     return sum(each.bytes for library in libraries for each in library.jit)
+
+
+def jit_driver(libraries: Iterable[LibraryAudit]) -> int | None:
+    """The oldest driver branch (575) that can compile all of it; None: nothing to compile, or not known."""
+    versions = [each.version for library in libraries for each in library.jit]
+    return ptx.driver(max(versions)) if versions else None

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from vllm_variants.audit.expectations import Expectations
-from vllm_variants.audit.library import LibraryAudit, jit_bytes
+from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
 from vllm_variants.capability import Capability
 from vllm_variants.fatbin.library import SMALLEST_HOLE
 
@@ -78,6 +78,7 @@ class AuditReport:
                 "spare": sum(library.spare for library in self.libraries),
                 "jit_containers": len({(lib.path, j.offset) for lib in self.libraries for j in lib.jit}),
                 "jit_bytes": jit_bytes(self.libraries),
+                "jit_driver": jit_driver(self.libraries),
                 "stubs": sum(library.stubs for library in self.libraries),
             },
             "libraries": [library.as_dict() for library in self.libraries],
@@ -118,4 +119,6 @@ def _foreign(library: LibraryAudit, device: Capability) -> Finding:
 def _jit(library: LibraryAudit) -> Finding:
     containers = len({each.offset for each in library.jit})
     cost = f"the driver compiles {sum(each.bytes for each in library.jit)} bytes of it at first use"
+    oldest = jit_driver([library])
+    cost += f", and must be {oldest} or newer for that" if oldest else ""
     return Finding(Verdict.JIT, library.path, f"PTX only in {containers} of {library.containers}: {cost}")

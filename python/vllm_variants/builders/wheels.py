@@ -26,7 +26,7 @@ from vllm_variants.results import Result
 from vllm_variants.store import Store, disk_use
 
 # Part of every result's hash: raise it when the same inputs give another result.
-PIPELINE = 3
+PIPELINE = 4
 # Where a result for another platform expects its interpreter, unless --python says otherwise.
 FOREIGN_HOME = Path("/usr/bin")
 

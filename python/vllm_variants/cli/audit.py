@@ -128,6 +128,7 @@ def _verdict(report: AuditReport) -> None:
     out.print(f"  {size(totals['device'])} of device code, {size(totals['foreign'])} can never run there")
     if totals["jit_containers"]:
         cost = f"{size(totals['jit_bytes'])} of PTX"
+        cost += f", driver ≥ {totals['jit_driver']}" if totals["jit_driver"] else ""
         out.print(f"  containers that run only through the driver's JIT: {totals['jit_containers']}, {cost}")
     for finding in report.findings:
         out.print(f"  {finding.verdict}: {finding.library}: {finding.what}", markup=False)

@@ -33,6 +33,8 @@ def detect(
 
     for gpu in found.gpus:
         _show(gpu, found, explain)
+    if reservation := found.reservation():
+        say(f"note: {reservation}")
     _advise(found)
     found.require()
 

@@ -116,6 +116,8 @@ def _machine(found: Result) -> tuple[Subject, dict[str, Any]]:
 
     machine = gpus.machine()
     fitting = preflight.fitting(found, machine)
+    if reservation := preflight.reservation(found, machine):
+        say(f"note: {reservation}")
     about = {
         "result": str(found.path),
         "variant": found.manifest.variant,

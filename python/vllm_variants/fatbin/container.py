@@ -55,7 +55,10 @@ def _target(architecture: int, flags: int) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image; offsets and sizes in bytes, the offset counted from the file's start."""
+    """One image; offsets and sizes in bytes, the offset counted from the file's start.
+
+    `version` is the code's own, major and minor: of the PTX language for PTX.
+    """
 
     offset: int
     header_size: int
@@ -63,6 +66,7 @@ class Image:
     compressed_size: int
     uncompressed_size: int
     code: int
+    version: tuple[int, int]
     architecture: int
     flags: int
 
@@ -158,8 +162,8 @@ def _image(source: Source, at: int) -> Image:
         payload_size,
         compressed_size,
         _,
-        _,
-        _,
+        minor,
+        major,
         architecture,
         _,
         _,
@@ -167,7 +171,17 @@ def _image(source: Source, at: int) -> Image:
         _,
         uncompressed,
     ) = fields
-    return Image(at, header_size, payload_size, compressed_size, uncompressed, code, architecture, flags)
+    return Image(
+        at,
+        header_size,
+        payload_size,
+        compressed_size,
+        uncompressed,
+        code,
+        (major, minor),
+        architecture,
+        flags,
+    )
 
 
 def containers(source: Source, start: int, end: int) -> Iterator[Container]:

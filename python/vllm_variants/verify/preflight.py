@@ -77,6 +77,22 @@ def _old_driver(found: Result, machine: Machine) -> None:
         )
 
 
+def reservation(found: Result, machine: Machine) -> str | None:
+    """What this machine's driver cannot do for the result, as a sentence; None where nothing is known.
+
+    A driver new enough to run the result may be too old to compile the PTX in it (`fatbin/ptx.py`).
+    """
+    sums = found.manifest.audited
+    oldest = sums.get("jit_driver")
+    if not oldest or not machine.older_than(str(oldest)):
+        return None
+    containers = f"{sums.get('jit_containers')} containers of {found.manifest.short}"
+    return (
+        f"the NVIDIA driver is {machine.driver}, and {containers} have only PTX for this GPU, which it takes"
+        f" {oldest} to compile: what needs them will fail"
+    )
+
+
 def facts(found: Result) -> dict[str, Any]:
     """What the result says about itself, in the words of `checks/imports.py`."""
     manifest = found.manifest

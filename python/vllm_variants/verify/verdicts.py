@@ -111,6 +111,11 @@ def advice(judged: Sequence[Judged], capability: str) -> str | None:
             f"device code for {capability} is missing: vllm-variants audit RESULT shows from which library;"
             " build the variant again"
         )
+    if "unsupported toolchain" in said:
+        return (
+            "this driver is too old for PTX in the result: vllm-variants audit RESULT names the driver that"
+            " compiles it"
+        )
     if any(each.check.name.startswith("import.") for each in failed):
         return "the installation itself is broken: build the variant again"
     if "out of memory" in said:

@@ -20,13 +20,14 @@ X86_64, AARCH64 = 62, 183
 
 @dataclass(frozen=True)
 class Made:
-    """An image to be written: `word` is `sm_90a` or `compute_80`; `code` overrides the kind's number."""
+    """An image to be written: `word` is `sm_90a` or `compute_80`; `code`, `version` override the kind's."""
 
     word: str
     payload: bytes = b""
     header_size: int = 64
     flags: int = 0
     code: int | None = None
+    version: tuple[int, int] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -43,9 +44,10 @@ class Made:
         code = self.code or {Kind.PTX: 1, Kind.CUBIN: 2}[self.kind]
         payload = self.payload.ljust(-(-len(self.payload) // 8) * 8, b"\0")
         number = capability.major * 10 + capability.minor
+        major, minor = self.version or {Kind.PTX: (8, 8), Kind.CUBIN: (1, 8)}[self.kind]
         options = 64 if self.kind is Kind.PTX and self.header_size >= 80 else 0
         header = struct.pack(
-            "<HHIQIIHHI", code, 0x101, self.header_size, len(payload), 0, options, 8, 1, number
+            "<HHIQIIHHI", code, 0x101, self.header_size, len(payload), 0, options, minor, major, number
         )
         header += struct.pack("<IIQQQ", 0, 0, flags, 0, 0)
         header += struct.pack("<IIQ", 0x48, 0, 0) if options else b""

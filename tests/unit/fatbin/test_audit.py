@@ -74,6 +74,21 @@ def test_the_verdict_is_the_worst_finding(tmp_path: Path, code: bytes, verdict: 
     assert report.passed == (verdict is not Verdict.MISSING)
 
 
+def test_the_newest_ptx_decides_which_driver_compiles_all(tmp_path: Path) -> None:
+    old = Made("compute_80", b".version 8.5", header_size=80, version=(8, 5))
+    library(tmp_path / "a.so", section([ptx("compute_80")], [cubin("sm_90"), ptx("compute_90")]))
+    library(tmp_path / "b.so", section([old]))
+    report = audit_tree(tmp_path, HOPPER)
+    assert report.as_dict()["totals"]["jit_driver"] == 575
+    assert {lib.path: [each.version for each in lib.jit] for lib in report.libraries} == {
+        "a.so": [(8, 8)], "b.so": [(8, 5)],
+    }  # fmt: skip
+    assert [what.rpartition("must be ")[2] for _, what in found(report)] == [
+        "575 or newer for that", "555 or newer for that",
+    ]  # fmt: skip
+    assert audit_tree(tmp_path, None).as_dict()["totals"]["jit_driver"] is None
+
+
 def test_without_a_device_there_is_no_verdict(tree: Path) -> None:
     report = audit_tree(tree, None)
 

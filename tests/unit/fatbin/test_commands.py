@@ -42,6 +42,7 @@ def test_audit_prints_a_table_and_a_verdict(tree: Path) -> None:
     assert "_C.abi3.so" in told.stdout
     assert "verdict for sm90: foreign" in told.stdout
     assert "PTX only in 1 of 2" in told.stdout
+    assert "of PTX, driver ≥ 575" in told.stdout
 
 
 def test_audit_prints_json_and_nothing_else(tree: Path) -> None:

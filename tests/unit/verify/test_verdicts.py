@@ -73,6 +73,7 @@ def test_a_run_of_skips_and_rightly_unsupported_proves_nothing() -> None:
     [
         ("CUDA error: no kernel image is available for execution on the device", "vllm-variants audit"),
         ("CUDA out of memory", "free it"),
+        ("the provided PTX was compiled with an unsupported toolchain.", "driver is too old"),
         ("error 0.5", "--only"),
     ],
 )

@@ -131,6 +131,20 @@ def test_machines_that_cannot_are_refused(
     assert not stand_in.seen(result), "no interpreter was started"
 
 
+@pytest.mark.parametrize(("oldest", "noted"), [(575, True), (570, False), (None, False)])
+def test_a_driver_too_old_for_the_ptx_is_noted_and_the_checks_run(
+    tmp_path: Path, oldest: int | None, noted: bool
+) -> None:
+    made = stand_in.make(tmp_path / "a30", short="sm80")
+    file = made / "share" / "vllm-variants" / "manifest.json"
+    audited = {"name": "audit", "totals": {"jit_containers": 9, "jit_driver": oldest}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": [audited]}))
+    told = verify(tmp_path, "--result", "a30", "--only", "norm.rms_norm", machine="one-of-two")
+    assert told.returncode == 0, told.stderr
+    sentence = "9 containers of sm80 have only PTX for this GPU, which it takes 575 to compile"
+    assert (sentence in told.stderr) == noted
+
+
 def test_an_old_driver_is_refused(tmp_path: Path) -> None:
     stand_in.make(tmp_path / "a100", short="sm80")
     told = verify(tmp_path, "sm80", "--result", "a100", machine="old-driver")

@@ -1,0 +1,56 @@
+"""Which drivers can compile a PTX: the version that its compiler wrote, and the first that reads it.
+
+Machine code of CUDA 12.x runs on every driver for 12.x; PTX is text in the language of one toolkit,
+and a driver for an older one refuses it ("the provided PTX was compiled with an unsupported toolchain").
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Version = tuple[int, int]
+
+
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: the PTX that its compiler writes, its version, its driver's branch."""
+
+    ptx: Version
+    cuda: str
+    driver: int
+
+
+# NVIDIA's "PTX ISA Release History", oldest first; CUDA 12.6 writes the PTX of 12.5.
+TOOLKITS = (
+    Toolkit((7, 0), "11.0", 450),
+    Toolkit((7, 1), "11.1", 455),
+    Toolkit((7, 2), "11.2", 460),
+    Toolkit((7, 3), "11.3", 465),
+    Toolkit((7, 4), "11.4", 470),
+    Toolkit((7, 5), "11.5", 495),
+    Toolkit((7, 6), "11.6", 510),
+    Toolkit((7, 7), "11.7", 515),
+    Toolkit((7, 8), "11.8", 520),
+    Toolkit((8, 0), "12.0", 525),
+    Toolkit((8, 1), "12.1", 530),
+    Toolkit((8, 2), "12.2", 535),
+    Toolkit((8, 3), "12.3", 545),
+    Toolkit((8, 4), "12.4", 550),
+    Toolkit((8, 5), "12.5", 555),
+    Toolkit((8, 6), "12.7", 565),
+    Toolkit((8, 7), "12.8", 570),
+    Toolkit((8, 8), "12.9", 575),
+    Toolkit((9, 0), "13.0", 580),
+)
+
+
+def driver(ptx: Version) -> int | None:
+    """The oldest driver branch that compiles this PTX; None for a PTX newer than the table."""
+    return next((each.driver for each in TOOLKITS if each.ptx >= ptx), None)
+
+
+def driver_of(cuda: str) -> int | None:
+    """The oldest driver branch that compiles what this toolkit (`12.9`) writes; None for a newer one."""
+    wanted = tuple(map(int, cuda.split(".")[:2]))
+    written = [each for each in TOOLKITS if tuple(map(int, each.cuda.split("."))) <= wanted]
+    newest = tuple(map(int, TOOLKITS[-1].cuda.split(".")))
+    return written[-1].driver if written and wanted <= newest else None
