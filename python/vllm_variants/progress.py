@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,15 @@ Advance = Callable[[int, int], None]
 """Told how much is done, and of how much, in bytes."""
 
 
+def draws() -> bool:
+    """Whether stderr is a terminal that can draw over its own lines; those of editors often cannot."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
 @contextmanager
 def bar(what: str) -> Iterator[Advance]:
     """Show progress of `what` while the block runs."""
-    if not sys.stderr.isatty():
+    if not draws():
         yield _Lines(what)
         return
     from rich.console import Console

@@ -10,6 +10,7 @@ from vllm_variants.builders.nix import Options
 from vllm_variants.builders.outcomes import Builder
 from vllm_variants.cli.output import err
 from vllm_variants.errors import UsageError
+from vllm_variants.progress import draws
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def nix(how: NixChoices, options: Options) -> Builder:
     )
     if how.engine:
         return fast_build.find(found, options)
-    show = (lambda view: display.Board(view, err)) if err.is_terminal else None
+    show = (lambda view: display.Board(view, err)) if draws() else None
     return NixBuilder(found, options, show)
 
 
@@ -74,7 +75,7 @@ def flox(options: Options) -> Builder:
     from vllm_variants.builders import flox as builder
 
     found = builder.find(options.cores, options.retries, options.logs, options.keep_going)
-    if err.is_terminal:
+    if draws():
         return replace(found, show=lambda view: display.Board(view, err))
     return found
 

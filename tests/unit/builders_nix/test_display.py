@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from vllm_variants.builders.display import EVERY, Board, Lines, Row, View
@@ -27,7 +28,8 @@ def test_lines_come_at_a_start_a_phase_and_after_a_while() -> None:
     assert said[2:] == ["sm90: buildPhase 123/406 objects, 1 min 5 s", "downloads: 1 of 2 MB"]
 
 
-def test_the_board_draws_every_variant_and_leaves_no_trace() -> None:
+def test_the_board_draws_every_variant_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, width=100, highlight=False)
     view = View(
