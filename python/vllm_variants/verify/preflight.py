@@ -53,7 +53,7 @@ def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
     seen = visible(machine.gpus, chosen)
     if not seen:
         raise UnsupportedError(
-            f"CUDA_VISIBLE_DEVICES={chosen} hides every GPU of this machine",
+            f"CUDA_VISIBLE_DEVICES={chosen} leaves no GPU of this machine to use",
             mend=f"unset it, or name GPUs by their index: {machine.gpus[0].index}",
         )
     gpus = tuple(gpu for gpu in seen if gpu.capability == manifest.capability)

@@ -75,7 +75,7 @@ def test_cuda_visible_devices_chooses_among_the_cards(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = verify(tmp_path, *asked, machine="mixed")
     assert told.returncode == 3
-    assert "CUDA_VISIBLE_DEVICES= hides every GPU of this machine" in told.stderr
+    assert "CUDA_VISIBLE_DEVICES= leaves no GPU of this machine to use" in told.stderr
 
 
 def test_json_is_one_document_with_everything(tmp_path: Path, result: Path) -> None:
