@@ -1,5 +1,4 @@
-"""Text that is computed from the matrix or from recorded runs: tables in README.md and docs/, Flox's
-expressions.
+"""Text that is computed: tables in README.md and docs/, of the matrix and of recorded runs, and Flox's part.
 
 In a Markdown file a generated part stands between `<!-- generated: NAME -->` and
 `<!-- end generated -->`; NAME is one that `_tables` knows.
@@ -14,7 +13,6 @@ from pathlib import Path
 from vllm_variants import flox
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.matrix import Matrix, Related
-from vllm_variants.verify import evidence
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -64,12 +62,14 @@ def exit_codes() -> str:
 
 def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
     """Every generated part by its name, for the checkout at `root`."""
+    from vllm_variants.verify import evidence
+
     recorded = root / "docs" / "evidence"
     return {
         "variants": lambda: variants(matrix),
         "versions": lambda: versions(matrix),
         "names": lambda: names(matrix),
-        "exit-codes": lambda: exit_codes(),
+        "exit-codes": exit_codes,
         "runs": lambda: _table(*evidence.runs(recorded)),
         "outcomes": lambda: _table(*evidence.outcomes(recorded)),
     }
