@@ -18,6 +18,7 @@ from typing import Any, Self
 from vllm_variants.capability import Capability
 from vllm_variants.errors import InputError
 from vllm_variants.matrix import host_system
+from vllm_variants.versions import numbers
 
 RECORDED = "VLLM_VARIANTS_MACHINE"
 
@@ -59,7 +60,7 @@ class Machine:
 
     def older_than(self, driver: str) -> bool:
         """Whether the driver is known and older than `driver` (`560`, `575.51.03`)."""
-        return self.driver is not None and _numbers(self.driver) < _numbers(driver)
+        return self.driver is not None and numbers(self.driver) < numbers(driver)
 
     def as_dict(self) -> dict[str, object]:
         """The machine as JSON; `from_dict` reads it back."""
@@ -99,10 +100,6 @@ def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
 
 def _is(gpu: Gpu, name: str) -> bool:
     return str(gpu.index) == name or (name.startswith("GPU-") and gpu.uuid.startswith(name))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def machine() -> Machine:

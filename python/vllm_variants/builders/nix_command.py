@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_variants import data
 from vllm_variants.errors import MissingError, UnsupportedError, UsageError
+from vllm_variants.versions import numbers
 
 MINIMUM = (2, 18)
 # Lix forked from Nix 2.18 and counts from 2.90 on: both orders hold.
@@ -211,7 +212,7 @@ def find(
 def new_enough(told: str) -> bool:
     """Whether `nix --version` tells of one that the pinned nixpkgs takes."""
     found = _VERSION.search(told)
-    return found is not None and tuple(int(n) for n in found[1].split(".")) >= MINIMUM
+    return found is not None and numbers(found[1]) >= MINIMUM
 
 
 def first_error(text: str) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Version = tuple[int, int]
+from vllm_variants.versions import numbers
 
 
 class Toolkit(NamedTuple):
     """A CUDA toolkit: the PTX that its compiler writes, its version, its driver's branch."""
 
-    ptx: Version
+    ptx: tuple[int, int]
     cuda: str
     driver: int
 
@@ -43,14 +43,14 @@ TOOLKITS = (
 )
 
 
-def driver(ptx: Version) -> int | None:
+def driver(ptx: tuple[int, int]) -> int | None:
     """The oldest driver branch that compiles this PTX; None for a PTX newer than the table."""
     return next((each.driver for each in TOOLKITS if each.ptx >= ptx), None)
 
 
 def driver_of(cuda: str) -> int | None:
     """The oldest driver branch that compiles what this toolkit (`12.9`) writes; None for a newer one."""
-    wanted = tuple(map(int, cuda.split(".")[:2]))
-    written = [each for each in TOOLKITS if tuple(map(int, each.cuda.split("."))) <= wanted]
-    newest = tuple(map(int, TOOLKITS[-1].cuda.split(".")))
-    return written[-1].driver if written and wanted <= newest else None
+    wanted = numbers(cuda)[:2]
+    if wanted > numbers(TOOLKITS[-1].cuda):
+        return None
+    return next((each.driver for each in reversed(TOOLKITS) if numbers(each.cuda) <= wanted), None)

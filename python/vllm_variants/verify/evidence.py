@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm_variants.errors import InputError
 from vllm_variants.verify import reports
+from vllm_variants.versions import numbers
 
 Document = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
@@ -21,25 +22,27 @@ Rows = list[tuple[str, ...]]
 
 def documents(folder: Path) -> list[Document]:
     """Every run of checks that `folder` holds, by release, the newest first; none if it is absent."""
-    found: list[Document] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-            runs = read if isinstance(read, list) else [read]
-            found += [run for run in runs if _subject(run) and run["checks"] and "against" not in run]
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{path} holds no run of checks ({error})", mend="write one with vllm-variants verify --json"
-            ) from error
-    return sorted(found, key=lambda run: _numbers(run["release"]), reverse=True)
+    found = [run for path in sorted(folder.glob("*.json")) for run in _read(path) if "against" not in run]
+    return sorted(found, key=lambda run: numbers(run["release"]), reverse=True)
+
+
+def _read(path: Path) -> list[Document]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        runs = read if isinstance(read, list) else [read]
+        missing = [key for run in runs for key in ("release", "gpu", "checks") if key not in run]
+        problem = f"no {missing[0]!r}" if missing else ""
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    if problem:
+        raise InputError(
+            f"{path} holds no run of checks ({problem})", mend="write one with vllm-variants verify --json"
+        )
+    return runs
 
 
 def _subject(run: Document) -> str:
     return f"{run['release']}, {run['gpu']['name']}"
-
-
-def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in release.split("."))
 
 
 def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
@@ -70,9 +73,9 @@ def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
 def _cell(outcome: Document | None) -> str:
     if outcome is None:
         return "not run"
-    if outcome["status"] != "ok":
+    if (outcome["status"], outcome["verdict"]) != ("ok", "passed"):
         bold = "**" if outcome["verdict"] == "failed" else ""
-        return f"{bold}{outcome['status']}{bold}: {outcome['reason']}"
+        return f"{bold}{outcome['status']}{bold}: {outcome.get('sentence') or outcome['reason']}"
     error, times, image = reports.figures(outcome)
     cases = len(outcome["cases"])
     counted = f"{cases} case{'s' if cases > 1 else ''}: {error}" if cases else ""
