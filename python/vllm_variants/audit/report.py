@@ -118,7 +118,7 @@ def _foreign(library: LibraryAudit, device: Capability) -> Finding:
 
 def _jit(library: LibraryAudit) -> Finding:
     containers = len({each.offset for each in library.jit})
-    cost = f"the driver compiles {sum(each.bytes for each in library.jit)} bytes of it at first use"
+    cost = f"the driver compiles {jit_bytes([library])} bytes of it at first use"
     oldest = jit_driver([library])
     cost += f", and must be {oldest} or newer for that" if oldest else ""
     return Finding(Verdict.JIT, library.path, f"PTX only in {containers} of {library.containers}: {cost}")

@@ -34,11 +34,7 @@ def compare(got, references, tolerances, worst):
     `misshapen` says so where an output has another shape than its reference.
     """
     found = []
-    misshapen = [
-        f"an output of shape {tuple(output.shape)} where {tuple(reference.shape)} was expected"
-        for output, reference in zip(got, references, strict=False)
-        if tuple(output.shape) != tuple(reference.shape)
-    ]
+    shapes = [said for pair in zip(got, references, strict=False) if (said := misshapen(*pair))]
     for output, reference, tolerance in zip(got, references, tolerances, strict=False):
         error, peak = relative_error(output, reference)
         good = error <= tolerance and peak <= worst * tolerance
@@ -46,7 +42,7 @@ def compare(got, references, tolerances, worst):
         found.append((good, ratio if ratio == ratio else float("inf"), error, peak, tolerance))
     good, _, error, peak, tolerance = max(found, key=lambda each: (not each[0], each[1]))
     figures = {"ok": good, "error": _finite(error), "worst_row": _finite(peak), "tolerance": tolerance}
-    return figures | ({"misshapen": misshapen[0]} if misshapen else {})
+    return figures | ({"misshapen": shapes[0]} if shapes else {})
 
 
 def _finite(value):
@@ -54,12 +50,19 @@ def _finite(value):
     return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else str(value)
 
 
+def misshapen(output, reference):
+    """What is wrong with the shape of an output, or None."""
+    if tuple(output.shape) == tuple(reference.shape):
+        return None
+    return f"an output of shape {tuple(output.shape)} where {tuple(reference.shape)} was expected"
+
+
 def relative_error(output, reference):
     """(‖out−ref‖/‖ref‖, the worst row's ‖out−ref‖ over the mean row norm of ref), in float64.
 
     Wrong shapes and non-finite values where the reference is finite count as infinitely wrong.
     """
-    if tuple(output.shape) != tuple(reference.shape):
+    if misshapen(output, reference):
         return float("inf"), float("inf")
     out, ref = output.double(), reference.double()
     same_infinite = torch.isinf(ref) & (out == ref)

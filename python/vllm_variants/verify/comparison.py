@@ -61,15 +61,15 @@ def run(
     Unless `plan` lets several checks share the GPU, the subjects take turns, check by check: neither
     has the GPU while the other is timed. Kept logs go to `this` and `other` in the plan's folder.
     """
-    plans = [
-        replace(plan, ahead=1, logs=plan.logs / name if plan.logs else None) for name in ("this", "other")
-    ]
-    this, that = (
-        running.run(subject, checks, each) for subject, each in zip((one, other), plans, strict=True)
-    )
+
+    def outcomes(subject: Subject, name: str) -> Iterator[Outcome]:
+        logs = plan.logs / name if plan.logs else None
+        return running.run(subject, checks, replace(plan, ahead=1, logs=logs))
+
     here: dict[str, Outcome] = {}
     there: dict[str, Outcome] = {}
-    for first, second in zip(this, that, strict=True):  # in the same order only if they run one by one
+    # In the same order only if they run one by one.
+    for first, second in zip(outcomes(one, "this"), outcomes(other, "other"), strict=True):
         here[first["check"]], there[second["check"]] = first, second
         for name in sorted(here.keys() & there.keys()):
             yield here.pop(name), there.pop(name)
