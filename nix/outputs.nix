@@ -11,13 +11,19 @@ let
   library = import ./.;
   inherit (library) matrix systems;
 
-  # Every variant of a release, under short and full names; one of another system is a refusal.
-  variants =
-    release: system:
-    library.variants {
-      inherit system release;
-      nixpkgs = library.inputOf inputs release;
-    };
+  # Every variant of every release, under short and full names; one of another system is a refusal.
+  # Made once: a package set costs 1 to 2 GB of memory, and every output below is made of these.
+  every = mapAttrs (
+    _: release:
+    forSystems (
+      system:
+      library.variants {
+        inherit system release;
+        nixpkgs = library.inputOf inputs release;
+      }
+    )
+  ) matrix.releases;
+  variants = release: system: every.${release.name}.${system};
   # Those that this system builds.
   homed =
     release: system: removeAttrs (variants release system) (library.namesElsewhere release system);
@@ -37,7 +43,9 @@ let
       inherit (inputs) nixpkgs;
     }
   );
-  proofs = name: system: mapAttrs (_: variant: variant.tests.${name}) (homed matrix.default system);
+  # The same as `variant.tests`, with one plain package set for all of them.
+  proofs =
+    name: system: mapAttrs (_: (import ./proofs.nix plain.${system}).${name}) (homed matrix.default system);
 
   app = program: description: {
     type = "app";

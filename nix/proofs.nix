@@ -2,13 +2,12 @@
   What proves a built variant: the audit of its device code, and the kernels on a GPU.
 
   # Type
-  `proofs :: { runCommand, closureInfo, cli } -> { audit, gpu :: Variant -> Derivation }`
+  `proofs :: { pkgs, cli } -> { audit, gpu :: Variant -> Derivation }`, its argument as of `plain`
 */
-{
-  runCommand,
-  closureInfo,
-  cli,
-}:
+{ pkgs, cli }:
+let
+  inherit (pkgs) closureInfo runCommand;
+in
 {
   /** Which images are in every library of the closure, and whether each container runs on the SM. */
   audit =

@@ -53,17 +53,12 @@ let
         || closure.problems == [ ]
         || throw "${plan.name} would not be what it says: ${lib.concatStringsSep "; " closure.problems}";
 
-      proofs =
-        let
-          plain = import ./plain.nix {
-            inherit nixpkgs;
-            inherit (plan) system;
-          };
-        in
-        import ./proofs.nix {
-          inherit (plain) cli;
-          inherit (plain.pkgs) closureInfo runCommand;
-        };
+      proofs = import ./proofs.nix (
+        import ./plain.nix {
+          inherit nixpkgs;
+          inherit (plan) system;
+        }
+      );
 
       package = pkgs.callPackage ../pkgs/vllm {
         inherit plan;

@@ -1,6 +1,7 @@
 /**
-  The variants of one release on one system, under their short and their full names. A variant of
-  another system stands there too, as the refusal that says where it is built.
+  The variants of one release on one system, under their short and their full names: one value a
+  variant, so that both names share its package set. A variant of another system stands there too,
+  as the refusal that says where it is built.
 
   # Type
   `variants :: { system, release, nixpkgs, … } -> { ${name} :: Derivation }`
@@ -8,19 +9,14 @@
 { release, ... }@arguments:
 let
   inherit (import ./.) matrix mkVariant names;
-  one = variant: mkVariant (arguments // { variant = variant.short; });
-in
-builtins.listToAttrs (
-  builtins.concatMap (
+  named =
     variant:
-    map
-      (name: {
-        inherit name;
-        value = one variant;
-      })
-      [
-        variant.short
-        (names.full release variant)
-      ]
-  ) (builtins.attrValues matrix.variants)
-)
+    let
+      value = mkVariant (arguments // { variant = variant.short; });
+    in
+    map (name: { inherit name value; }) [
+      variant.short
+      (names.full release variant)
+    ];
+in
+builtins.listToAttrs (builtins.concatMap named (builtins.attrValues matrix.variants))

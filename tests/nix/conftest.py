@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
-from real_nix import Nix, NixFailed
+from real_nix import Nix, NixFailed, point_at_model
 
 sys.path.append(str(ROOT / "tests" / "unit" / "fatbin"))  # making.py: libraries made by hand
 
@@ -83,16 +82,6 @@ def checkout(nix: Nix, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tests/nix/nixpkgs/interpreter").write_text(f"{sys.executable}\n")
     point_at_model(nix, root)
     return root
-
-
-def point_at_model(nix: Nix, root: Path) -> None:
-    """Lock both inputs of the flake at `root` to its own model of nixpkgs."""
-    model = root / "tests/nix/nixpkgs"
-    locked = {"type": "path", "path": str(model), "narHash": nix.run("hash", "path", "--sri", model).strip()}
-    lock = json.loads((ROOT / "flake.lock").read_text())
-    lock["nodes"]["nixpkgs"]["locked"] = locked
-    lock["nodes"]["nixpkgs-0_11_2"]["locked"] = {**locked, "dir": "releases/0.11.2"}
-    (root / "flake.lock").write_text(json.dumps(lock))
 
 
 def _from_debian() -> str:

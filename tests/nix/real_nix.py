@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paths import ROOT
+
 
 class NixFailed(Exception):
     """Nix refused; the text is its last `error:`, in one line."""
@@ -29,6 +31,13 @@ class Nix:
 
     def run(self, *arguments: str | Path, cwd: Path | None = None) -> str:
         """What `nix ARGUMENTS…` prints; raises `NixFailed`."""
+        return self._completed(*arguments, cwd=cwd).stdout
+
+    def said(self, *arguments: str | Path) -> str:
+        """What `nix ARGUMENTS…` says on stderr, traces too; raises `NixFailed`."""
+        return self._completed(*arguments).stderr
+
+    def _completed(self, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [self.program, *map(str, arguments)],
             env=self.environment,
@@ -39,7 +48,7 @@ class Nix:
         )
         if done.returncode:
             raise NixFailed(done.stderr)
-        return done.stdout
+        return done
 
     def value(self, expression: str) -> Any:
         """The value of a Nix expression, by way of JSON. It may read any file."""
@@ -56,3 +65,13 @@ class Nix:
     def build(self, *arguments: str | Path) -> Path:
         """Build one thing without a link; its store path."""
         return Path(self.run("build", "--no-link", "--print-out-paths", *arguments).strip())
+
+
+def point_at_model(nix: Nix, root: Path) -> None:
+    """Lock both inputs of the flake at `root` to its own model of nixpkgs."""
+    model = root / "tests/nix/nixpkgs"
+    locked = {"type": "path", "path": str(model), "narHash": nix.run("hash", "path", "--sri", model).strip()}
+    lock = json.loads((ROOT / "flake.lock").read_text())
+    lock["nodes"]["nixpkgs"]["locked"] = locked
+    lock["nodes"]["nixpkgs-0_11_2"]["locked"] = {**locked, "dir": "releases/0.11.2"}
+    (root / "flake.lock").write_text(json.dumps(lock))
