@@ -119,6 +119,16 @@ def test_flake_show_names_every_output(nix: Nix, checkout: Path) -> None:
     assert set(shown["hydraJobs"]) == {"packages", "audits", "gpuChecks"}
 
 
+def test_hydra_has_each_job_once(nix: Nix, checkout: Path) -> None:
+    names = "builtins.mapAttrs (_: builtins.mapAttrs (_: builtins.attrNames))"
+    shorts = {
+        system: sorted(v.short for v in MATRIX.variants.values() if v.system == system)
+        for system in matrix.SYSTEMS
+    }
+    jobs = nix.flake(f"path:{checkout}#hydraJobs", names)
+    assert jobs == {"packages": shorts, "audits": shorts, "gpuChecks": shorts}
+
+
 def test_the_overlay_brings_the_variants_into_ones_own_packages(nix: Nix, checkout: Path) -> None:
     brought = nix.value(
         f"""
