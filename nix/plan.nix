@@ -100,6 +100,11 @@ let
       gpus
       ;
     name = names.full chosenRelease chosenVariant;
+    # As nixpkgs' Python builder would name it.
+    storeName = "python${chosenRelease.python}-${plan.name}-${chosenRelease.name}";
+    description =
+      "vLLM ${chosenRelease.name} for ${plan.architecture}, SM ${plan.capability}, CUDA ${chosenRelease.cuda}"
+      + (if plan.gpus == [ ] then "" else ": ${comma plan.gpus}");
     release = chosenRelease;
     torch = torchSource;
   };

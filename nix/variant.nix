@@ -8,14 +8,14 @@
   - `mends`: leave one out by filtering `lib.mends` by `name`.
   - `check = false`: builds what the closure check refuses, should it be wrong about your nixpkgs.
 
-  The result's `.override` takes the same arguments: `sm90.override { ptx = true; }`. Call it
-  before overrideAttrs.
+  The result's `.override` takes the same arguments: `sm90.override { ptx = true; }`, before or after
+  an `.overrideAttrs`.
 
   # Type
   `mkVariant :: { nixpkgs, overlays ? [], mends ? lib.mends, check ? true, … } -> Derivation`
 */
 let
-  mkVariant =
+  make =
     {
       nixpkgs,
       overlays ? [ ],
@@ -43,36 +43,48 @@ let
       inherit (pkgs) lib;
 
       packaged = import ./packaged.nix { inherit pkgs plan; };
-      closure = import ./closure.nix {
-        inherit lib;
-        inherit (pkgs) cudaPackages;
-        package = packaged.vllm;
-      };
-      sound =
-        !check
-        || closure.problems == [ ]
-        || throw "${plan.name} would not be what it says: ${lib.concatStringsSep "; " closure.problems}";
-
-      proofs = import ./proofs.nix (
-        import ./plain.nix {
-          inherit nixpkgs;
-          inherit (plan) system;
-        }
-      );
+      closureOf =
+        package:
+        let
+          closure = import ./closure.nix {
+            inherit lib package;
+            inherit (pkgs) cudaPackages;
+          };
+        in
+        {
+          inherit (closure) modules;
+          sound =
+            !check
+            || closure.problems == [ ]
+            || throw "${plan.name} would not be what it says: ${lib.concatStringsSep "; " closure.problems}";
+        };
 
       package = pkgs.callPackage ../pkgs/vllm {
-        inherit plan;
+        inherit plan closureOf;
         inherit (packaged) vllm versions;
-        inherit (closure) modules;
         revision = nixpkgs.rev or null;
-        tests = lib.mapAttrs (_: proof: proof variant) proofs;
-      };
-
-      # The closure is walked with the derivation, not with its name: listing variants stays quick.
-      variant = lib.extendDerivation sound { } package // {
-        override = new: mkVariant (arguments // (if builtins.isFunction new then new arguments else new));
+        proofs = import ./proofs.nix (
+          import ./plain.nix {
+            inherit nixpkgs;
+            inherit (plan) system;
+          }
+        );
       };
     in
-    builtins.seq plan.name (if packaged.refusal == null then variant else throw packaged.refusal);
+    import ./listed.nix {
+      inherit plan;
+      package = if packaged.refusal == null then package else throw packaged.refusal;
+    };
+
+  # `.override` and `.overrideAttrs`, each of which may follow the other.
+  overridable =
+    make: arguments:
+    make arguments
+    // {
+      override =
+        new:
+        overridable make (arguments // (if builtins.isFunction new then new arguments else new));
+      overrideAttrs = changes: overridable (given: (make given).overrideAttrs changes) arguments;
+    };
 in
-mkVariant
+overridable make

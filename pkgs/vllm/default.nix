@@ -3,7 +3,11 @@
   package set (torch, CUDA, capabilities), is in nix/mends and nix/package-set.nix.
 
   # Type
-  `{ plan, vllm, modules :: [Derivation], versions, revision :: String | null, tests, … } -> Derivation`
+  ```
+  { plan, vllm, versions, revision :: String | null,
+    closureOf :: Derivation -> { modules :: [Derivation]; sound :: Bool, or it throws },
+    proofs :: { ${name} :: Derivation -> Derivation }, … } -> Derivation
+  ```
 */
 {
   lib,
@@ -12,14 +16,17 @@
   writeText,
   vllm,
   plan,
-  modules,
   versions,
   revision,
-  tests,
+  closureOf,
+  proofs,
 }:
 vllm.overrideAttrs (
-  old:
+  final: old:
   let
+    # Of the package as it is in the end, so that a later overrideAttrs is checked and recorded too.
+    closure = closureOf final.finalPackage;
+
     python = old.passthru.pythonModule;
     inherit (plan) release;
 
@@ -51,7 +58,7 @@ vllm.overrideAttrs (
           map (module: {
             name = module.pname or module.name;
             value = module.version or "unknown";
-          }) modules
+          }) closure.modules
         );
         steps = [ ];
       }
@@ -63,11 +70,14 @@ vllm.overrideAttrs (
     );
   in
   {
+    name = plan.storeName;
     pname = plan.name;
     requiredSystemFeatures = old.requiredSystemFeatures or [ ] ++ [ "big-parallel" ];
 
     # postFixup comes after hours of compiling: that its functions are there is seen at the start.
-    postUnpack = old.postUnpack or "" + ''
+    # The closure is judged in an attribute of the derivation: whoever forces it, by whatever way, is
+    # told, and names, versions and flags still evaluate.
+    postUnpack = assert closure.sound; old.postUnpack or "" + ''
       for function in buildPythonPath makeWrapper wrapProgramShell; do
         command -v "$function" > /dev/null || { echo "no $function: bin/python cannot be made" >&2; exit 1; }
       done
@@ -93,13 +103,12 @@ vllm.overrideAttrs (
       inherit (plan) capability short;
       release = release.name;
       torch = plan.torch.from;
-      inherit manifest versions tests;
+      inherit manifest versions;
+      tests = lib.mapAttrs (_: proof: proof final.finalPackage) proofs;
     };
 
     meta = old.meta // {
-      description = "vLLM ${release.name} for ${plan.architecture}, SM ${plan.capability}, CUDA ${release.cuda}${
-        lib.optionalString (plan.gpus != [ ]) ": ${lib.concatStringsSep ", " plan.gpus}"
-      }";
+      inherit (plan) description;
       platforms = [ plan.system ];
       mainProgram = "vllm";
     };

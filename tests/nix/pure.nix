@@ -220,6 +220,8 @@ in
       expr = builtins.removeAttrs (planned { }) [ "release" "gpus" ];
       expected = {
         name = "vllm-python312-cuda12_9-sm90";
+        storeName = "python3.12-vllm-python312-cuda12_9-sm90-0.13.0";
+        description = "vLLM 0.13.0 for Hopper, SM 9.0, CUDA 12.9: H100, H200, H800, H20";
         short = "sm90";
         system = "x86_64-linux";
         capability = "9.0";

@@ -112,6 +112,11 @@ in
     removeAttrs (everything py) [ "triton" ] // { torch-bin = withPassthru five pyPrev.torch-bin; }
   );
   only-in-vllms-override = vllm { } twoTorches;
+  refused-and-overridden = (vllm { } twoTorches).overrideAttrs { mark = "mine"; };
+  refused-and-overridden-twice = ((vllm { } twoTorches).overrideAttrs { }).overrideAttrs { };
+  refused-and-overridden-by-argument = ((vllm { } twoTorches).overrideAttrs { }).override { ptx = true; };
+  refused-by-another-output = (vllm { } twoTorches).dist;
+  in-the-variants-override = (variant { }).overrideAttrs (twoTorches null);
   only-in-vllms-override-unchecked = vllm { check = false; } twoTorches;
   another-cuda-in-passthru = variant {
     overlays = [

@@ -81,7 +81,7 @@ def test_a_variant_of_another_system_is_refused_with_the_system_that_has_it(nix:
 
 def test_a_nixpkgs_with_another_vllm_is_refused_with_both_versions(nix: Nix, checkout: Path) -> None:
     with pytest.raises(NixFailed) as refused:
-        nix.run("eval", "--no-write-lock-file", f"path:{checkout}#packages.{X86}.sm90.name",
+        nix.run("eval", "--no-write-lock-file", f"path:{checkout}#packages.{X86}.sm90.drvPath",
                 "--override-input", "nixpkgs", f"path:{MODEL}?dir=releases/0.11.2")  # fmt: skip
     assert str(refused.value) == (
         'this nixpkgs packages vLLM 0.11.2, and release 0.13.0 was asked for: ask for release "0.11.2", '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -71,6 +72,48 @@ def test_short_and_full_names_share_their_package_set(nix: Nix, counted: Path) -
         made = instances(nix, "eval", "--json", f"path:{counted}#legacyPackages", "--apply", forced)
         assert set(made.values()) == {1}
         assert len(made) == len(MATRIX.variants)
+
+
+def test_names_and_descriptions_of_all_variants_need_no_package_set(nix: Nix, counted: Path) -> None:
+    """Of both releases, under both names, with all that a list of packages shows."""
+    homed = {
+        (variant.system, release.name, name)
+        for variant in MATRIX.variants.values()
+        for release in MATRIX.releases.values()
+        for name in (variant.short, variant.name(release))
+    }
+    paths = " ".join(f'set.{system}.releases."{release}".{name}' for system, release, name in sorted(homed))
+    listed = (
+        "{ inherit (v) name pname version system type variant capability short release torch; "
+        "inherit (v.meta) description platforms mainProgram; }"
+    )
+    command = (
+        "eval",
+        "--json",
+        f"path:{counted}#legacyPackages",
+        "--apply",
+        f"set: map (v: {listed}) [ {paths} ]",
+    )
+    assert len(json.loads(nix.run(*command, "--no-update-lock-file"))) == len(homed) == 40
+    assert instances(nix, *command) == {}
+
+
+def test_flake_show_makes_plain_package_sets_only(nix: Nix, counted: Path) -> None:
+    assert instances(nix, "flake", "show", "--all-systems", f"path:{counted}") == {
+        f"{system} plain": 1 for system in matrix.SYSTEMS
+    }
+
+
+def test_what_is_listed_of_a_variant_is_what_its_package_says(nix: Nix, checkout: Path) -> None:
+    """A list reads the plan; the derivation itself must not say otherwise."""
+    listed = "name pname version system type variant capability short release torch"
+    both = f"v: map (v: {{ inherit (v) {listed}; inherit (v.meta) description platforms mainProgram; }})"
+    for variant in MATRIX.variants.values():
+        for release in MATRIX.releases.values():
+            attribute = f'legacyPackages.{variant.system}.releases."{release.name}".{variant.short}'
+            named, made = nix.flake(f"path:{checkout}#{attribute}", f"{both} [ v v.package ]")
+            assert named == made
+            assert named["name"] == f"python3.12-{variant.name(release)}-{release.name}"
 
 
 def test_a_job_of_hydra_is_the_variants_own_proof(nix: Nix, checkout: Path) -> None:

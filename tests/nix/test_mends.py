@@ -22,6 +22,11 @@ REFUSALS = {
     "torch-changed-but-not-torch-bin": TWO.format("python3.12-torch-2.9.1"),
     "triton-not-swapped": TWO.format("python3.12-triton-3.5.1"),
     "only-in-vllms-override": TWO.format("python3.12-torch-2.9.1"),
+    "refused-and-overridden": TWO.format("python3.12-torch-2.9.1"),
+    "refused-and-overridden-twice": TWO.format("python3.12-torch-2.9.1"),
+    "refused-and-overridden-by-argument": TWO.format("python3.12-torch-2.9.1"),
+    "refused-by-another-output": TWO.format("python3.12-torch-2.9.1"),
+    "in-the-variants-override": TWO.format("python3.12-torch-2.9.1"),
     "another-cuda-in-passthru": "a second CUDA: cuda_cudart-12.8.90 beside cuda_cudart-12.9.86",
     "env-attribute-at-top-level": (
         "The ‘env’ attribute set cannot contain any attributes passed to derivation. "
@@ -80,9 +85,11 @@ def test_it_is_refused_when_it_is_evaluated(nix: Nix, swap: str) -> None:
 
 
 def test_a_name_still_evaluates_where_only_the_derivation_is_refused(nix: Nix) -> None:
-    """So listing variants stays quick, and a test that forces only names would prove nothing."""
+    """A test that forces only names would prove nothing."""
     assert nix.value(f"{SWAPS}.without.cudnn-volta.name")
     assert nix.value(f"{SWAPS}.triton-not-swapped.name")
+    assert nix.value(f"{SWAPS}.refused-and-overridden.name")
+    assert nix.value(f"{SWAPS}.refused-and-overridden.cmakeFlags")
 
 
 @pytest.mark.parametrize("mend", FAILURES)

@@ -209,6 +209,34 @@ def test_override_takes_the_same_arguments(nix: Nix) -> None:
     assert targets(nix, twice) == "8.0+PTX"
 
 
+def test_override_and_override_attrs_may_follow_each_other(nix: Nix) -> None:
+    def marked(expression: str) -> str:
+        return f'({expression}.overrideAttrs (old: {{ mark = (old.mark or "") + "x"; }}))'
+
+    def with_ptx(expression: str) -> str:
+        return f"({expression}.override {{ ptx = true; }})"
+
+    for changed in (with_ptx(marked(variant())), marked(with_ptx(variant()))):
+        assert targets(nix, changed) == "9.0+PTX"
+        assert nix.value(f"{changed}.mark") == "x"
+    assert nix.value(f"{with_ptx(marked(marked(variant())))}.mark") == "xx"
+
+
+def test_its_name_moves_with_an_override_and_with_override_attrs(nix: Nix) -> None:
+    assert nix.value(f'({variant()}.override {{ variant = "sm80"; }}).pname').endswith("-sm80")
+    assert nix.value(f'({variant()}.overrideAttrs {{ name = "mine"; }}).name') == "mine"
+
+
+def test_a_change_by_override_attrs_is_in_what_proves_it(nix: Nix) -> None:
+    audit = nix.value(f"{variant()}.tests.audit.drvPath")
+    assert nix.value(f'({variant()}.overrideAttrs {{ mark = "x"; }}).tests.audit.drvPath') != audit
+
+
+def test_all_of_the_derivation_is_at_hand(nix: Nix) -> None:
+    assert nix.value(f"{variant()}.package.drvPath") == nix.value(f"{variant()}.drvPath")
+    assert nix.value(f"{variant()}.package.env.VLLM_TARGET_DEVICE or {variant()}.package.VLLM_TARGET_DEVICE")
+
+
 def test_knobs_left_alone_change_nothing(nix: Nix) -> None:
     spelled_out = variant("ptx = false; slim = false; extraCapabilities = [ ]; torch = null; overlays = [ ];")
     assert nix.value(f"{spelled_out}.drvPath") == nix.value(f"{variant()}.drvPath")
