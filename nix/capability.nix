@@ -17,8 +17,9 @@ let
     ;
 
   # Capability -> the first CUDA version that compiles for it, and the last (null: still does).
-  # From the release notes and `nvcc --help` of each CUDA; nixpkgs keeps the same table in
-  # pkgs/development/cuda-modules/_cuda/db/bootstrap/cuda.nix.
+  # From the release notes and `nvcc --help` of each CUDA. nixpkgs has a table of its own, in
+  # pkgs/development/cuda-modules/_cuda/db/bootstrap/cuda.nix, which for 7.2 ends with JetPack's last
+  # CUDA (12.2) and for 10.0 begins with 12.7.
   cudaRange = {
     "5.0" = { from = "6.5"; until = "12.9"; };
     "5.2" = { from = "6.5"; until = "12.9"; };
@@ -127,8 +128,16 @@ rec {
     || (
       major device == major image
       && atLeast device image
-      && !(elem device tegra || elem image tegra)
+      && !(isTegra device || isTegra image)
     );
+
+  /**
+    Whether a capability is that of an embedded SoC (Jetson, DRIVE).
+
+    # Type
+    `isTegra :: Capability -> Bool`
+  */
+  isTegra = capability: elem capability tegra;
 
   /**
     Whether the torch wheel of this version has an image that the device runs. A version that this

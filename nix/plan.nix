@@ -73,6 +73,7 @@ let
   capabilities = [ chosenVariant.capability ] ++ map capability.parse extraCapabilities;
   notIn = supports: filter (c: !(supports c)) capabilities;
   outsideCuda = notIn (capability.inCuda chosenRelease.cuda);
+  embedded = filter capability.isTegra capabilities;
   outsideVllm = notIn capability.inVllm;
   outsideWheel = notIn (capability.inTorchWheel chosenRelease.torch);
 
@@ -116,6 +117,10 @@ let
     {
       when = outsideCuda != [ ];
       says = "CUDA ${chosenRelease.cuda} does not compile for ${comma outsideCuda}: it does for ${comma (capability.ofCuda chosenRelease.cuda)}";
+    }
+    {
+      when = embedded != [ ];
+      says = "no variant is made for ${comma embedded}: an embedded SoC (Jetson, DRIVE) has the CUDA and the driver of JetPack, not those of nixpkgs";
     }
     {
       when = outsideVllm != [ ];

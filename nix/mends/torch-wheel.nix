@@ -27,7 +27,21 @@ let
         # "%" cannot be in a store path's name.
         name = lib.replaceStrings [ "%2B" ] [ "+" ] (baseNameOf plan.torch.wheel.url);
       };
-  withCuda = src: lib.throwIfNot (lib.hasInfix "/whl/cu" src.url) "torch-bin is a CPU wheel: ${src.url}";
+  # "…/whl/cu128/torch-2.9.1%2Bcu128-cp312-…" is made for CUDA 12.8, and runs with every CUDA 12.
+  madeFor = src: builtins.match ".*(/whl/|%2B|[+])cu([0-9]+)[0-9][/-].*" src.url;
+  inherit (plan) release;
+  major = builtins.head (builtins.splitVersion release.cuda);
+  withCuda =
+    src: value:
+    let
+      wheels = if madeFor src == null then null else lib.last (madeFor src);
+    in
+    if wheels == null then
+      throw "torch-bin is a CPU wheel, by its address: ${src.url}"
+    else if wheels != major then
+      throw "torch-bin is a wheel for CUDA ${wheels}, and release ${release.name} declares CUDA ${release.cuda}: set torch = \"source\", or torch = { url = …; hash = …; } to a wheel for CUDA ${major} (${src.url})"
+    else
+      value;
 
   swap = pyFinal: pyPrev: {
     # torch-bin itself is changed, since torchvision-bin and torchaudio-bin take it by that name.

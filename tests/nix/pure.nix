@@ -133,6 +133,13 @@ in
     };
   };
 
+  "capability.isTegra" = {
+    orin-and-thor-are-and-no-card-is = {
+      expr = map capability.isTegra [ "8.7" "11.0" "8.6" "12.1" ];
+      expected = [ true true false false ];
+    };
+  };
+
   "capability.inTorchWheel" = {
     ada-by-way-of-ampere = {
       expr = capability.inTorchWheel "2.9.1" "8.9";
@@ -179,39 +186,13 @@ in
       expr = map (v: (names.parse (names.full default v)).short) (builtins.attrValues variants);
       expected = builtins.attrNames variants;
     };
-    unknown-names-the-nearest = {
+    unknown-is-answered-with-all = {
       expr = names.parse "sm91";
-      expectedError = "there is no variant \"sm91\": did you mean sm90? All: sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64";
+      expectedError = "there is no variant \"sm91\": sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64 are declared in variants.toml";
     };
-    unknown-full-name-names-the-nearest = {
+    unknown-full-name-too = {
       expr = names.parse "vllm-python312-cuda12_9-sm120-arm64";
-      expectedError = "there is no variant \"vllm-python312-cuda12_9-sm120-arm64\": did you mean vllm-python312-cuda12_9-sm100-arm64? All: sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64";
-    };
-  };
-
-  "names.nearest" = {
-    fewest-edits = {
-      expr = names.nearest "sm9O" [ "sm120" "sm80" "sm90" ];
-      expected = "sm90";
-    };
-    insertion-and-deletion = {
-      expr = names.nearest "s90arm" [ "sm90" "sm90-arm64" ];
-      expected = "sm90";
-    };
-  };
-
-  "names.distance" = {
-    of-equals-is-none = {
-      expr = names.distance "sm90" "sm90";
-      expected = 0;
-    };
-    kitten-sitting = {
-      expr = names.distance "kitten" "sitting";
-      expected = 3;
-    };
-    from-nothing = {
-      expr = names.distance "" "sm90";
-      expected = 4;
+      expectedError = "there is no variant \"vllm-python312-cuda12_9-sm120-arm64\": sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64 are declared in variants.toml";
     };
   };
 
@@ -294,6 +275,14 @@ in
       expr = planned { extraCapabilities = [ "11.0" ]; };
       expectedError = "CUDA 12.9 does not compile for 11.0: it does for 5.0, 5.2, 6.0, 6.1, 7.0, 7.2, 7.5, 8.0, 8.6, 8.7, 8.9, 9.0, 10.0, 10.1, 10.3, 12.0, 12.1";
     };
+    refuses-jetson = {
+      expr = plan { system = "aarch64-linux"; variant.capability = "8.7"; torch = "source"; };
+      expectedError = "no variant is made for 8.7: an embedded SoC (Jetson, DRIVE) has the CUDA and the driver of JetPack, not those of nixpkgs";
+    };
+    refuses-jetson-beside-another-capability = {
+      expr = planned { extraCapabilities = [ "7.2" "8.7" ]; };
+      expectedError = "no variant is made for 7.2, 8.7: an embedded SoC (Jetson, DRIVE) has the CUDA and the driver of JetPack, not those of nixpkgs";
+    };
     refuses-what-vllm-has-no-kernels-for = {
       expr = planned { variant.capability = "6.1"; };
       expectedError = "vLLM 0.13.0 has no kernels for 6.1: the oldest capability is 7.0";
@@ -304,7 +293,7 @@ in
     };
     refuses-an-unknown-variant = {
       expr = planned { variant = "sm85"; };
-      expectedError = "there is no variant \"sm85\": did you mean sm75? All: sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64";
+      expectedError = "there is no variant \"sm85\": sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64 are declared in variants.toml";
     };
   };
 
@@ -330,7 +319,7 @@ in
   "mkVariant" = {
     refuses-before-it-looks-at-nixpkgs = {
       expr = library.mkVariant (sm90 // { nixpkgs = stub; variant = "sm09"; });
-      expectedError = "there is no variant \"sm09\": did you mean sm89? All: sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64";
+      expectedError = "there is no variant \"sm09\": sm100, sm100-arm64, sm120, sm70, sm75, sm80, sm86, sm89, sm90, sm90-arm64 are declared in variants.toml";
     };
     looks-at-nixpkgs-only-then = {
       expr = library.mkVariant (sm90 // { nixpkgs = stub; });

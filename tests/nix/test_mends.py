@@ -115,7 +115,9 @@ def test_the_wheel_stands_in_for_torch_only_with_its_mend(nix: Nix) -> None:
 
 
 def test_a_cpu_wheel_is_refused_on_arm(nix: Nix) -> None:
-    with pytest.raises(NixFailed, match=r"^torch-bin is a CPU wheel: https://.*/whl/cpu/torch-2\.9\.1"):
+    with pytest.raises(
+        NixFailed, match=r"^torch-bin is a CPU wheel, by its address: https://.*/whl/cpu/torch-2\.9\.1"
+    ):
         nix.value(f"{SWAPS}.cpu-wheel-on-arm")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -177,6 +178,36 @@ def test_another_cuda(nix: Nix) -> None:
     newer = variant('release.cuda = "13.0"; torch = "source";')
     assert nix.value(f"{newer}.pname") == "vllm-python312-cuda13_0-sm90"
     assert nix.value(f"{newer}.versions.cuda") == "13.0"
+
+
+def test_a_wheel_for_another_major_of_cuda_is_refused(nix: Nix) -> None:
+    with pytest.raises(NixFailed) as refused:
+        nix.value(variant('release.cuda = "13.0";') + ".drvPath")
+    assert str(refused.value) == (
+        "torch-bin is a wheel for CUDA 12, and release 0.13.0 declares CUDA 13.0: "
+        'set torch = "source", or torch = { url = …; hash = …; } to a wheel for CUDA 13 '
+        "(https://wheels.example/whl/cu128/torch-2.9.1%2Bcu128-cp312-cp312-manylinux_2_28_x86_64.whl)"
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["https://x/whl/cu130/torch-2.9.1-cp312.whl", "https://x/torch-2.9.1%2Bcu130-cp312.whl"]
+)
+def test_a_wheel_for_the_major_of_cuda_that_is_declared_is_taken(nix: Nix, url: str) -> None:
+    given = f'torch = {{ url = "{url}"; hash = ""; }}; release.cuda = "13.0";'
+    assert nix.value(variant(given) + ".drvPath")
+    with pytest.raises(NixFailed, match=r"^torch-bin is a wheel for CUDA 13, and release 0\.13\.0 declares"):
+        nix.value(variant(given.partition("release")[0]) + ".drvPath")
+
+
+def test_the_example_of_the_documentation_evaluates(nix: Nix) -> None:
+    """On the model, which packages this vLLM and this torch only."""
+    page = (ROOT / "docs" / "nix.md").read_text()
+    (example,) = re.findall(r"^vllm-variants\.lib\.mkVariant \{.*?^\}", page, flags=re.DOTALL | re.MULTILINE)
+    here = str(example).replace("0.14.0", "0.13.0").replace("2.10.0", MATRIX.default.stack.torch)
+    scope = f"let vllm-variants.lib = import {ROOT}/nix; nixpkgs = {MODEL}; in"
+    assert here != example
+    assert "sm121-0.13.0.drv" in nix.value(f"{scope} ({here}).drvPath")
 
 
 def test_a_cuda_that_nixpkgs_lacks_is_refused(nix: Nix) -> None:
