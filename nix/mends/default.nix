@@ -13,7 +13,7 @@ map
   })
   [
     "cuda-version"
-    "cudnn-volta"
+    "cudnn-of-the-wheel"
     "cudnn-nvrtc"
     "torch-wheel"
     "torch-wheel-cmake"

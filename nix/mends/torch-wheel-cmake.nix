@@ -1,10 +1,12 @@
 /**
   What nixpkgs' source torch does to its CMake files, done to the wheel's: nixpkgs' CUDA is in
-  many store paths, which torch's check takes for two installations, and torch's own copy of
-  FindCUDAToolkit hides CMake's.
+  many store paths, which torch's check takes for two installations; a line of torch's sets
+  CUDAToolkit_ROOT to one of them, over the list that nixpkgs' setup hook gives; and torch's own copy
+  of FindCUDAToolkit hides CMake's.
 
-  Upstream: postPatch of pkgs/development/python-modules/torch/source/default.nix. The paths are
-  those of the wheel of torch 2.9.1, read there.
+  Upstream: postPatch of pkgs/development/python-modules/torch/source/default.nix, these three and no
+  more that a wheel still holds. The paths are those of the wheel of torch 2.9.1, read there. Nobody
+  has seen yet what a build does without the second.
 */
 plan: _: prev:
 let
@@ -13,7 +15,8 @@ let
       postInstall = old.postInstall or "" + ''
         cmake=$out/${old.passthru.pythonModule.sitePackages}/torch/share/cmake/Caffe2
         substituteInPlace "$cmake/public/cuda.cmake" \
-          --replace-fail 'FATAL_ERROR "Found two conflicting CUDA' 'WARNING "Found two conflicting CUDA'
+          --replace-fail 'FATAL_ERROR "Found two conflicting CUDA' 'WARNING "Found two conflicting CUDA' \
+          --replace-warn 'set(CUDAToolkit_ROOT' '# set(CUDAToolkit_ROOT'
         rm "$cmake/FindCUDAToolkit.cmake"
       '';
     });

@@ -302,7 +302,7 @@ in
       expr = map (mend: mend.name) library.mends;
       expected = [
         "cuda-version"
-        "cudnn-volta"
+        "cudnn-of-the-wheel"
         "cudnn-nvrtc"
         "torch-wheel"
         "torch-wheel-cmake"

@@ -82,7 +82,7 @@ in
         inherit (mend) name;
         value = {
           mends = without mend.name;
-          variant = if mend.name == "cudnn-volta" then "sm70" else "sm90";
+          variant = if mend.name == "cudnn-of-the-wheel" then "sm70" else "sm90";
         };
       }) library.mends
     )
@@ -127,6 +127,11 @@ in
       })
     ];
   };
+  no-nvshmem = variant {
+    overlays = [
+      (_: prev: { cudaPackages = removeAttrs prev.cudaPackages [ "libnvshmem" ]; })
+    ];
+  };
   env-attribute-at-top-level = vllm { } (_: _: { VLLM_TARGET_DEVICE = "cpu"; });
   cpu-wheel-on-arm =
     (set { } {
@@ -138,6 +143,9 @@ in
     }).python312Packages.torch.cudaSupport;
   ptx-as-a-capability =
     (set { } { capabilities = [ "9.0+PTX" ]; }).cudaPackages.backendStdenv.cc.version;
+
+  # The wheel as it stands in for torch in the whole set.
+  torch-wheel = (set { } { }).python312Packages.torch;
 
   # cuDNN as the three names of the CUDA set hold it.
   cudnn =

@@ -27,6 +27,10 @@ REFUSALS = {
     "refused-and-overridden-by-argument": TWO.format("python3.12-torch-2.9.1"),
     "refused-by-another-output": TWO.format("python3.12-torch-2.9.1"),
     "in-the-variants-override": TWO.format("python3.12-torch-2.9.1"),
+    "no-nvshmem": (
+        "CUDA 12.9 of this nixpkgs has no libnvshmem, which the wheel of torch 2.9.1 links: set "
+        'torch = "source", or leave out the mend "torch-wheel-nvshmem" if your torch-bin finds it elsewhere'
+    ),
     "another-cuda-in-passthru": "a second CUDA: cuda_cudart-12.8.90 beside cuda_cudart-12.9.86",
     "env-attribute-at-top-level": (
         "The ‘env’ attribute set cannot contain any attributes passed to derivation. "
@@ -36,7 +40,7 @@ REFUSALS = {
         "this package set is on CUDA 12.8, and release 0.13.0 declares 12.9: "
         'keep the mend "cuda-version", or set cudaPackages in an overlay'
     ),
-    "without.cudnn-volta": (
+    "without.cudnn-of-the-wheel": (
         "cuDNN releases since 9.12 (found 9.13.0.50) "
         'support CUDA compute capabilities 7.5 and newer (found ["7.0"])'
     ),
@@ -86,7 +90,7 @@ def test_it_is_refused_when_it_is_evaluated(nix: Nix, swap: str) -> None:
 
 def test_a_name_still_evaluates_where_only_the_derivation_is_refused(nix: Nix) -> None:
     """A test that forces only names would prove nothing."""
-    assert nix.value(f"{SWAPS}.without.cudnn-volta.name")
+    assert nix.value(f"{SWAPS}.without.cudnn-of-the-wheel.name")
     assert nix.value(f"{SWAPS}.triton-not-swapped.name")
     assert nix.value(f"{SWAPS}.refused-and-overridden.name")
     assert nix.value(f"{SWAPS}.refused-and-overridden.cmakeFlags")
@@ -105,6 +109,18 @@ def test_unchecked_the_build_itself_fails_on_two_torches(building_nix: Nix) -> N
     with pytest.raises(NixFailed) as failed:
         building_nix.build("-L", "--impure", "--expr", f"{SWAPS}.only-in-vllms-override-unchecked")
     assert "Found duplicated packages in closure for dependency 'torch'" in failed.value.stderr
+
+
+def test_the_wheels_cmake_leaves_cuda_to_nixpkgs(building_nix: Nix) -> None:
+    """All three of what nixpkgs does to source torch's CMake files."""
+    torch = building_nix.build("--impure", "--expr", f"{SWAPS}.torch-wheel")
+    (cmake,) = torch.glob("lib/python3.*/site-packages/torch/share/cmake/Caffe2")
+    lines = (cmake / "public" / "cuda.cmake").read_text().splitlines()
+    assert lines == [
+        '# set(CUDAToolkit_ROOT "${CUDA_TOOLKIT_ROOT_DIR}")',
+        'message(WARNING "Found two conflicting CUDA versions:"',
+    ]
+    assert not (cmake / "FindCUDAToolkit.cmake").exists()
 
 
 def test_the_wheel_stands_in_for_torch_only_with_its_mend(nix: Nix) -> None:

@@ -65,7 +65,10 @@ in
         esac
         cmake=$out/lib/python3.12/site-packages/torch/share/cmake/Caffe2
         mkdir -p "$cmake/public"
-        echo 'message(FATAL_ERROR "Found two conflicting CUDA versions:"' > "$cmake/public/cuda.cmake"
+        {
+          echo 'set(CUDAToolkit_ROOT "''${CUDA_TOOLKIT_ROOT_DIR}")'
+          echo 'message(FATAL_ERROR "Found two conflicting CUDA versions:"'
+        } > "$cmake/public/cuda.cmake"
         : > "$cmake/FindCUDAToolkit.cmake"
       '';
     }

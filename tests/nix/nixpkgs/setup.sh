@@ -10,11 +10,19 @@ runHook() { eval "${1}_hook=\${$1:-}; eval \"\$${1}_hook\""; }
 
 getAllOutputNames() { echo "$outputs"; }
 
-substituteInPlace() { # FILE --replace-fail OLD NEW
-  grep -qF -- "$3" "$1" || { echo "substituteInPlace: '$3' is not in $1" >&2; exit 1; }
-  old=$(printf '%s' "$3" | sed 's/[][\.*^$/]/\\&/g')
-  new=$(printf '%s' "$4" | sed 's/[\&/]/\\&/g')
-  sed -i "s/$old/$new/" "$1"
+substituteInPlace() { # FILE, then --replace-fail OLD NEW or --replace-warn OLD NEW, as often as wanted
+  file=$1
+  shift
+  while [ "$#" -ge 3 ]; do
+    if ! grep -qF -- "$2" "$file"; then
+      echo "substituteInPlace: '$2' is not in $file" >&2
+      if [ "$1" = --replace-fail ]; then exit 1; fi
+    fi
+    old=$(printf '%s' "$2" | sed 's/[][\.*^$/]/\\&/g')
+    new=$(printf '%s' "$3" | sed 's/[\&/]/\\&/g')
+    sed -i "s/$old/$new/" "$file"
+    shift 3
+  done
 }
 
 # ── phases ──

@@ -1,9 +1,14 @@
 /**
-  cuDNN 9.10.2: what the wheel of torch 2.9.1 itself requires, and the last one with Volta. The
-  set's own (9.13) refuses capability 7.0, but only when the derivation is forced.
+  cuDNN 9.10.2: what the wheel of torch 2.9.1 itself requires, so that every variant runs on the cuDNN
+  that torch was tested with. It is also the last one with Volta: the set's own (9.13) refuses
+  capability 7.0, but only when the derivation is forced, so for sm70 this is a need, for the others a
+  choice.
+
+  For x86_64 and for servers of arm64 (sbsa): a Jetson's is a third archive, and plan.nix refuses Jetsons.
 
   Upstream: cuDNN's support matrix for 9.12; nixpkgs' pkgs/development/cuda-modules/packages/cudnn.nix
-  asserts it. Delete when torch moves to a newer cuDNN, and sm70 with it.
+  asserts it. The set must have `.override` with `manifests`, as those of nixpkgs have. Move it with
+  torch; the first torch that needs a newer cuDNN ends sm70.
 */
 plan: _: prev:
 let
