@@ -140,6 +140,15 @@ rec {
   isTegra = capability: elem capability tegra;
 
   /**
+    The capabilities that the torch wheel of this version has images for; null when this file does not
+    know that version.
+
+    # Type
+    `ofTorchWheel :: TorchVersion -> [Capability] | null`
+  */
+  ofTorchWheel = torch: wheelImages.${torch} or null;
+
+  /**
     Whether the torch wheel of this version has an image that the device runs. A version that this
     file does not know is taken to have one.
 
@@ -147,7 +156,11 @@ rec {
     `inTorchWheel :: TorchVersion -> Capability -> Bool`
   */
   inTorchWheel =
-    torch: capability: !(wheelImages ? ${torch}) || any (runs capability) wheelImages.${torch};
+    torch: capability:
+    let
+      images = ofTorchWheel torch;
+    in
+    images == null || any (runs capability) images;
 
   /** Whether vLLM has kernels for a capability at all: Volta and newer. */
   inVllm = capability: all (atLeast capability) [ "7.0" ];

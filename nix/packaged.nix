@@ -3,7 +3,14 @@
   release declares: nixpkgs decides vLLM's version, the matrix only says which one to expect.
 
   # Type
-  `packaged :: { pkgs, plan } -> { vllm :: Derivation; versions; refusal :: String | null; }`
+  ```
+  packaged :: { pkgs, plan } -> {
+    vllm :: Derivation;
+    versions :: { ${name} :: String };
+    torchCapabilities :: [Capability] | null, which is: nobody knows;
+    refusal :: String | null;
+  }
+  ```
 */
 { pkgs, plan }:
 let
@@ -13,6 +20,22 @@ let
   pythonSet = "python${lib.replaceStrings [ "." ] [ "" ] release.python}Packages";
   cudaSet = "cudaPackages_${lib.replaceStrings [ "." ] [ "_" ] release.cuda}";
   python = pkgs.${pythonSet};
+
+  capability = import ./capability.nix;
+
+  # What torch has images for, which is not always what was planned: its source takes those of a list
+  # of its own, and a wheel holds what PyTorch chose.
+  torchCapabilities =
+    if plan.torch.from == "source" then
+      python.torch.cudaCapabilities or [ ]
+    else if plan.torch.wheel == null && !plan.slim then
+      capability.ofTorchWheel release.torch
+    else
+      null;
+  withoutTorch = lib.filter (
+    c: torchCapabilities != null && !(lib.any (capability.runs c) torchCapabilities)
+  ) plan.capabilities;
+  comma = lib.concatStringsSep ", ";
 
   versions = {
     python = python.python.version;
@@ -24,7 +47,7 @@ let
   };
 in
 {
-  inherit versions;
+  inherit versions torchCapabilities;
 
   vllm = python.vllm.override (
     lib.optionalAttrs plan.ptx {
@@ -45,6 +68,13 @@ in
       + lib.optionalString (release.nixpkgs != null) " (${release.nixpkgs})"
     else if versions.torch != release.torch then
       "this nixpkgs packages torch ${versions.torch}, and release ${release.name} declares ${release.torch}: correct variants.toml"
+    else if withoutTorch != [ ] then
+      "torch ${versions.torch} of this nixpkgs ${
+        if torchCapabilities == [ ] then
+          "cannot be compiled for ${comma withoutTorch}: its package lists other capabilities"
+        else
+          "is compiled for ${comma torchCapabilities} only, which does not run on ${comma withoutTorch}"
+      }; leave the capability out, or take a wheel: torch = { url = …; hash = …; }, or \"wheel\" where one is known"
     else
       null;
 }

@@ -49,6 +49,7 @@ let
           closure = import ./closure.nix {
             inherit lib package;
             inherit (pkgs) cudaPackages;
+            inherit (plan) capabilities;
           };
         in
         {
@@ -61,7 +62,7 @@ let
 
       package = pkgs.callPackage ../pkgs/vllm {
         inherit plan closureOf;
-        inherit (packaged) vllm versions;
+        inherit (packaged) vllm versions torchCapabilities;
         revision = nixpkgs.rev or null;
         proofs = import ./proofs.nix (
           import ./plain.nix {

@@ -4,7 +4,7 @@
 
   # Type
   ```
-  { plan, vllm, versions, revision :: String | null,
+  { plan, vllm, versions, torchCapabilities, revision :: String | null,
     closureOf :: Derivation -> { modules :: [Derivation]; sound :: Bool, or it throws },
     proofs :: { ${name} :: Derivation -> Derivation }, … } -> Derivation
   ```
@@ -17,6 +17,7 @@
   vllm,
   plan,
   versions,
+  torchCapabilities,
   revision,
   closureOf,
   proofs,
@@ -48,6 +49,8 @@ vllm.overrideAttrs (
             ;
         };
         torch = plan.torch.from;
+        # Not always those of vLLM above; null where nobody knows.
+        torch_capabilities = torchCapabilities;
         builder = "nix";
         nixpkgs = revision;
         python = versions.python;

@@ -140,6 +140,17 @@ in
     };
   };
 
+  "capability.ofTorchWheel" = {
+    are-those-of-the-wheel = {
+      expr = capability.ofTorchWheel "2.9.1";
+      expected = [ "7.0" "7.5" "8.0" "8.6" "9.0" "10.0" "12.0" ];
+    };
+    of-an-unknown-version-are-unknown = {
+      expr = capability.ofTorchWheel "9.9.9";
+      expected = null;
+    };
+  };
+
   "capability.inTorchWheel" = {
     ada-by-way-of-ampere = {
       expr = capability.inTorchWheel "2.9.1" "8.9";
@@ -367,27 +378,54 @@ in
     };
   };
 
-  "closure" = {
-    of-one-package-has-no-problems = {
-      expr =
+  "closure" =
+    let
+      problems =
+        cmakeFlags: capabilities:
         let
           cc = { version = "14"; isGNU = true; };
         in
         (library.closure {
+          inherit capabilities;
           lib = {
             inherit (builtins) filter length;
             concatStringsSep = builtins.concatStringsSep;
+            last = list: builtins.elemAt list (builtins.length list - 1);
+            optional = condition: value: if condition then [ value ] else [ ];
             unique = list: list;
           };
           package = {
+            inherit cmakeFlags;
             outPath = "/p";
+            name = "p";
             stdenv = { inherit cc; };
           };
           cudaPackages.backendStdenv = { inherit cc; };
         }).problems;
-      expected = [ ];
+      flag = list: [ "-DTORCH_CUDA_ARCH_LIST:STRING=${list}" ];
+    in
+    {
+      of-one-package-has-no-problems = {
+        expr = [
+          (problems (flag "9.0") [ "9.0" ])
+          (problems (flag "9.0+PTX") [ "9.0" ])
+          (problems [ "-DOTHER=1" "-DTORCH_CUDA_ARCH_LIST=10.0;10.3+PTX" ] [ "10.0" "10.3" ])
+        ];
+        expected = [ [ ] [ ] [ ] ];
+      };
+      says-what-vllm-is-compiled-for = {
+        expr = [
+          (problems (flag "10.0") [ "10.0" "10.3" ])
+          (problems (flag "9.0;10.0") [ "9.0" ])
+          (problems [ ] [ "9.0" ])
+        ];
+        expected = [
+          [ "vLLM is compiled for 10.0, not for 10.0, 10.3" ]
+          [ "vLLM is compiled for 9.0, 10.0, not for 9.0" ]
+          [ "vLLM is compiled for nobody knows which capabilities: no TORCH_CUDA_ARCH_LIST in its cmakeFlags" ]
+        ];
+      };
     };
-  };
 
   "systems" = {
     are-those-of-the-variants = {

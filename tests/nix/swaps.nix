@@ -65,6 +65,17 @@ let
       })
     ];
   });
+  anotherCuda = inputs: variant {
+    overlays = [
+      (final: prev: {
+        pythonPackagesExtensions = prev.pythonPackagesExtensions ++ [
+          (_: pyPrev: {
+            xformers = pyPrev.xformers.overrideAttrs (old: { buildInputs = old.buildInputs ++ inputs final; });
+          })
+        ];
+      })
+    ];
+  };
   twoTorches = _: old: {
     propagatedBuildInputs = map (
       dependency:
@@ -127,6 +138,46 @@ in
       })
     ];
   };
+  # CUDA that is not an input itself: in a join, of paths or of packages, and in an input's inputs.
+  another-cuda-in-a-join = anotherCuda (final: [
+    (final.symlinkJoin {
+      name = "cuda-redist";
+      paths = [ final.cudaPackages.libcublas final.cudaPackages_12_8.libcublas ];
+    })
+  ]);
+  another-cuda-in-a-join-of-packages = anotherCuda (final: [
+    (final.runCommand "joined" { paths = [ final.cudaPackages_12_8.libcublas ]; } "")
+  ]);
+  another-cuda-in-a-library = anotherCuda (final: [
+    (final.magma.override { cudaPackages = final.cudaPackages_12_8; })
+  ]);
+  another-cuda-in-a-join-of-a-library = anotherCuda (final: [
+    (final.magma.overrideAttrs {
+      buildInputs = [
+        (final.symlinkJoin { name = "cuda-redist"; paths = [ final.cudaPackages_12_8.libcublas ]; })
+      ];
+    })
+  ]);
+  the-same-cuda-in-all-of-these = anotherCuda (final: [
+    (final.symlinkJoin { name = "cuda-redist"; paths = [ final.cudaPackages.libcublas ]; })
+    (final.runCommand "joined" { paths = [ final.cudaPackages.libcublas ]; } "")
+    final.magma
+  ]);
+
+  # Capabilities that a package takes from a list of its own.
+  source-torch-lacks-one = variant {
+    variant = "sm90";
+    torch = "source";
+    extraCapabilities = [ "10.3" ];
+  };
+  source-torch-lacks-all = variant {
+    variant.capability = "10.3";
+    torch = "source";
+  };
+  vllm-compiled-for-another = (variant { }).overrideAttrs {
+    cmakeFlags = [ "-DTORCH_CUDA_ARCH_LIST:STRING=8.0" ];
+  };
+
   no-nvshmem = variant {
     overlays = [
       (_: prev: { cudaPackages = removeAttrs prev.cudaPackages [ "libnvshmem" ]; })

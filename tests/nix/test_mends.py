@@ -10,6 +10,7 @@ from real_nix import Nix, NixFailed
 
 SWAPS = f"(import {ROOT}/tests/nix/swaps.nix {{ nixpkgs = {MODEL}; }})"
 TWO = "two of one Python package: /nix/store/*-{0} and /nix/store/*-{0}"
+SECOND = "a second CUDA: cuda12.8-libcublas-12.8.1.4 beside cuda12.9-libcublas-12.9.1.4, in xformers"
 
 # Swap → what its evaluation must end in.
 REFUSALS = {
@@ -31,7 +32,24 @@ REFUSALS = {
         "CUDA 12.9 of this nixpkgs has no libnvshmem, which the wheel of torch 2.9.1 links: set "
         'torch = "source", or leave out the mend "torch-wheel-nvshmem" if your torch-bin finds it elsewhere'
     ),
-    "another-cuda-in-passthru": "a second CUDA: cuda_cudart-12.8.90 beside cuda_cudart-12.9.86",
+    "another-cuda-in-passthru": (
+        "a second CUDA: cuda12.8-cuda_cudart-12.8.90 beside cuda12.9-cuda_cudart-12.9.86, in "
+    ),
+    "another-cuda-in-a-join": SECOND,
+    "another-cuda-in-a-join-of-packages": SECOND,
+    "another-cuda-in-a-library": SECOND,
+    "another-cuda-in-a-join-of-a-library": SECOND,
+    "source-torch-lacks-one": (
+        "torch 2.9.1 of this nixpkgs is compiled for 9.0 only, which does not run on 10.3; "
+        "leave the capability out, or take a wheel"
+    ),
+    "source-torch-lacks-all": (
+        "torch 2.9.1 of this nixpkgs cannot be compiled for 10.3: its package lists other capabilities; "
+        "leave the capability out, or take a wheel"
+    ),
+    "vllm-compiled-for-another": (
+        "vllm-python312-cuda12_9-sm90 would not be what it says: vLLM is compiled for 8.0, not for 9.0"
+    ),
     "env-attribute-at-top-level": (
         "The ‘env’ attribute set cannot contain any attributes passed to derivation. "
         "The following attributes are overlapping: VLLM_TARGET_DEVICE"
@@ -79,6 +97,10 @@ def test_every_mend_is_in_the_documentation(nix: Nix) -> None:
 
 def test_with_all_of_it_the_variant_evaluates(nix: Nix) -> None:
     assert nix.value(f"{SWAPS}.all.drvPath")
+
+
+def test_one_cuda_by_whatever_way_is_no_second(nix: Nix) -> None:
+    assert nix.value(f"{SWAPS}.the-same-cuda-in-all-of-these.drvPath")
 
 
 @pytest.mark.parametrize("swap", REFUSALS)

@@ -160,6 +160,23 @@ def test_more_than_one_capability(nix: Nix) -> None:
     assert "-DCOMPUTE_CAPABILITY=100;103" in flags
 
 
+def test_its_manifest_says_what_torch_has_images_for(nix: Nix) -> None:
+    """Source torch takes what its own list has of the set's capabilities; the wheel is PyTorch's choice."""
+
+    def torch(arguments: str, name: str = "sm100") -> list[object]:
+        manifest = json.loads(nix.value(f"{variant(arguments, name)}.manifest.text"))
+        return [manifest["torch"], manifest["capabilities"], manifest["torch_capabilities"]]
+
+    both = 'extraCapabilities = [ "10.3" ];'
+    published = ["7.0", "7.5", "8.0", "8.6", "9.0", "10.0", "12.0"]
+    assert torch(both + 'torch = "source";') == ["source", ["10.0", "10.3"], ["10.0"]]
+    assert torch(both) == ["wheel", ["10.0", "10.3"], published]
+    assert torch("", "sm90") == ["wheel", ["9.0"], published]
+    assert torch("slim = true;", "sm90") == ["wheel", ["9.0"], None]
+    given = 'torch = { url = "https://x/whl/cu129/torch-2.9.1.whl"; hash = ""; };'
+    assert torch(given, "sm90") == ["wheel", ["9.0"], None]
+
+
 def test_torch_from_source(nix: Nix) -> None:
     source = variant('torch = "source";')
     assert nix.value(f"{source}.torch") == "source"
@@ -206,7 +223,7 @@ def test_the_example_of_the_documentation_evaluates(nix: Nix) -> None:
     (example,) = re.findall(r"^vllm-variants\.lib\.mkVariant \{.*?^\}", page, flags=re.DOTALL | re.MULTILINE)
     here = str(example).replace("0.14.0", "0.13.0").replace("2.10.0", MATRIX.default.stack.torch)
     scope = f"let vllm-variants.lib = import {ROOT}/nix; nixpkgs = {MODEL}; in"
-    assert here != example
+    assert here != str(example)
     assert "sm121-0.13.0.drv" in nix.value(f"{scope} ({here}).drvPath")
 
 

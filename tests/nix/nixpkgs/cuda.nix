@@ -46,6 +46,7 @@ let
             {
               inherit pname;
               version = redistVersion;
+              name = "cuda${version}-${pname}-${redistVersion}";
               cudaVersion = version;
               buildPhase = ''
                 mkdir -p "$out/lib" "$out/nix-support"

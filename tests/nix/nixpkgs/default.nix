@@ -40,6 +40,22 @@ let
           buildPhase = "rmdir \"$out\"; ${script}";
         }
       );
+    # Upstream too the paths become text, which remembers the derivations.
+    symlinkJoin =
+      { name, paths }:
+      final.runCommand name { paths = map (path: "${path}") paths; } ''
+        mkdir -p "$out/lib"
+        for path in $paths; do ln -sf "$path"/lib/* "$out/lib"; done
+      '';
+    # A library that is no Python module, with CUDA in it.
+    magma = final.callPackage (
+      { stdenv, cudaPackages }:
+      stdenv.mkDerivation {
+        pname = "magma";
+        version = "2.9.0";
+        buildInputs = [ cudaPackages.libcublas ];
+      }
+    ) { };
     writeText = name: text: final.runCommand name { inherit text; } ''printf '%s' "$text" > "$out"'';
     writeShellScript =
       name: text:

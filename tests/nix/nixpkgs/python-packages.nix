@@ -18,22 +18,29 @@ in
 {
   # Built from source, for the set's capabilities; carries what its consumers read.
   torch = callPackage (
-    { config, cudaPackages, triton }:
+    { config, cudaPackages, magma, triton }:
     let
       inherit (cudaPackages) backendStdenv flags;
+      # Its own list: a capability outside it is left out in silence, unless nothing remains.
+      listed = [ "7.0" "7.2" "7.5" "8.0" "8.6" "8.7" "8.9" "9.0" "10.0" "10.1" "12.0" ];
+      supported = lib.intersectLists flags.cudaCapabilities listed;
     in
     buildPythonPackage.override { stdenv = backendStdenv; } (finalAttrs: {
       pname = "torch";
       version = "2.9.1";
       pyproject = true;
       dependencies = [ triton ];
-      buildInputs = [ cudaPackages.cudnn cudaPackages.nccl ];
-      env.TORCH_CUDA_ARCH_LIST = lib.concatStringsSep ";" flags.cudaCapabilities;
+      buildInputs = [ cudaPackages.cudnn cudaPackages.nccl magma ];
+      env.TORCH_CUDA_ARCH_LIST = lib.concatStringsSep ";" (
+        lib.throwIf (supported == [ ])
+          "No supported GPU targets specified. Requested GPU targets: ${lib.concatStringsSep ", " flags.cudaCapabilities}"
+          supported
+      );
       passthru = {
         cudaSupport = config.cudaSupport or false;
         rocmSupport = false;
         inherit cudaPackages;
-        inherit (flags) cudaCapabilities;
+        cudaCapabilities = supported;
         stdenv = backendStdenv;
       };
     })
@@ -121,14 +128,21 @@ in
     }
   ) { };
   # Ignores the capabilities of the set: 19 architectures, which is one too many for 12.9's CCCL.
+  # Its CUDA is a join of many.
   bitsandbytes = callPackage (
-    { torch }:
+    { torch, symlinkJoin }:
     buildPythonPackage {
       pname = "bitsandbytes";
       version = "0.48.2";
       pyproject = true;
       dependencies = [ torch ];
       nativeBuildInputs = [ torch.cudaPackages.cuda_nvcc ];
+      buildInputs = [
+        (symlinkJoin {
+          name = "cuda-redist";
+          paths = [ torch.cudaPackages.cuda_cudart torch.cudaPackages.libcublas ];
+        })
+      ];
       cmakeFlags = [ (lib.cmakeFeature "COMPUTE_BACKEND" (if torch.cudaSupport then "cuda" else "cpu")) ];
       buildPhase = ''
         case " $cmakeFlags " in
