@@ -9,12 +9,12 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants import process
 from vllm_variants.builders.nix_command import Nix, first_error
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, UsageError
 from vllm_variants.matrix import Release
@@ -61,7 +61,7 @@ def revision(asked: str) -> Revision:
     if not _NAME.fullmatch(asked):
         raise UsageError(f"{asked!r} is no name of a revision", mend="write a commit, a tag or a branch")
     command = [*_program(), OWNER, REPOSITORY, "--rev", asked, "--json", "-v"]
-    told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    told = process.ask(command)
     if told.returncode:
         raise _failure(asked, told.stdout + told.stderr)
     try:

@@ -1,7 +1,8 @@
-"""Run a program that talks to the person on stderr, and keep what it said.
+"""Run programs: one that talks to the person (`run`), one that is asked (`ask`), and end any (`stop`).
 
-On a terminal the program gets a pseudo-terminal of its own, so that its progress bars work and its
-words can still be read back when it fails.
+On a terminal a program that talks gets a pseudo-terminal of its own, so that its progress bars work and
+its words can still be read back when it fails. No program outlives this one (see `orphans`), and no wait
+for one that is to end is without a limit.
 """
 
 from __future__ import annotations
@@ -10,16 +11,23 @@ import fcntl
 import os
 import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants import orphans
 from vllm_variants.errors import MissingError
 
+GRACE = 15.0  # seconds that a program has to end by itself once it was asked to
+GONE = 1.5  # seconds for what it started to end, and again for what was killed
+_POLL = 0.02  # seconds
 _KEPT = 65536  # bytes of talk that are kept for the reason of a failure
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
@@ -64,7 +72,8 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, hid
             stdin=subprocess.DEVNULL,
             stdout=writing,
             stderr=writing,
-            env=dict(env) if env is not None else None,
+            env=orphans.environment(env),
+            start_new_session=True,
         )
     except BaseException:
         os.close(reading)
@@ -75,21 +84,114 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, hid
         said = _pass_on(reading, hidden)
         status = process.wait()
     except BaseException:
-        process.terminate()
-        process.wait()
+        stop(process, talk=reading)
         raise
     finally:
         os.close(reading)
     return Talk(status, _plain(said))
 
 
+_asked: set[subprocess.Popen[bytes]] = set()
+
+
+def ask(
+    command: Sequence[str | Path], env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and return its status, stdout and stderr as text.
+
+    Raises `OSError` when it cannot be started. It stays in this process's session, so that an ssh which
+    it starts can still ask for a passphrase.
+    """
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=orphans.environment(env),
+    )
+    _asked.add(process)
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        end([process])
+        raise
+    finally:
+        _asked.discard(process)
+    texts = (text.decode(errors="replace") for text in (out, err))
+    return subprocess.CompletedProcess(process.args, process.returncode, *texts)
+
+
+def end_asked() -> None:
+    """End every program that another thread waits for in `ask`, which returns then; within `2 × GONE`."""
+    end(list(_asked))
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End these programs: SIGTERM, and SIGKILL `GONE` seconds later; returns within twice that."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            process.send_signal(number)  # does nothing to one that has ended
+        deadline = time.monotonic() + GONE
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+
+
+def stop(process: subprocess.Popen[bytes], *, talk: int | None = None, grace: float = GRACE) -> None:
+    """End a program that has a session of its own, and what it started in there.
+
+    The session's programs get one SIGINT, as a terminal's Ctrl-C gives it; what still comes from the
+    descriptor `talk` is read and dropped, for one that waits for its reader never gets to its clean-up.
+    After `grace` seconds, or a second interruption, comes SIGKILL. Returns at most `2 × GONE` seconds
+    after that, even where the kernel does not let go of it.
+    """
+    if process.poll() is not None:
+        return
+    _signal(process.pid, signal.SIGINT)
+    try:
+        _ended(process, talk, grace)
+        _rest_ended(process.pid)
+    finally:
+        _signal(process.pid, signal.SIGKILL)
+        _ended(process, talk, GONE)
+
+
+def _ended(process: subprocess.Popen[bytes], talk: int | None, seconds: float) -> None:
+    """Wait until it has ended, for so long, and read meanwhile."""
+    deadline = time.monotonic() + seconds
+    waiting = select.poll()
+    if talk is not None:
+        waiting.register(talk, select.POLLIN)
+    while process.poll() is None and time.monotonic() < deadline:
+        if talk is not None and waiting.poll(_POLL * 1000):
+            talk = talk if _read(talk) else None
+        elif talk is None:
+            time.sleep(_POLL)
+
+
+def _read(talk: int) -> bytes:
+    with suppress(OSError):  # a pseudo-terminal ends in EIO, not in an empty read
+        return os.read(talk, 65536)
+    return b""
+
+
+def _rest_ended(group: int) -> None:
+    """Wait until a group is empty, for a while: where nobody collects orphans, the dead stay in it."""
+    deadline = time.monotonic() + GONE
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)  # raises once the group is empty
+            time.sleep(_POLL)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
 def _pass_on(reading: int, hidden: re.Pattern[str] | None) -> bytes:
     said, line = b"", b""
     while True:
-        try:
-            chunk = os.read(reading, 65536)
-        except OSError:  # a pseudo-terminal ends in EIO, not in an empty read
-            chunk = b""
+        chunk = _read(reading)
         if not chunk:
             _show(line)
             return said

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import data, flox, links, matrix, memory, results
+from vllm_variants import data, flox, links, matrix, memory, process, results
 from vllm_variants.builders import Request, Say, build_logs, closure_audit, display, nix_run
 from vllm_variants.builders.finishing import Finisher
 from vllm_variants.builders.nix_command import Nix
@@ -162,6 +162,6 @@ def check(root: Path, request: Request) -> None:
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["git", "-C", str(root), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return process.ask(command)
     except OSError as error:
         raise MissingError("there is no git, and Flox builds what git tracks", mend="install git") from error

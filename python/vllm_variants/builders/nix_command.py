@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm_variants import data
+from vllm_variants import data, process
 from vllm_variants.errors import MissingError, UnsupportedError, UsageError
 from vllm_variants.versions import numbers
 
@@ -121,20 +120,13 @@ class Nix:
 
     def ask(self, *arguments: str, remote: bool = True) -> Told:
         """Run one short call to its end."""
-        told = subprocess.run(
-            self.command(*arguments, remote=remote),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        told = process.ask(self.command(*arguments, remote=remote))
         return Told(told.returncode, told.stdout, told.stderr)
 
     def version(self) -> str:
         """What `nix --version` says: `nix (Nix) 2.26.3`."""
         try:
-            told = subprocess.run([self.program, "--version"], capture_output=True, text=True, check=False)
+            told = process.ask([self.program, "--version"])
         except OSError as error:
             raise MissingError(f"{self.program} cannot be run: {error.strerror}", mend=_INSTALL) from error
         return told.stdout.strip()
@@ -152,20 +144,20 @@ class Nix:
         """Those of `paths` that are whole in the store that is built in."""
         store = ["--store", self.store] if self.store else []
         command = [self.sibling("nix-store"), "--check-validity", "--print-invalid", *store, *paths]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = process.ask(command)
         return frozenset(paths) - frozenset(told.stdout.split()) if told.returncode == 0 else frozenset()
 
     def whole(self, drv: str) -> bool:
         """Whether every output of a derivation is whole in the store that is built in."""
         command = [self.sibling("nix-store"), "--query", "--outputs", drv]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = process.ask(command)
         outputs = told.stdout.split()
         return bool(outputs) and self.valid(outputs) == frozenset(outputs)
 
     def requisites(self, drv: str) -> frozenset[str]:
         """Everything that building `drv` may need: derivations and sources, itself included."""
         command = [self.sibling("nix-store"), "--query", "--requisites", drv]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = process.ask(command)
         return frozenset(told.stdout.split())
 
     def sibling(self, name: str) -> str:

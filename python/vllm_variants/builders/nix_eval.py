@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import memory
+from vllm_variants import memory, process
 from vllm_variants.builders import Request
 from vllm_variants.builders.nix_command import Nix, first_error
 from vllm_variants.builders.processes import Ended, run_all
@@ -98,7 +97,7 @@ def _eval_jobs() -> str | None:
     program = shutil.which("nix-eval-jobs")
     if not program:
         return None
-    told = subprocess.run([program, "--help"], capture_output=True, text=True, check=False)
+    told = process.ask([program, "--help"])
     return program if "--select" in told.stdout + told.stderr else None
 
 
@@ -143,13 +142,8 @@ def _jobs_of(
 def untracked(flake: str) -> list[str]:
     """Files of a git checkout that Nix would read and git does not track, so that Nix misses them."""
     folder = Path(flake)
-    if not (folder / ".git").exists():
+    if not (folder / ".git").exists() or not shutil.which("git"):
         return []
     command = ["git", "-C", str(folder), "ls-files", "--others", "--exclude-standard", "--"]
-    told = subprocess.run(
-        [*command, "nix", "pkgs", ".flox", "variants.toml", "flake.nix", "flake.lock"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    told = process.ask([*command, "nix", "pkgs", ".flox", "variants.toml", "flake.nix", "flake.lock"])
     return told.stdout.split("\n")[:-1] if told.returncode == 0 else []

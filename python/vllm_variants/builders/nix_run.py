@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import selectors
-import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
+from vllm_variants import orphans, process
 from vllm_variants.builders.nix_events import Event, parse
 
 TICK = 0.25  # seconds between two looks when Nix is silent
-GRACE = 15.0  # seconds that Nix has to stop its builders
 
 
 def run(
@@ -30,37 +28,50 @@ def run(
     `folder` and `env` are its own; with `stdout` what it writes there is read as well.
 
     Whatever ends this early (Ctrl-C, a defect) stops Nix first, and with it its local builders: Nix
-    is in a process group of its own, so that it hears one signal and no second.
+    is in a session of its own, so that it hears one signal and no second.
     """
-    process = subprocess.Popen(
+    program = subprocess.Popen(
         list(command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
         stderr=subprocess.STDOUT if stdout else subprocess.PIPE,
         cwd=folder,
-        env=env,
+        env=orphans.environment(env),
         start_new_session=True,
     )
-    talk = process.stdout if stdout else process.stderr
+    talk = program.stdout if stdout else program.stderr
     assert talk is not None
     try:
-        for line in _lines(talk.fileno(), tick):
+        for line in _lines(program, talk.fileno(), tick):
             event = parse(line)
             if event:
                 take(event)
-        return process.wait()
+        return _status(program, tick)
     finally:
-        _stop(process)
+        process.stop(program, talk=talk.fileno())
         talk.close()
 
 
-def _lines(reading: int, tick: Callable[[], None]) -> Iterator[str]:
+def _status(program: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
+    """The exit status of a program that says nothing more, once it has ended."""
+    while True:
+        try:
+            return program.wait(TICK)
+        except subprocess.TimeoutExpired:
+            tick()
+
+
+def _lines(program: subprocess.Popen[bytes], reading: int, tick: Callable[[], None]) -> Iterator[str]:
+    """What it writes, until it closes that or has ended (an ssh that it leaves may hold it open)."""
     left = b""
     with selectors.DefaultSelector() as selector:
         selector.register(reading, selectors.EVENT_READ)
         while True:
             tick()
-            if not selector.select(TICK):
+            ended = program.poll() is not None
+            if not selector.select(0 if ended else TICK):
+                if ended:
+                    break
                 continue
             chunk = os.read(reading, 65536)
             if not chunk:
@@ -70,18 +81,3 @@ def _lines(reading: int, tick: Callable[[], None]) -> Iterator[str]:
                 yield line.decode(errors="replace")
     if left:
         yield left.decode(errors="replace")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-    try:
-        process.wait(GRACE)
-    except BaseException as error:  # too slow, or asked to stop a second time
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise

@@ -6,9 +6,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
+
+from vllm_variants import orphans
+from vllm_variants.process import end
 
 POLL = 0.01  # seconds
 
@@ -52,14 +54,13 @@ def run_all(commands: Sequence[Sequence[str]], at_once: int) -> list[Ended]:
                 ended[each.index] = each.ended()
             time.sleep(POLL)
     finally:
-        for each in running:
-            with suppress(ProcessLookupError):
-                each.process.terminate()
-            each.process.wait()
+        end([each.process for each in running])
     return [ended[index] for index in range(len(commands))]
 
 
 def _start(index: int, command: Sequence[str]) -> _Running:
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 (closed in `ended`)
-    process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+    process = subprocess.Popen(
+        list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=orphans.environment()
+    )
     return _Running(index, process, out, err)
