@@ -77,7 +77,11 @@ class Farm:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
     def log(self, name: str) -> str:
-        return (self.root / "logs" / f"{name}.log").read_text()
+        """A variant's log by its short name, or that of something it needs, for every variant that does."""
+        folder = self.root / "logs"
+        found = [*folder.glob(f"{name}.log"), *folder.glob(f"{name}-????????.log")]
+        assert found, f"no log is called {name}"
+        return "".join(path.read_text() for path in found)
 
 
 @dataclass(frozen=True)

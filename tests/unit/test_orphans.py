@@ -77,11 +77,14 @@ START = """
 def test_kill_9_of_the_parent_ends_its_programs_within_two_seconds(
     tmp_path: Path, started: list[Parent]
 ) -> None:
-    body = START + """
+    body = (
+        START
+        + """
     start("sleep 300; true", start_new_session=True)
     start("sleep 300; true")
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     pids = parent.pids(2)
@@ -92,10 +95,13 @@ def test_kill_9_of_the_parent_ends_its_programs_within_two_seconds(
 def test_what_a_program_started_in_a_session_of_its_own_is_gone_too(
     tmp_path: Path, started: list[Parent]
 ) -> None:
-    body = START + """
+    body = (
+        START
+        + """
     start(f"setsid sh -c 'echo $$ >> {PIDS}; sleep 300; true' & exit 0", start_new_session=True).wait()
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     pids = parent.pids(2)
@@ -104,10 +110,13 @@ def test_what_a_program_started_in_a_session_of_its_own_is_gone_too(
 
 
 def test_what_lost_the_mark_is_found_by_its_session(tmp_path: Path, started: list[Parent]) -> None:
-    body = START + """
+    body = (
+        START
+        + """
     start(f"env -i sh -c 'echo $$ >> {PIDS}; sleep 300; true' & sleep 300; true", start_new_session=True)
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     pids = parent.pids(2)
@@ -116,10 +125,13 @@ def test_what_lost_the_mark_is_found_by_its_session(tmp_path: Path, started: lis
 
 
 def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path, started: list[Parent]) -> None:
-    body = START + """
+    body = (
+        START
+        + """
     start("trap '' TERM INT HUP; while :; do sleep 1; done", start_new_session=True)
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     (pid,) = parent.pids(1)
@@ -130,10 +142,13 @@ def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path, started: list[
 
 def test_a_program_has_a_second_to_clean_up(tmp_path: Path, started: list[Parent]) -> None:
     clean = tmp_path / "clean"
-    body = START + f"""
+    body = (
+        START
+        + f"""
     start("trap 'sleep 0.3; : > {clean}; exit' TERM; while :; do sleep 0.05; done", start_new_session=True)
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     (pid,) = parent.pids(1)
@@ -145,11 +160,14 @@ def test_a_program_has_a_second_to_clean_up(tmp_path: Path, started: list[Parent
 
 def test_others_in_the_session_of_the_parent_are_left_alone(tmp_path: Path, started: list[Parent]) -> None:
     """A program in our own session is ended for its mark, not the person's shell and its other jobs."""
-    body = START + """
+    body = (
+        START
+        + """
     start("sleep 300; true")
     other = subprocess.Popen(["sh", "-c", shell + "sleep 300; true"])
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     pids = parent.pids(2)
@@ -168,10 +186,13 @@ def test_a_run_within_a_run_is_ended_with_what_it_started(tmp_path: Path, starte
         f"subprocess.Popen(['sh', '-c', 'echo $$ >> {tmp_path / 'pids'}; sleep 300; true'],"
         " env=orphans.environment())\ntime.sleep(300)\n"
     )
-    body = START + f"""
+    body = (
+        START
+        + f"""
     subprocess.Popen([sys.executable, {str(inner)!r}], env=orphans.environment(), start_new_session=True)
     time.sleep(300)
     """
+    )
     parent = Parent(tmp_path, body)
     started.append(parent)
     pids = parent.pids(2)

@@ -1,9 +1,9 @@
 """The full log of every derivation that is built, one file each, kept after the build.
 
 $XDG_STATE_HOME/vllm-variants/logs/20261123-220000-4711/
-    sm90.log          a variant's own build
-    torch-2.9.1.log   something it needs
-    nix.log           Nix's own words
+    sm90.log                   a variant's own build
+    torch-2.9.1-8k3x0q1z.log   something it needs, with the start of its derivation's hash: sm80's is another
+    nix.log                    Nix's own words
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from vllm_variants.builders.nix_events import Event, LogLine, Message, Started
-from vllm_variants.builders.nix_progress import Build, Tracker
+from vllm_variants.builders.nix_progress import Build, Tracker, store_hash
 from vllm_variants.errors import resource_error
 
 
@@ -41,7 +41,7 @@ def new_folder(parent: Path | None) -> Path:
 
 @dataclass
 class BuildLogs:
-    """Writes logs into `folder`; `names` maps derivations to the file names that are not their own."""
+    """Writes logs into `folder`; `names` are the variants' short names by derivation."""
 
     folder: Path
     names: Mapping[str, str]
@@ -50,7 +50,8 @@ class BuildLogs:
 
     def path(self, build: Build) -> Path:
         """The log of a build."""
-        return self.folder / f"{self.names.get(build.drv, build.name)}.log"
+        name = self.names.get(build.drv) or "-".join(filter(None, (build.name, store_hash(build.drv)[:8])))
+        return self.folder / f"{name}.log"
 
     def take(self, event: Event, tracker: Tracker, about: object) -> None:
         """Write what one event says; `about` is the build that `tracker` found it to be about.
@@ -80,6 +81,8 @@ class BuildLogs:
         self.close()
 
     def _start(self, build: Build) -> None:
+        if build.drv in self._open:  # the same build, told of again from a remote machine
+            return
         path = self.path(build)
         self.paths[build.drv] = path
         again = path.exists() and path.stat().st_size > 0

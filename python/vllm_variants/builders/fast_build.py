@@ -61,7 +61,7 @@ class FastBuilder:
             command = [self.program, "--flake", f"{self.nix.flake}#{parent}", "--no-nom"]
             command += ["--select", f"set: {{ inherit (set) {wanted}; }}"]
             command += ["--systems", group[0].variant.system]
-            command += ["--max-jobs", str(plan.max_jobs), "--option", "max-jobs", "1"]
+            command += _jobs(plan, len(group))
             command += ["--option", "cores", str(plan.cores), "--retries", str(self.options.retries)]
             workers = nix_eval.concurrent(plan.available, plan.processors)
             command += ["--eval-workers", str(workers)]
@@ -98,6 +98,16 @@ class FastBuilder:
         return finisher.conclude(
             request, out, outcome_of(request, Status.BUILT, how="built", seconds=seconds), say
         )
+
+
+def _jobs(plan: memory.Plan, builds: int) -> list[str]:
+    """How many Nix processes it starts, and how many builds each may have on this machine.
+
+    Where nothing is built here (`--max-jobs 0`) each waits for a remote machine, so all may wait at once:
+    nix-fast-build itself would wait for ever for none of them.
+    """
+    here = min(1, plan.max_jobs)
+    return ["--max-jobs", str(plan.max_jobs or builds), "--option", "max-jobs", str(here)]
 
 
 def find(nix: Nix, options: Options) -> FastBuilder:

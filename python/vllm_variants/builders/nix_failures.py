@@ -26,10 +26,20 @@ _REASONS: tuple[tuple[re.Pattern[str], type[Error], str, str], ...] = (
         "build again with fewer: --cores {fewer}",
     ),
     (
-        re.compile(r"with features \{[^}]*\} is required|Required (?:system|features)|required to build"),
+        # Nix's own sentences, older and newer (local and remote), and no compiler's or CMake's.
+        re.compile(
+            r"a '[^']*' with features \{[^}]*\} is required to build '|Required system: '[^']*' with features \{"
+            r"|required \(system, features\): \(|required system or feature not available"
+        ),
         UnsupportedError,
         "no machine here offers what it requires",
         "add `system-features = big-parallel` to nix.conf, or name a builder that has it: --builders",
+    ),
+    (
+        re.compile(r"[Uu]nable to start any build"),
+        UnsupportedError,
+        "nothing is built on this machine (--max-jobs 0), and no remote machine takes it",
+        "name one that does: --builders, or build here: --max-jobs 1",
     ),
     (
         re.compile(r"lacks a signature by a trusted key|no signature (?:of it )?is trusted"),

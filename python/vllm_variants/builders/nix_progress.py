@@ -28,7 +28,7 @@ from vllm_variants.builders.nix_events import (
 TAIL = 25  # last lines that are kept of every build
 # ninja's counter, also behind the words that setuptools or CMake put before it.
 _OBJECTS = re.compile(r"^(?:.{0,40}\s)?\[(\d+)/(\d+)\]\s")
-_STORE_NAME = re.compile(r"(?:.*/)?[0-9a-z]{32}-(.*?)(?:\.drv)?")
+_STORE_NAME = re.compile(r"(?:.*/)?([0-9a-z]{32})-(.*?)(?:\.drv)?")
 _PYTHON_PREFIX = re.compile(r"^python3\.\d+-")
 
 
@@ -166,4 +166,10 @@ class Tracker:
 def store_name(path: str) -> str:
     """`/nix/store/<hash>-python3.12-torch-2.9.1.drv` → `torch-2.9.1`."""
     match = _STORE_NAME.fullmatch(path)
-    return _PYTHON_PREFIX.sub("", match[1] if match else path)
+    return _PYTHON_PREFIX.sub("", match[2] if match else path)
+
+
+def store_hash(path: str) -> str:
+    """`/nix/store/<hash>-torch-2.9.1.drv` → the 32 characters of its hash; empty for another path."""
+    match = _STORE_NAME.fullmatch(path)
+    return match[1] if match else ""

@@ -21,7 +21,10 @@ def result(path: Path, *, wanted: str | None = None) -> Result:
 
     `MissingError`, `InputError`: no result there, one without an interpreter, or another variant.
     """
-    found = results.read(path)
+    try:
+        found = results.read(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if wanted and found.manifest.short != wanted:
         raise InputError(
             f"{path} is a result for {found.manifest.short}, not for {wanted}",

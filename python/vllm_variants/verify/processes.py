@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from vllm_variants import orphans
 from vllm_variants.verify.expectations import CHECKS, Check
 
 GONE = 2.0  # seconds that killed processes have to disappear
+CLOSING = 10.0  # seconds between the end of a process's output and its own (it gives the GPU back)
+LONGEST = 1 << 24  # bytes of a line that are read as one: an outcome with all its cases has thousands
 
 
 @dataclass(frozen=True)
@@ -73,43 +76,48 @@ class Process:
             "--seed", str(seed), "--facts", json.dumps(dict(subject.facts)), "--gated",
         ]  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
+        self._stopped = False
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=subject.environment(scratch, check.gpus, together),
+                env=orphans.environment(subject.environment(scratch, check.gpus, together)),
                 cwd=scratch,
                 start_new_session=True,
             )
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
 
     def _read(self, stdout: IO[bytes]) -> None:
-        for line in stdout:
-            self._lines.put(line.decode(errors="replace"))
+        while line := stdout.readline(LONGEST):
+            if not line.isspace():
+                self._lines.put(line.decode(errors="replace"))
         self._lines.put(None)
 
     def answer(self, seconds: float) -> Mapping[str, Any] | str | None:
         """The next JSON object that it prints, or a sentence why there is none; None: too late."""
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return None
-            if line is None:
-                return self._ended()
-            if not line.strip():
-                continue
-            try:
-                found = json.loads(line)
-            except ValueError:
-                return f"it printed something that is no outcome: {line.strip()[:120]!r}"
-            return found if isinstance(found, dict) else f"it printed {line.strip()[:120]!r}"
+        try:
+            line = self._lines.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return None
+        if line is None:
+            return self._ended(deadline)
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return f"it printed something that is no outcome: {line.strip()[:120]!r}"
+        return found if isinstance(found, dict) else f"it printed {line.strip()[:120]!r}"
 
-    def _ended(self) -> str:
-        code = self._process.wait()
+    def _ended(self, deadline: float) -> str:
+        """How a process ended that has closed its output, or that it did not, by `deadline` at the latest."""
+        if self._stopped:
+            return "it was stopped"
+        try:
+            code = self._process.wait(max(0.0, min(CLOSING, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            return "it closed its output without an outcome, and goes on"
         last = self.last_words()
         after = f"; its last words: {last}" if last else ""
         if code < 0:
@@ -132,17 +140,28 @@ class Process:
             stdin.write(b"go\n")
             stdin.flush()
 
-    def stop(self, patience: float = 0.0) -> None:
-        """End the process and everything it started."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience)
+    def stop(self, patience: float = 0.0) -> bool:
+        """End the process and everything it started; whether it is gone.
+
+        It is not where SIGKILL does not end it: a driver that hangs keeps the processes that wait in it.
+        Returns `patience + 2 × GONE` seconds later at the latest.
+        """
+        self._wait(patience)
+        self._stopped = True
+        self._lines.put(None)  # wakes whoever waits for an answer
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        gone = self._wait(GONE)
         self._wait_for_children()
         if self._process.stdin:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+        return gone
+
+    def _wait(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
 
     def _wait_for_children(self) -> None:
         """Wait until what it started is gone too: a dying process holds the GPU's memory for a moment.

@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_variants.errors import UsageError, resource_error
 from vllm_variants.verify.expectations import Check
 from vllm_variants.verify.processes import Process, Subject
 
 LOADING = 240.0  # seconds that the imports of one check may take
 ENDING = 5.0  # seconds between an outcome and the end of its process
+TIME_OVER = "the time of the whole run was over"
+STUCK = "its process could not be ended and may hold the GPU (see the kernel's log: dmesg)"
 
 Outcome = dict[str, Any]
 
@@ -39,7 +42,9 @@ _STATUSES = {"ok", "failed", "unsupported", "skipped"}
 def _turn(process: Process, loading: float, deadline: float) -> Outcome:
     """Give one process its turn on the GPU, end the process, and return its outcome."""
     outcome = _asked(process, loading, deadline)
-    process.stop(ENDING if "seconds" in outcome else 0.0)  # whoever answered may come down by itself
+    patience = ENDING if "seconds" in outcome else 0.0  # whoever answered may come down by itself
+    if not process.stop(patience) and outcome["status"] == "failed":
+        outcome["reason"] = f"{outcome.get('reason', 'it failed')}; {STUCK}"
     return outcome
 
 
@@ -66,7 +71,7 @@ def _said(process: Process, limit: float, deadline: float, when: str) -> dict[st
 
 
 def _no_time(check: Check) -> Outcome:
-    return {"check": check.name, "status": "skipped", "reason": "the time of the whole run was over"}
+    return {"check": check.name, "status": "skipped", "reason": TIME_OVER}
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,30 @@ def run(subject: Subject, checks: Sequence[Check], plan: Plan) -> Iterator[Outco
     outlives the iteration.
     """
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vllm-variants-verify-")))
-        folder = plan.logs or scratch / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(stack.enter_context(_scratch()))
+        folder = _folder(plan.logs or scratch / "logs")
         line = _Line(subject, checks, plan, scratch, folder)
         pool = stack.enter_context(ThreadPoolExecutor(plan.together))
         stack.callback(line.stop)
         yield from line.outcomes(pool)
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the checks' caches; a process that could not be ended may still write there."""
+    return tempfile.TemporaryDirectory(prefix="vllm-variants-verify-", ignore_cleanup_errors=True)
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"the logs cannot go to {path}: {error.filename} is not a folder",
+            mend="name another: --logs FOLDER",
+        ) from error
+    except OSError as error:
+        raise resource_error(error) from error
+    return path
 
 
 class _Line:
@@ -147,7 +169,8 @@ class _Line:
                     Process(self._subject, check, self._plan.seed, self._scratch, log, self._plan.together)
                 )
             except OSError as error:
-                reason = f"{self._subject.python} does not start: {error.strerror or error}"
+                what = error.filename or self._subject.python
+                reason = f"it does not start: {error.strerror or error} ({what})"
                 self._started.append(_failed(check, reason))
 
     def stop(self) -> None:

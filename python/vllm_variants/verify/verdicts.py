@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from vllm_variants.verify.expectations import Check, Expected
-from vllm_variants.verify.running import Outcome
+from vllm_variants.verify.running import LOADING, TIME_OVER, Outcome
 
 
 class Verdict(StrEnum):
@@ -98,11 +98,23 @@ def summarise(judged: Sequence[Judged]) -> Summary:
     )
 
 
+# How torch, vLLM and the loader say that there is no driver library to talk to.
+_NO_DRIVER = (
+    "libcuda.so",
+    "found no nvidia driver",
+    "finds no cuda device",
+    "no cuda gpus are available",
+    "cuda driver initialization failed",
+)
+
+
 def advice(judged: Sequence[Judged], capability: str) -> str | None:
-    """What to do about the failures, when they have one cause that can be named."""
+    """What to do about the failures, or about a time that was too short; None where all went well."""
     failed = [each for each in judged if each.verdict is Verdict.FAILED]
     if not failed:
-        return None
+        late = sum(each.outcome.get("reason") == TIME_OVER for each in judged)
+        short = f"the time was over before {late} of {len(judged)} checks: raise --time, or leave it out"
+        return short if late else None
     said = " ".join(each.sentence.lower() for each in failed)
     if any(each.check.name == "import.device" for each in failed) and "compute capability" in said:
         return "this result is built for another GPU: vllm-variants detect names the variant for this one"
@@ -115,6 +127,15 @@ def advice(judged: Sequence[Judged], capability: str) -> str | None:
         return (
             "this driver is too old for PTX in the result: vllm-variants audit RESULT names the driver that"
             " compiles it"
+        )
+    if any(word in said for word in _NO_DRIVER):
+        return (
+            "the checks do not find the driver's libcuda.so.1, which comes with the host's NVIDIA driver:"
+            " install it; in a container, start that with its GPUs (docker run --gpus all)"
+        )
+    if "while it was loading, it did not answer within" in said:
+        return (
+            f"reading the libraries took more than {LOADING:.0f} s: run it again when the disk is less busy"
         )
     if any(each.check.name.startswith("import.") for each in failed):
         return "the installation itself is broken: build the variant again"

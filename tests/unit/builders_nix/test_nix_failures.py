@@ -55,6 +55,13 @@ def test_a_killed_builder_that_said_nothing_is_told_by_nix_alone() -> None:
             "no machine here offers",
         ),
         ("Required system: 'x' with features {big-parallel}", UnsupportedError, "no machine here offers"),
+        ("required (system, features): (x, [big-parallel])", UnsupportedError, "no machine here offers"),
+        ("Reason: required system or feature not available", UnsupportedError, "no machine here offers"),
+        (
+            "error: unable to start any build; either increase '--max-jobs' or enable remote builds.",
+            UnsupportedError,
+            "no remote machine takes it",
+        ),
     ],
 )
 def test_known_deaths_have_a_meaning_and_a_mend(line: str, kind: type[Error], meaning: str) -> None:
@@ -62,6 +69,20 @@ def test_known_deaths_have_a_meaning_and_a_mend(line: str, kind: type[Error], me
     assert type(error) is kind
     assert meaning in error.message
     assert error.mend
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CMake Error: CMake 3.26 or higher is required to build vLLM",
+        "error: a C++17 compiler with features {concepts} is required",
+        "error: Required features are missing",
+    ],
+)
+def test_what_a_build_itself_requires_is_no_missing_machine(line: str) -> None:
+    error = failure("sm90", build(line), [], True, 8)
+    assert type(error) is Error
+    assert line in error.message
 
 
 def test_otherwise_the_line_that_tells_most_is_quoted() -> None:

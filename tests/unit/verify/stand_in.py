@@ -49,6 +49,15 @@ if does == "hang":
     if os.fork() == 0:
         time.sleep(600)  # a child that would outlive its parent
     time.sleep(600)
+if does == "closes its output":
+    os.close(1)
+    time.sleep(600)
+if does == "prints blank lines":
+    while True:
+        print(flush=True)
+if does == "prints one line":
+    while True:
+        sys.stdout.write("x" * 65536)
 if does == "garbage":
     print("Segmentation fault? (no JSON here)", flush=True)
     sys.exit()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 import pytest
 import stand_in
 
+from vllm_variants.errors import UsageError
 from vllm_variants.verify import processes, running
 from vllm_variants.verify.expectations import Check, Support
 
@@ -89,6 +95,104 @@ def test_a_hanging_check_is_ended_at_its_limit_with_its_children(tmp_path: Path)
     assert found[0]["reason"] == "it did not answer within 1 seconds"
     assert found[1]["status"] == "ok"
     assert not any(alive(each["pid"]) for each in stand_in.seen(tmp_path / "result"))
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ("closes its output", "it closed its output without an outcome, and goes on"),
+        ("prints blank lines", "it did not answer within 2 seconds"),
+    ],
+)
+def test_a_limit_holds_whatever_a_check_does_with_its_output(tmp_path: Path, does: str, says: str) -> None:
+    started = time.monotonic()
+    found = outcomes(tmp_path, {"bad.one": {"does": does}}, [check("bad.one", 2.0), check("good.one")])
+    assert time.monotonic() - started < 8
+    assert found[0]["reason"] == says
+    assert found[1]["status"] == "ok"
+    assert not any(alive(each["pid"]) for each in stand_in.seen(tmp_path / "result"))
+
+
+def test_a_line_without_an_end_is_no_outcome(tmp_path: Path) -> None:
+    found = outcomes(
+        tmp_path, {"bad.one": {"does": "prints one line"}}, [check("bad.one", 20.0), check("good.one")]
+    )
+    assert found[0]["reason"].startswith("it printed something that is no outcome: 'xxxx")
+    assert found[1]["status"] == "ok"
+
+
+def test_a_process_that_sigkill_does_not_end_holds_nobody_up_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits in the driver of a GPU that has fallen off the bus."""
+    real = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda group, number: None)
+    started = time.monotonic()
+    try:
+        found = outcomes(tmp_path, {"bad.one": {"does": "hang"}}, [check("bad.one", 1.0), check("good.one")])
+        assert time.monotonic() - started < 1 + 4 * processes.GONE + 5
+    finally:
+        for each in stand_in.seen(tmp_path / "result"):
+            with contextlib.suppress(ProcessLookupError):
+                real(each["pid"], signal.SIGKILL)
+    assert found[0]["reason"] == f"it did not answer within 1 seconds; {running.STUCK}"
+    assert found[1]["status"] == "ok"
+
+
+def test_an_interruption_does_not_wait_for_the_answer_of_a_stuck_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = stand_in.make(tmp_path / "result", {"bad.one": {"does": "hang"}})
+    subject = processes.Subject(result / "bin" / "python")
+    started = processes.Process(subject, check("bad.one"), 1, tmp_path, tmp_path / "log", 1)
+    assert started.answer(20) == {"event": "ready", "seconds": 0.1}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", lambda group, number: None)
+        threading.Timer(0.3, started.stop).start()
+        before = time.monotonic()
+        assert started.answer(60) == "it was stopped"
+        assert time.monotonic() - before < 5
+    assert started.stop()
+
+
+PARENT = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from vllm_variants.verify import processes, running
+from vllm_variants.verify.expectations import Check, Support
+checks = [Check(f"some.check{{n}}", "norms", "…", 60.0, 1, Support(None, frozenset())) for n in range(4)]
+subject = processes.Subject(Path({python!r}))
+print(list(running.run(subject, checks, running.Plan(1, ahead=2))))
+"""
+
+
+def test_kill_9_of_the_run_ends_every_check_and_what_it_started(tmp_path: Path) -> None:
+    result = stand_in.make(tmp_path / "result", {"*": {"does": "hang"}})
+    path = [str(Path(running.__file__).parents[2])]
+    script = PARENT.format(path=path, python=str(result / "bin" / "python"))
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        groups = [each["pid"] for each in stand_in.seen(result)]
+        if len(groups) == 3 and any(len(alive(group)) == 2 for group in groups):
+            break  # the first one has its turn and has forked, two load
+        time.sleep(0.05)
+    else:
+        pytest.fail("the checks did not start")
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 2
+    while any(map(alive, groups)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, groups)), "a check outlives the run"
+
+
+def test_a_file_in_the_place_of_the_logs_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("")
+    for folder in (tmp_path / "logs", tmp_path / "logs" / "below"):
+        with pytest.raises(UsageError, match=f"the logs cannot go to {folder}: .*/logs.* is not a folder"):
+            outcomes(tmp_path / f"for {folder.name}", {}, [check("a.a")], logs=folder)
 
 
 def test_an_interpreter_that_does_not_come_down_holds_nobody_up(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants.verify import reports, verdicts
+from vllm_variants.verify import reports, running, verdicts
 from vllm_variants.verify.expectations import Check, Support
 from vllm_variants.verify.verdicts import Judged, Verdict
 
@@ -80,6 +80,44 @@ def test_a_run_of_skips_and_rightly_unsupported_proves_nothing() -> None:
 def test_advice_follows_the_cause(reason: str, says: str) -> None:
     assert says in (verdicts.advice([judged("failed", "sm90", reason)], "9.0") or "")
     assert verdicts.advice([judged("ok", "sm90")], "9.0") is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "its imports fail: ImportError: libcuda.so.1: cannot open shared object file: No such file or directory",
+        "torch finds no CUDA device: torch.cuda.is_available() is False",
+        "RuntimeError: Found no NVIDIA driver on your system.",
+    ],
+)
+def test_a_machine_without_libcuda_is_not_told_to_build_again(reason: str) -> None:
+    said = verdicts.advice([failed_import(reason)], "9.0") or ""
+    assert "libcuda.so.1, which comes with the host's NVIDIA driver" in said
+    assert "build the variant again" not in said
+
+
+def test_a_slow_disk_is_not_told_to_build_again() -> None:
+    said = verdicts.advice(
+        [failed_import("while it was loading, it did not answer within 240 seconds")], "9.0"
+    )
+    assert said == "reading the libraries took more than 240 s: run it again when the disk is less busy"
+
+
+def test_a_broken_installation_is_told_to_build_again() -> None:
+    said = verdicts.advice([failed_import("its imports fail: ImportError: undefined symbol: x")], "9.0") or ""
+    assert "build the variant again" in said
+
+
+def test_checks_that_had_no_time_are_told_to_get_more() -> None:
+    said = verdicts.advice([judged("ok", "sm90"), judged("skipped", "sm90", running.TIME_OVER)], "9.0")
+    assert said == "the time was over before 1 of 2 checks: raise --time, or leave it out"
+    assert verdicts.advice([judged("skipped", "sm90", "it needs two GPUs")], "9.0") is None
+
+
+def failed_import(reason: str) -> verdicts.Judged:
+    versions = Check("import.versions", "imports", "…", 1, 1, Support(None, frozenset()))
+    outcome = {"check": versions.name, "status": "failed", "reason": reason}
+    return verdicts.judge(versions, outcome, release="0.13.0", sm="sm90")
 
 
 def test_advice_for_another_gpu_names_detect() -> None:

@@ -176,6 +176,30 @@ def test_a_missing_result_names_the_command(tmp_path: Path) -> None:
     assert verify(tmp_path).returncode == 2
 
 
+def test_a_name_that_no_file_can_have_is_a_sentence(tmp_path: Path, result: Path) -> None:
+    for asked in (("--result", "x" * 300), ("sm90", "--compare", "x" * 300)):
+        told = verify(tmp_path, *asked)
+        assert told.returncode == 2, told.stderr
+        assert "File name too long" in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_a_file_where_the_logs_should_go_is_a_sentence(tmp_path: Path, result: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    told = verify(tmp_path, "sm90", *FEW, "--logs", "file")
+    assert told.returncode == 2
+    assert "the logs cannot go to file: file is not a folder" in told.stderr
+    assert "--logs FOLDER" in told.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_time_that_was_too_short_is_told_as_that(tmp_path: Path, result: Path) -> None:
+    stand_in.tell(result, {"*": {"does": "hang"}})
+    told = verify(tmp_path, "sm90", *FEW, "--time", "2")
+    assert told.returncode == 5
+    assert "the time was over before 3 of 3 checks: raise --time, or leave it out" in told.stderr
+
+
 def test_compare_says_what_is_identical_and_what_is_not(tmp_path: Path, result: Path) -> None:
     other = stand_in.make(tmp_path / "other", HOPPER)
     told = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--json")
