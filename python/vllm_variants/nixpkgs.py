@@ -6,13 +6,13 @@ download of some 50 MB a release, then a few seconds and 1 to 2 GB of memory a v
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_variants.builders.nix_command import Nix
+from vllm_variants.builders.nix_command import Nix, not_understood
 from vllm_variants.doctor import Finding, State
+from vllm_variants.errors import Error
 from vllm_variants.matrix import Matrix, Release, Variant
 
 _FACTS = "variant: { inherit (variant) drvPath versions torch; }"
@@ -75,16 +75,19 @@ def evaluate(nix: Nix, root: Path, release: Release, variant: Variant, *, flox: 
     told = nix.ask("eval", "--json", installable, "--apply", _FACTS, *nix.flake_options(), remote=False)
     if told.status:
         return told.error
-    facts = json.loads(told.out)
-    flox_drv = None
+    try:
+        facts = told.json()
+        found = Evaluated(dict(facts["versions"]), facts["torch"], facts["drvPath"], None)
+    except (Error, KeyError, TypeError, ValueError):
+        return not_understood("nix", told.out).message
     if flox:
         names = "--argstr", "name", variant.name(release), "--argstr", "system", variant.system
         expression = str(root / "nix" / "flox.nix")
         told = nix.ask("eval", "--raw", "--impure", "--file", expression, *names, "drvPath", remote=False)
         if told.status:
             return f"Flox's expression: {told.error}"
-        flox_drv = told.out
-    return Evaluated(facts["versions"], facts["torch"], facts["drvPath"], flox_drv)
+        found = replace(found, flox_drv=told.out)
+    return found
 
 
 def attribute(release: Release, variant: Variant) -> str:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants import process
-from vllm_variants.builders.nix_command import Nix, first_error
+from vllm_variants.builders.nix_command import Nix, first_error, not_understood
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, UsageError
 from vllm_variants.matrix import Release
 
 OWNER, REPOSITORY = "NixOS", "nixpkgs"
 LATEST = "nixos-unstable"  # the branch whose head has passed nixpkgs' own tests
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -59,18 +59,18 @@ def revision(asked: str) -> Revision:
     GitHub refuses further requests.
     """
     if not _NAME.fullmatch(asked):
-        raise UsageError(f"{asked!r} is no name of a revision", mend="write a commit, a tag or a branch")
+        raise UsageError(f"{asked[:60]!r} is no name of a revision", mend="write a commit, a tag or a branch")
     command = [*_program(), OWNER, REPOSITORY, "--rev", asked, "--json", "-v"]
     told = process.ask(command)
     if told.returncode:
         raise _failure(asked, told.stdout + told.stderr)
     try:
         facts = json.loads(told.stdout)
-        found = Revision(facts["rev"], facts["hash"], None if _COMMIT.fullmatch(asked) else asked)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"nix-prefetch-github answered what is not understood: {told.stdout[:200]!r}"
-        ) from error
+        found = Revision(
+            _text(facts["rev"]), _text(facts["hash"]), None if _COMMIT.fullmatch(asked) else asked
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise not_understood("nix-prefetch-github", told.stdout) from error
     if not _COMMIT.fullmatch(found.rev) or not found.hash.startswith("sha256-"):
         raise InputError(f"nix-prefetch-github named no commit and hash: {found.rev} {found.hash}")
     return found
@@ -81,12 +81,16 @@ def source(nix: Nix, found: Revision) -> Source:
     told = nix.ask("flake", "metadata", "--json", f"github:{OWNER}/{REPOSITORY}/{found.rev}", remote=False)
     if told.status:
         raise _failure(found.rev, told.err)
-    facts = json.loads(told.out)
-    locked = facts["locked"]
-    if locked["narHash"] != found.hash:
-        text = f"two hashes of {found.rev[:7]}: {found.hash} (nix-prefetch-github), {locked['narHash']} (Nix)"
+    facts = told.json()
+    try:
+        digest = _text(facts["locked"]["narHash"])
+        tree = Source(int(facts["locked"]["lastModified"]), Path(_text(facts["path"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise not_understood("nix", told.out) from error
+    if digest != found.hash:
+        text = f"two hashes of {found.rev[:7]}: {found.hash} (nix-prefetch-github), {digest} (Nix)"
         raise Error(text, mend="try again; if it stays, one of them was given another tree")
-    return Source(int(locked["lastModified"]), Path(facts["path"]))
+    return tree
 
 
 _VERSIONS = """
@@ -110,8 +114,19 @@ def versions(nix: Nix, tree: Path, release: Release, system: str) -> Versions:
     told = nix.ask("eval", "--impure", "--json", "--expr", call, remote=False)
     if told.status:
         raise Error(f"this nixpkgs cannot be asked for its versions: {told.error}")
-    facts = json.loads(told.out)
-    return Versions(facts["vllm"], facts["torch"], tuple(facts["cuda"]))
+    facts = told.json()
+    try:
+        cuda = tuple(_text(version) for version in facts["cuda"])
+        return Versions(_text(facts["vllm"]), _text(facts["torch"]), cuda)
+    except (KeyError, TypeError) as error:
+        raise not_understood("nix", told.out) from error
+
+
+def _text(value: object) -> str:
+    """A part of an answer that must be text; `TypeError` otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def _program() -> Sequence[str]:

@@ -19,7 +19,7 @@ from vllm_variants import memory, process
 from vllm_variants.builders import Request, Say, nix_eval
 from vllm_variants.builders.finishing import Finisher
 from vllm_variants.builders.nix import Options
-from vllm_variants.builders.nix_command import Nix, first_error
+from vllm_variants.builders.nix_command import Nix, first_error, not_understood
 from vllm_variants.builders.nix_events import plain, without_name
 from vllm_variants.builders.nix_failures import failure
 from vllm_variants.builders.nix_progress import TAIL, Build
@@ -75,7 +75,11 @@ class FastBuilder:
             talk = process.run(command)
             if not report.exists():
                 raise Error(f"nix-fast-build ended without a report: {first_error(talk.text)}")
-            return _read(report)
+            try:
+                return _read(report)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                text = report.read_text(encoding="utf-8", errors="replace")
+                raise not_understood("nix-fast-build", text) from error
 
     def _outcome(
         self, request: Request, told: dict[str, dict[str, Any]], plan: memory.Plan, say: Say

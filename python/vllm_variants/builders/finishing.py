@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,10 +43,14 @@ class Cache:
 
 @dataclass(frozen=True)
 class Finisher:
-    """Takes a built output to a linked result."""
+    """Takes a built output to a linked result.
+
+    `stopped` says whether the person asked to stop: then the step under way is the last one.
+    """
 
     nix: Nix
     cache: Cache | None = None
+    stopped: Callable[[], bool] = lambda: False
 
     def finish(self, request: Request, out: str, say: Say) -> tuple[Result, Path]:
         """Fetch from a remote store, audit, link; the result and the path of the audit's report.
@@ -55,7 +60,10 @@ class Finisher:
         if self.nix.store:
             self._fetch(request, out)
         result = closure_audit.identified(request, Path(out))
-        report = closure_audit.audited(request, result, lambda: map(Path, self.nix.requisites(out)), say)
+        self._go_on()
+        closure = map(Path, self.nix.requisites(out))
+        report = closure_audit.audited(request, result, closure, say, self._go_on)
+        self._go_on()
         self._link(request, out)
         return result, report
 
@@ -66,6 +74,7 @@ class Finisher:
             outcome = replace(outcome, link=request.link, path=result.path, audit=audit)
             outcome = replace(outcome, manifest=result.manifest.facts)
             if self.cache:
+                self._go_on()
                 self.push(request, out)
                 outcome = replace(outcome, pushed=self.cache.url)
         except Error as error:
@@ -73,6 +82,10 @@ class Finisher:
         except OSError as error:
             return replace(outcome, status=Status.FAILED, error=resource_error(error))
         return outcome
+
+    def _go_on(self, library: str = "") -> None:
+        if self.stopped():
+            raise Error("interrupted")
 
     def push(self, request: Request, out: str) -> None:
         """Copy the output and all it needs to the cache, signed; raises an `Error`."""

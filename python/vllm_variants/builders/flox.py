@@ -116,7 +116,7 @@ class FloxBuilder:
             return Finisher(Nix(program, "")).finish(request, str(out), say)[1]
         result = closure_audit.identified(request, out)
         say("without nix on PATH only the result itself is audited, not what it needs")
-        report = closure_audit.audited(request, result, lambda: [result.path], say)
+        report = closure_audit.audited(request, result, [result.path], say)
         link = request.link.absolute()
         if link != (self.root / link.name).absolute():  # Flox's own keeps the result; this one leads to it
             links.point(link, out)

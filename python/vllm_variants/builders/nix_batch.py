@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from vllm_variants import memory
+from vllm_variants import memory, process
 from vllm_variants.builders import Say, build_logs, display, nix_blame, nix_run
 from vllm_variants.builders.build_logs import BuildLogs
 from vllm_variants.builders.finishing import Finisher
@@ -34,7 +35,8 @@ class Batch:
     ) -> None:
         self._nix, self._options, self._show = nix, options, show
         self._say, self._done = say, done
-        self._finisher = Finisher(nix, options.cache)
+        self._stopped = threading.Event()
+        self._finisher = Finisher(nix, options.cache, self._stopped.is_set)
         self._pending: dict[str, Derivation] = {}  # by derivation
         self._finishing: dict[Derivation, Future[Outcome]] = {}
         self._outcomes: dict[str, Outcome] = {}  # by full name
@@ -214,9 +216,12 @@ class Batch:
 
     def _stop(self) -> None:
         """After an interruption: what is whole stays, what is not is told as interrupted."""
+        self._collect()
+        self._stopped.set()
+        process.end_asked()  # an upload may take an hour
         self._pool.shutdown(cancel_futures=True)
         for derivation, future in list(self._finishing.items()):
-            if future.done() and not future.cancelled():
+            if not future.cancelled() and future.result().ok:
                 self._end(future.result())
             else:
                 self._pending[derivation.drv] = derivation

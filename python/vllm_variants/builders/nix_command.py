@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants import data, process
-from vllm_variants.errors import MissingError, UnsupportedError, UsageError
+from vllm_variants.errors import Error, MissingError, UnsupportedError, UsageError
 from vllm_variants.versions import numbers
 
 MINIMUM = (2, 18)
@@ -31,6 +31,13 @@ class Told:
     def error(self) -> str:
         """Nix's error in its first sentence, without the traces that follow."""
         return first_error(self.err)
+
+    def json(self) -> Any:
+        """What it wrote to stdout, as JSON; `Error` where that is none."""
+        try:
+            return json.loads(self.out)
+        except (ValueError, RecursionError) as error:
+            raise not_understood("nix", self.out) from error
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,13 @@ class Configuration:
         wanted = set(features)
         here = system in self.systems and wanted <= set(self.words("system-features"))
         return here or any(_serves(line.split(), system, wanted, self) for line in self.machines)
+
+
+def _settings(shown: Any) -> dict[str, Any]:
+    """What `nix config show --json` tells: `{"cores": {"value": 0, …}, …}`."""
+    if not isinstance(shown, dict):
+        return {}
+    return {name: row.get("value") for name, row in shown.items() if isinstance(row, dict)}
 
 
 def _serves(words: Sequence[str], system: str, features: set[str], configured: Configuration) -> bool:
@@ -136,8 +150,7 @@ class Nix:
         for words in (("config", "show", "--json"), ("show-config", "--json")):
             told = self.ask(*words, remote=False)
             if told.status == 0:
-                shown = json.loads(told.out)
-                return Configuration({name: row.get("value") for name, row in shown.items()})
+                return Configuration(_settings(told.json()))
         return Configuration()
 
     def valid(self, paths: Sequence[str]) -> frozenset[str]:
@@ -155,10 +168,13 @@ class Nix:
         return bool(outputs) and self.valid(outputs) == frozenset(outputs)
 
     def requisites(self, drv: str) -> frozenset[str]:
-        """Everything that building `drv` may need: derivations and sources, itself included."""
+        """Everything that building `drv` may need: derivations and sources, itself included.
+
+        Of an output: all that it needs when it runs. Empty where Nix does not tell all of it.
+        """
         command = [self.sibling("nix-store"), "--query", "--requisites", drv]
         told = process.ask(command)
-        return frozenset(told.stdout.split())
+        return frozenset(told.stdout.split()) if told.returncode == 0 else frozenset()
 
     def sibling(self, name: str) -> str:
         """An older program of the same Nix: `nix-store`."""
@@ -166,7 +182,8 @@ class Nix:
         return str(beside) if beside.exists() else name
 
 
-_INSTALL = "install Nix (https://nixos.org/download), or build without it: vllm-variants build --via wheels"
+_INSTALL = "install Nix: https://nixos.org/download"
+_WITHOUT = f"{_INSTALL}, or build without it: vllm-variants build --via wheels"
 
 
 def find(
@@ -176,15 +193,19 @@ def find(
     options: Sequence[tuple[str, str]] = (),
     store: str | None = None,
     builders: str | None = None,
+    purpose: str | None = None,
 ) -> Nix:
     """The Nix on PATH, and the flake: the one asked for, or the checkout this runs from.
+
+    `purpose` says what Nix is needed for, where that is no build: "pin evaluates nixpkgs with it".
 
     Raises `MissingError` without Nix, `UnsupportedError` for one that is too old, `UsageError` when
     there is no flake.
     """
     program = shutil.which("nix")
     if not program:
-        raise MissingError("there is no nix on PATH, and --via nix builds with it", mend=_INSTALL)
+        text = f"there is no nix on PATH, and {purpose or '--via nix builds with it'}"
+        raise MissingError(text, mend=_INSTALL if purpose else _WITHOUT)
     checkout = data.checkout()
     if not flake and not checkout:
         raise UsageError(
@@ -199,6 +220,15 @@ def find(
             f"{told} is too old: the pinned nixpkgs needs {wanted}", mend="nix upgrade-nix"
         )
     return nix
+
+
+def not_understood(program: str, answer: str) -> Error:
+    """That a program answered with something that it never says."""
+    shown = answer if len(answer) <= 80 else f"{answer[:80]}…"
+    return Error(
+        f"{program} answered what is not understood: {shown!r}",
+        mend=f"run `{program} --version`: another program of that name may be on PATH",
+    )
 
 
 def new_enough(told: str) -> bool:

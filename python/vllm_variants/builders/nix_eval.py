@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_variants import memory, process
 from vllm_variants.builders import Request
-from vllm_variants.builders.nix_command import Nix, first_error
+from vllm_variants.builders.nix_command import Nix, first_error, not_understood
 from vllm_variants.builders.processes import Ended, run_all
 from vllm_variants.errors import Error
 
@@ -80,8 +81,12 @@ def _command(nix: Nix, request: Request) -> list[str]:
 def _evaluated(request: Request, ended: Ended) -> Derivation | Refusal:
     if ended.status:
         return Refusal(request, refusal(request, first_error(ended.err)))
-    facts = json.loads(ended.out)
-    return Derivation(request, facts["drvPath"], facts["out"], facts["name"], tuple(facts["features"]))
+    try:
+        facts = json.loads(ended.out)
+        features = tuple(facts["features"])
+        return Derivation(request, facts["drvPath"], facts["out"], facts["name"], features)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Refusal(request, not_understood("nix", ended.out))
 
 
 def refusal(request: Request, reason: str) -> Error:
@@ -124,19 +129,24 @@ def _jobs_of(
     (told,) = run_all([command], 1)
     found: dict[Request, Derivation | Refusal] = {}
     for line in told.out.splitlines():
-        job = json.loads(line)
-        request = by_name.get(job["attr"])
-        if request is None:
-            continue
-        if job.get("error"):
-            found[request] = Refusal(request, refusal(request, first_error(job["error"])))
-        else:
-            features = tuple(job.get("requiredSystemFeatures", ()))
-            found[request] = Derivation(request, job["drvPath"], job["outputs"]["out"], job["name"], features)
+        try:
+            job = json.loads(line)
+            request = by_name.get(job["attr"])
+            if request is not None:
+                found[request] = _job(request, job)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise not_understood("nix-eval-jobs", line) from error
     if told.status and not found:
         reason = first_error(told.err)
         return {request: Refusal(request, refusal(request, reason)) for request in group}
     return found
+
+
+def _job(request: Request, job: dict[str, Any]) -> Derivation | Refusal:
+    if job.get("error"):
+        return Refusal(request, refusal(request, first_error(job["error"])))
+    features = tuple(job.get("requiredSystemFeatures", ()))
+    return Derivation(request, job["drvPath"], job["outputs"]["out"], job["name"], features)
 
 
 def untracked(flake: str) -> list[str]:

@@ -28,7 +28,8 @@ _REASONS: tuple[tuple[re.Pattern[str], type[Error], str, str], ...] = (
     (
         # Nix's own sentences, older and newer (local and remote), and no compiler's or CMake's.
         re.compile(
-            r"a '[^']*' with features \{[^}]*\} is required to build '|Required system: '[^']*' with features \{"
+            r"a '[^']*' with features \{[^}]*\} is required to build '"
+            r"|Required system: '[^']*' with features \{"
             r"|required \(system, features\): \(|required system or feature not available"
         ),
         UnsupportedError,

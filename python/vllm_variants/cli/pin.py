@@ -39,7 +39,7 @@ def pin(
         raise UsageError("name a revision of nixpkgs, or --latest", mend="vllm-variants pin nixos-unstable")
     rows = matrix.load()
     chosen = rows.release(release)
-    nix = nix_command.find(str(root))
+    nix = nix_command.find(str(root), purpose="pin evaluates the new nixpkgs with it")
     say(f"asking for {revision or prefetch.LATEST} of nixpkgs and the hash of its tree …")
     found = prefetch.revision(revision or prefetch.LATEST)
     say(f"{found.rev}: fetching it, to see what it packages …")
