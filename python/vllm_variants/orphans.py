@@ -52,8 +52,6 @@ class _Watcher:
             with suppress(OSError):
                 self._process.stdin.write(_FAREWELL)
                 self._process.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
 
 
 _lock = threading.Lock()

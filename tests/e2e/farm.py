@@ -118,6 +118,20 @@ def farm(root: Path) -> Farm:
     return made
 
 
+def holding(word: str) -> list[str]:
+    """The processes that run and have `word` in their arguments or their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+            state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if word.encode() in text and state not in "ZX":
+            found.append(folder.name)
+    return found
+
+
 def _from_debian() -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     prefix = cache / "vllm-variants" / "nix-on-debian"

@@ -7,10 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from farm import Farm, Run, farm
+from farm import Farm, Run, farm, holding
 
 from vllm_variants import flox, matrix
 
@@ -89,6 +90,29 @@ def test_without_keep_going_the_rest_is_skipped(here: Farm) -> None:
     checkout = Checkout(here, f"{here.model()}?dir=behaviour/failing")
     run = checkout.build("sm89", "sm90", "--no-keep-going")
     assert run.facts["sm90"]["status"] == "skipped"
+
+
+def test_kill_9_of_the_build_ends_flox_and_its_nix_within_two_seconds(here: Farm) -> None:
+    mark = f"mark-{here.root.name}"
+    checkout = Checkout(here, str(here.model(f": {mark}; echo begun; sleep 300")))
+    command = [sys.executable, "-m", "vllm_variants", "build", "--via", "flox", "sm90"]
+    command += ["--links", str(here.links), "--logs", str(here.root / "logs")]
+    build = subprocess.Popen(
+        command,
+        env={**here.environment, "PYTHONPATH": str(checkout.root / "python")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log, deadline = here.root / "logs" / "sm90.log", time.monotonic() + 60
+    while not (log.exists() and "begun" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert holding(mark), "its builder is not found"
+    build.kill()
+    build.wait()
+    deadline = time.monotonic() + 2
+    while holding(mark) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not holding(mark)
 
 
 def test_no_flox_is_a_sentence(here: Farm) -> None:

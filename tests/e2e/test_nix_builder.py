@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 import source_model
-from farm import Farm, farm
+from farm import Farm, farm, holding
 
 pytestmark = pytest.mark.nix
 
@@ -216,6 +216,55 @@ def test_an_interruption_stops_nix_and_the_next_run_goes_on(here: Farm) -> None:
     time.sleep(0.5)
     assert log.stat().st_size == size, "the build goes on"
     assert not _processes_of(here), "a builder is still there"
+
+
+def _started(here: Farm, model: str, words: str) -> subprocess.Popen[str]:
+    """A build that has come as far as these words in sm90's log."""
+    build = subprocess.Popen(
+        here.command(model, "sm90"),
+        env=here.environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    log = here.root / "logs" / "sm90.log"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and words in log.read_text(errors="replace")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert time.monotonic() < deadline, "the build did not start"
+    return build
+
+
+TALKING = "while :; do echo a line that the compiler prints, one of very many; done"
+
+
+def test_a_build_that_talks_without_end_is_stopped_within_two_seconds_of_nixs_end(here: Farm) -> None:
+    mark = f"mark-{here.root.name}"
+    build = _started(here, str(here.model(f": {mark}; {TALKING}")), "a line that the compiler prints")
+    assert holding(mark), "its builder is not found"
+    build.send_signal(signal.SIGINT)
+    ended, deadline = 0.0, time.monotonic() + 60
+    while build.poll() is None and time.monotonic() < deadline:
+        if not ended and not holding(mark) and not _processes_of(here):
+            ended = time.monotonic()
+        time.sleep(0.02)
+    assert build.returncode == 130
+    assert not ended or time.monotonic() - ended < 2
+    assert time.monotonic() < deadline - 60 + 10, "Nix was not stopped but killed in the end"
+    assert not holding(mark), "a builder is still there"
+
+
+def test_kill_9_of_the_build_ends_nix_and_its_builders_within_two_seconds(here: Farm) -> None:
+    mark = f"mark-{here.root.name}"
+    build = _started(here, str(here.model(f": {mark}; echo begun; sleep 300")), "begun")
+    assert holding(mark), "its builder is not found"
+    build.kill()
+    build.wait()
+    deadline = time.monotonic() + 2
+    while (holding(mark) or _processes_of(here)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _processes_of(here), "Nix goes on"
+    assert not holding(mark), "a builder is still there"
 
 
 def _processes_of(here: Farm) -> list[str]:
