@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,7 +138,7 @@ def _file(path: Path, output: Path | None, devices: list[Capability], options: O
 
     path = path.resolve()  # a symbolic link stays one
     if output:
-        output = output / path.name if output.is_dir() else output
+        output = output / path.name if os.path.isdir(output) else output  # noqa: PTH112 - any name may come
         refuse_output(output)
     atomic.remove_leftovers_of(output or path)
     report = slim_file(path, devices, to=output, **options)
