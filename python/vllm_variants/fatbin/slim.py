@@ -8,6 +8,7 @@ cache's for instance, keep the old bytes.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -248,7 +249,7 @@ def _slimmed(
     work: Sequence[_Library], devices: Sequence[Capability], options: Options, jobs: int
 ) -> Generator[tuple[_Library, FileReport], None, None]:
     """Each library with its report, as they become ready."""
-    if jobs == 1 or len(work) < 2:
+    if jobs == 1 or len(work) < 2 or not sys.executable:
         for library in work:
             yield library, slimmed(library.names[0], list(devices), options)
         return

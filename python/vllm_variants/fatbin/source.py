@@ -72,15 +72,18 @@ class MappedFile:
 
     def at(self, offset: int, length: int) -> bytes:
         if min(offset, length) >= 0 and offset + length <= self.size:
-            data = os.pread(self.descriptor, length, offset)
-            while 0 < len(data) < length:  # the kernel reads 2 GiB at most, and signals cut reads short
-                more = os.pread(self.descriptor, length - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
+            data = self._read(offset, length)
+            while 0 < len(data) < length and (more := self._read(offset + len(data), length - len(data))):
+                data += more  # the kernel reads 2 GiB at most
             if len(data) == length:
                 return data
         raise Malformed(self.name, offset, f"{length} bytes are missing: the file ends at {self.size:#x}")
+
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self.descriptor, length, offset)
+        except OSError as error:
+            raise Malformed(self.name, offset, f"cannot be read ({error.strerror})") from error
 
 
 @contextmanager

@@ -72,12 +72,17 @@ class _Worker:
 
     def __init__(self, program: Sequence[str]) -> None:
         self.index, self._buffer = -1, b""
-        self.process = subprocess.Popen(
-            program,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what it has to say is in its answers
-        )
+        try:
+            self.process = subprocess.Popen(
+                program,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # what it has to say is in its answers
+            )
+        except OSError as error:
+            raise ResourceError(
+                f"another process cannot be started: {error.strerror}", mend="use fewer, `--jobs 1`"
+            ) from error
 
     @property
     def output(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import resource
@@ -275,6 +276,17 @@ def test_a_file_that_is_shortened_while_it_is_read_is_malformed(tmp_path: Path) 
         for length in (8, 100_000):
             with pytest.raises(Malformed, match=rf"made\.so: {length} bytes are missing"):
                 source.at(100_000, length)
+
+
+def test_a_disk_that_cannot_be_read_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = library(tmp_path / "made.so", section([cubin("sm_90")]))
+    monkeypatch.setattr(os, "pread", fail)
+
+    with mapped(path) as source, pytest.raises(Malformed, match=r"made\.so: cannot be read \(Input/output"):
+        elfs.parse(source)
 
 
 @pytest.mark.parametrize(

@@ -522,3 +522,8 @@ def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
         next(ready)
 
     assert time.monotonic() - started < 10
+
+
+def test_no_more_processes_is_a_sentence() -> None:
+    with pytest.raises(ResourceError, match="another process cannot be started: No such file"):
+        list(workers.answers(["/nowhere/python"], [{}, {}], 2))
