@@ -93,6 +93,11 @@ def leftover_target(path: Path) -> Path | None:
     return path.with_name(match["target"]) if match else None
 
 
+def is_leftover_of(path: Path, target: Path) -> bool:
+    """Whether `path` has a name that `name_beside` gives for `target`."""
+    return path.name.endswith(_SUFFIX) and leftover_target(path) == _shortened(target)
+
+
 def remove_leftover(path: Path) -> bool:
     """Remove what a killed writer left at `path`; False when it is not ours, or its writer is at work.
 
@@ -119,6 +124,16 @@ def remove_leftover(path: Path) -> bool:
         os.close(descriptor)
 
 
+def remove_leftovers_of(target: Path) -> None:
+    """Remove what killed writers of `target` left beside it; what cannot be removed stays."""
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            path = target.with_name(entry.name)
+            if is_leftover_of(path, target):
+                with suppress(OSError):
+                    remove_leftover(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring a folder's names to the disk, so that a rename outlives a power cut; raise `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -131,7 +146,7 @@ def sync_folder(folder: Path) -> None:
 def _create(target: Path, mode: int) -> tuple[Path, int]:
     """A new, locked file beside `target`; made again if it was swept before the lock was held."""
     while True:
-        path = _name_beside(target)
+        path = name_beside(target)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,7 +158,7 @@ def _create(target: Path, mode: int) -> tuple[Path, int]:
 def _renamed_over(name: Path, make: Callable[[Path], None]) -> None:
     """Make something beside `name` and rename it over; again if it was swept in between (it has no lock)."""
     for attempt in range(_ATTEMPTS):
-        aside = _name_beside(name)
+        aside = name_beside(name)
         make(aside)
         try:
             aside.replace(name)
@@ -156,9 +171,14 @@ def _renamed_over(name: Path, make: Callable[[Path], None]) -> None:
                 aside.unlink()
 
 
-def _name_beside(target: Path) -> Path:
-    kept = os.fsdecode(os.fsencode(target.name)[:_LONGEST])
-    return target.with_name(f".{kept}.{secrets.token_hex(6)}{_SUFFIX}")
+def name_beside(target: Path) -> Path:
+    """A new name of ours beside `target`, for what is to become it."""
+    return target.with_name(f".{_shortened(target).name}.{secrets.token_hex(6)}{_SUFFIX}")
+
+
+def _shortened(target: Path) -> Path:
+    """The target as far as its name fits beside the rest."""
+    return target.with_name(os.fsdecode(os.fsencode(target.name)[:_LONGEST]))
 
 
 def _same_file(path: Path, descriptor: int) -> bool:

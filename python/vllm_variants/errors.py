@@ -89,7 +89,10 @@ class ResourceError(Error):
 
 
 class Interrupted(BaseException):
-    """The person or the system asked the work to stop; no `Error`, so that nothing carries on."""
+    """The person or the system asked the work to stop; no `Error`, so that nothing carries on.
+
+    Its text, if any, says what was done by then; without one nothing half-done is left.
+    """
 
 
 def resource_error(error: OSError) -> ResourceError:

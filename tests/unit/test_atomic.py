@@ -85,3 +85,16 @@ def test_links_replace_what_is_there_in_one_step(tmp_path: Path) -> None:
     atomic.hard_link(first, second)  # the same file already: nothing is left beside it
     assert first.samefile(second)
     assert names(tmp_path) == ["first", "link", "second"]
+
+
+def test_leftovers_of_one_target_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+    long = tmp_path / ("n" * 250)
+    target, other = tmp_path / "a", tmp_path / "ab"
+    left = {each: atomic.name_beside(each) for each in (target, other, long)}
+    for path in left.values():
+        path.write_text("half")
+    with atomic.new_file(target) as busy:
+        for each in (target, long, tmp_path / "nowhere" / "x"):
+            atomic.remove_leftovers_of(each)
+        assert names(tmp_path) == sorted([left[other].name, busy.path.name])
+    assert not atomic.is_leftover_of(left[other], target)

@@ -14,7 +14,7 @@ from vllm_variants.audit import audit_tree
 from vllm_variants.audit import expectations as expected
 from vllm_variants.builders import Request
 from vllm_variants.builders.steps import Steps
-from vllm_variants.errors import AuditError
+from vllm_variants.errors import AuditError, Error
 from vllm_variants.fatbin.slim import slim_tree
 from vllm_variants.progress import bar
 from vllm_variants.results import MANIFEST
@@ -32,7 +32,10 @@ def slim(steps: Steps, request: Request, tree: Path) -> None:
             keep_ptx=request.keep_ptx,
             resources=True,  # proven bit-identical on a GPU: docs/slim.md
             progress=lambda done, total, path: advance(done, total),
+            durable=False,  # nobody uses the tree yet: the store syncs what it publishes
         )
+        if report.failed:
+            raise Error(f"{report.failed[0].path} could not be slimmed: {report.failed[0].kept}")
         facts = report.as_dict()
         _keep(tree, "slim.json", {**facts, "root": "."})
         step.facts |= {key: facts[key] for key in ("before", "after", "ratio")}

@@ -85,6 +85,6 @@ def main() -> None:
         err.print("[red]error:[/red] ", end="")
         err.print(str(error), markup=False)
         sys.exit(error.exit_code)
-    except Interrupted:
-        err.print("interrupted: nothing half-done was left behind", markup=False)
+    except Interrupted as stop:
+        err.print(f"interrupted: {str(stop) or 'nothing half-done was left behind'}", markup=False)
         sys.exit(ExitCode.INTERRUPTED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,22 +11,33 @@ import typer
 
 from vllm_variants.cli.device import device
 from vllm_variants.cli.output import Json, out, print_json, say, size, table
-from vllm_variants.errors import InputError, MissingError, UsageError
+from vllm_variants.errors import Error, InputError, Interrupted, MissingError, UsageError
 from vllm_variants.progress import bar
 
 if TYPE_CHECKING:
     from vllm_variants.capability import Capability
+    from vllm_variants.fatbin.library import Options
     from vllm_variants.fatbin.slim import SlimReport
 
 
+def _path(text: str) -> Path:
+    """A path as it was typed; an empty one, of a variable that is not set, would be the current folder."""
+    if not text:
+        raise UsageError("an empty path names nothing", mend="is a variable of your shell not set?")
+    return Path(text)
+
+
 def slim(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A shared library or a directory.")],
+    path: Annotated[
+        Path, typer.Argument(parser=_path, metavar="PATH", help="A shared library or a directory.")
+    ],
     sm: Annotated[
         list[str],
         typer.Option("--sm", metavar="SM", help="A device to keep: sm90, 9.0 or a GPU's name. Repeatable."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="Where the slimmed copy goes.")
+        Path | None,
+        typer.Option("--output", "-o", parser=_path, metavar="OUT", help="Where the slimmed copy goes."),
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the files of PATH itself.")] = False,
     keep_ptx: Annotated[
@@ -37,17 +50,21 @@ def slim(
     link: Annotated[
         bool, typer.Option("--link", help="With -o: hard-link what is not slimmed instead of copying it.")
     ] = False,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes; all cores if absent.")] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, metavar="N", help="Processes; 0 is one a core.")
+    ] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Slim for a device that no variant of the matrix is for.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Drop the code that other GPUs would run. Every new file is proven before it replaces an old one."""
-    if not path.exists():
-        raise MissingError(f"{path} does not exist")
+    is_folder = _is_folder(path)
     if (output is None) == (not in_place):
         raise UsageError("say where the slimmed files go", mend="give -o OUT, or --in-place")
-    devices = [device(each) for each in sm]
-    options = {"keep_ptx": keep_ptx, "resources": resources}
-    if path.is_dir():
+    devices = [_device(each, force) for each in sm]
+    options: Options = {"keep_ptx": keep_ptx, "resources": resources, "durable": output is None}
+    if is_folder:
         report = _tree(path, output, devices, options, jobs, link)
     else:
         report = _file(path, output, devices, options)
@@ -55,46 +72,80 @@ def slim(
         print_json(report.as_dict())
     else:
         _show(report)
+    for name in report.unserved:
+        say(f"warning: nothing in {path} runs on {name}")
+    if report.failed:
+        first = report.failed[0]
+        raise Error(
+            f"{len(report.failed)} of {len(report.files)} files were not slimmed: {first.path}: {first.kept}",
+            mend="slim again once nothing stands in the way: what is done stays done",
+        )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(f"{path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _device(text: str, force: bool) -> Capability:
+    """The device that `text` means, one of the matrix unless that is not wanted."""
+    from vllm_variants import matrix
+
+    found = device(text)
+    rows = matrix.load().variants.values()
+    known = {c for row in rows for c in (row.capability, *(r.capability for r in row.related))}
+    if found not in known and not force:
+        raise UsageError(
+            f"no variant is for {found.sm} (compute capability {found}): all code might be dropped",
+            mend=f"give one of {', '.join(c.sm for c in sorted(known))}, or --force if you mean it",
+        )
+    return found
 
 
 def _tree(
-    path: Path,
-    output: Path | None,
-    devices: list[Capability],
-    options: dict[str, bool],
-    jobs: int | None,
-    link: bool,
+    path: Path, output: Path | None, devices: list[Capability], options: Options, jobs: int, link: bool
 ) -> SlimReport:
     from vllm_variants.fatbin.copy import slimmed_copy
-    from vllm_variants.fatbin.slim import slim_tree
+    from vllm_variants.fatbin.slim import Stopped, slim_tree
 
     with bar("slimming") as advance:
 
-        def progress(done: int, total: int, name: str) -> None:
-            advance(done, total)
-
         def work(root: Path) -> SlimReport:
-            return slim_tree(root, devices, progress=progress, jobs=jobs, **options)
+            return slim_tree(
+                root, devices, progress=lambda done, total, _: advance(done, total), jobs=jobs, **options
+            )
 
-        return slimmed_copy(path, output, work, link=link) if output else work(path)
+        if output:
+            return slimmed_copy(path, output, work, link=link)
+        try:
+            return work(path)
+        except Stopped as stop:
+            raise Interrupted(
+                f"{stop.slimmed} of {stop.libraries} libraries are slimmed, the others are as they were;"
+                " run it again to slim the rest"
+            ) from stop
 
 
-def _file(path: Path, output: Path | None, devices: list[Capability], options: dict[str, bool]) -> SlimReport:
-    from vllm_variants.fatbin.library import slim_file
+def _file(path: Path, output: Path | None, devices: list[Capability], options: Options) -> SlimReport:
+    from vllm_variants import atomic
+    from vllm_variants.fatbin.copy import refuse_output
+    from vllm_variants.fatbin.library import copy_file, slim_file
     from vllm_variants.fatbin.slim import UNREMARKABLE, SlimReport
 
     path = path.resolve()  # a symbolic link stays one
-    if output and output.is_dir():
-        output = output / path.name
-    if output and output.exists():
-        raise UsageError(f"{output} exists already", mend="choose another output, or remove it")
+    if output:
+        output = output / path.name if os.path.isdir(output) else output  # noqa: PTH112 - any name may come
+        refuse_output(output)
+    atomic.remove_leftovers_of(output or path)
     report = slim_file(path, devices, to=output, **options)
     if report.kept in UNREMARKABLE or report.kept.startswith("an object"):
         raise InputError(f"{path} cannot be slimmed: {report.kept}")
     if output and not report.changed:
-        import shutil
-
-        shutil.copy2(path, output)
+        copy_file(path, output, durable=False)
     return SlimReport(str(path), tuple(devices), report.before, report.after, (report,))
 
 

@@ -24,6 +24,11 @@ IMAGE_HEADER = struct.Struct("<HHIQIIHHIIIQQQ")
 """Kind, version, header size, payload size, compressed size, options' offset, minor and major of
 the code's own version, target, identifier's offset and length, flags, zero, uncompressed size."""
 
+_LARGEST_HEADER = 1 << 16
+"""Bytes of an image's header; 64 to 184 were seen."""
+_MOST_IMAGES = 1 << 20
+"""In one section; tens of thousands were seen, and each takes memory here."""
+
 _KINDS = {1: Kind.PTX, 2: Kind.CUBIN}
 _ARCHITECTURES = range(10, 1000)  # sm_10 was the first
 
@@ -137,7 +142,10 @@ def container_at(source: Source, offset: int, limit: int) -> Container:
 
 
 def _images(source: Source, at: int, end: int) -> Iterator[Image]:
+    count = 0
     while at < end:
+        if (count := count + 1) > _MOST_IMAGES:
+            raise Malformed(source.name, at, f"more than {_MOST_IMAGES} images in one fat binary")
         if end - at < IMAGE_HEADER.size:
             if next_nonzero(source, at, end) == end:
                 return
@@ -145,7 +153,7 @@ def _images(source: Source, at: int, end: int) -> Iterator[Image]:
                 source.name, at, f"an image's header in the last {end - at} bytes of its fat binary"
             )
         image = _image(source, at)
-        if image.header_size < IMAGE_HEADER.size:
+        if not IMAGE_HEADER.size <= image.header_size <= _LARGEST_HEADER:
             raise Malformed(source.name, at, f"an image's header of {image.header_size} bytes")
         if image.size > end - at:
             raise Malformed(source.name, at, f"an image of {image.size} bytes where {end - at} are")
@@ -186,8 +194,11 @@ def _image(source: Source, at: int) -> Image:
 
 def containers(source: Source, start: int, end: int) -> Iterator[Container]:
     """The containers that fill `source[start:end]`, with zeros between them; raise `Malformed`."""
+    count = 0
     while (start := next_nonzero(source, start, end)) < end:
         container = container_at(source, start, end)
+        if (count := count + 1 + len(container.images)) > _MOST_IMAGES:
+            raise Malformed(source.name, start, f"more than {_MOST_IMAGES} fat binaries and images")
         yield container
         start = container.end
 

@@ -1,14 +1,28 @@
-"""A slimmed copy of a tree: made aside and renamed, so that it is there whole or not at all."""
+"""A slimmed copy of a tree: made aside and renamed, so that it is there whole or not at all.
+
+What is not finished lies beside the output in a folder of ours, `.NAME.RANDOM.vllm-variants-new`,
+with a file in it that its writer holds locked. So what a killed writer left is known for sure, and
+nothing else is ever removed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from vllm_variants.errors import UsageError
+from vllm_variants import atomic
+from vllm_variants.errors import Error, InputError, MissingError, UsageError
+from vllm_variants.fatbin.library import Unwritable, copy_file
 from vllm_variants.fatbin.slim import SlimReport, regular_files
+
+_WRITER = ".vllm-variants-writer"
+"""The file in an unfinished copy that its writer holds locked."""
 
 
 def slimmed_copy(
@@ -17,34 +31,131 @@ def slimmed_copy(
     """Copy `root` to `to`, which must not exist, and `slim` the copy.
 
     Files are linked first, so that what is slimmed is never copied whole; what was not slimmed is
-    then copied, or with `link` stays another name of the source's inode.
+    then copied, or with `link` stays another name of the source's inode. Raises `UsageError` for an
+    output that exists or lies in `root`, `MissingError` where its folder is absent, `InputError` for
+    what cannot be read and `Unwritable` for what cannot be written; nothing is left then.
     """
-    if to.exists():
-        raise UsageError(f"{to} exists already", mend="choose another output, or remove it")
-    aside = to.with_name(f".{to.name}.slimming")
-    if aside.exists():
-        shutil.rmtree(aside)
+    refuse_output(to)
+    if to.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{to} lies in {root} itself", mend="choose an output outside it")
+    _remove_leftovers(to)
     try:
-        _linked_tree(root, aside)
-        report = slim(aside)
-        if not link:
-            _unlink_from(root, aside)
-        aside.rename(to)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return report
+        with _aside(to) as aside:
+            folders = _linked_tree(root, aside)
+            report = slim(aside)
+            if not link:
+                _unlink_from(root, aside)
+            for source, folder in reversed(folders):
+                shutil.copystat(source, folder)
+            (aside / _WRITER).unlink()
+            _publish(aside, to)
+            with suppress(OSError):  # not earlier: it may take the right to rename away
+                shutil.copystat(root, to)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise Unwritable(f"{to} cannot be made: {error.strerror or error}{where}") from error
+    files = (replace(file, kept=file.kept.replace(str(aside), str(to))) for file in report.files)
+    return replace(report, root=str(to), files=tuple(files))
 
 
-def _linked_tree(root: Path, to: Path) -> None:
-    def link(source: str, target: str) -> str:
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except OSError:  # another file system, or one without links
-            shutil.copy2(source, target, follow_symlinks=False)
-        return target
+def refuse_output(to: Path) -> None:
+    """Raise an `Error` unless something new can be made at `to`: its folder is there, and it is not."""
+    try:
+        to.lstat()
+    except FileNotFoundError:
+        if not to.parent.is_dir():
+            raise MissingError(f"{to.parent} does not exist", mend=f"mkdir -p {to.parent}") from None
+        return
+    except OSError as error:
+        raise UsageError(f"{to} cannot be an output: {error.strerror}") from error
+    raise UsageError(f"{to} exists already", mend="choose another output, or remove it")
 
-    shutil.copytree(root, to, symlinks=True, copy_function=link)
+
+@contextmanager
+def _aside(to: Path) -> Iterator[Path]:
+    """A new, locked folder beside `to`; gone afterwards unless it was renamed."""
+    aside = atomic.name_beside(to)
+    aside.mkdir(0o700)
+    try:
+        with (aside / _WRITER).open("xb") as writer:
+            fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield aside
+    finally:
+        _remove_tree(aside)
+
+
+def _publish(aside: Path, to: Path) -> None:
+    if os.path.lexists(to):
+        raise UsageError(f"{to} exists already", mend="choose another output, or remove it")
+    aside.rename(to)
+
+
+def _remove_leftovers(to: Path) -> None:
+    """Remove what killed copies to `to` left: folders of our name whose writer's lock can be taken."""
+    with suppress(OSError):
+        for path in list(to.parent.iterdir()):
+            if atomic.is_leftover_of(path, to) and not path.is_symlink():
+                with suppress(OSError), (path / _WRITER).open("rb") as writer:
+                    fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove_tree(path)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder of ours, also where folders in it are not writable; what cannot be removed stays."""
+    for path, _, _ in os.walk(folder):
+        with suppress(OSError):
+            Path(path).chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _linked_tree(root: Path, to: Path) -> list[tuple[Path, Path]]:
+    """Link everything in `root` into the folder `to`; the folders made in it, with their sources.
+
+    They are writable to us until the caller gives them their own modes.
+    """
+    made: list[tuple[Path, Path]] = []
+    left = [(root, to)]
+    while left:
+        source, folder = left.pop()
+        for entry in _entries(source):
+            target = folder / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                target.mkdir(0o700)
+                made.append((Path(entry.path), target))
+                left.append(made[-1])
+            else:
+                _link(Path(entry.path), target)
+    return made
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` another name of `source`, or a copy where it cannot be: on another file system."""
+    with suppress(OSError):
+        os.link(source, target, follow_symlinks=False)
+        return
+    status = source.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        target.symlink_to(source.readlink())
+        shutil.copystat(source, target, follow_symlinks=False)
+    elif stat.S_ISREG(status.st_mode):
+        copy_file(source, target, durable=False)
+    else:
+        raise InputError(f"{source} is no file, folder or link, and cannot be copied to another file system")
+
+
+def _unreadable(path: Path, error: OSError) -> Error:
+    return InputError(
+        f"{path} cannot be read: {error.strerror}",
+        mend="a copy is made whole or not at all: make it readable",
+    )
 
 
 def _unlink_from(root: Path, copy: Path) -> None:
@@ -53,10 +164,7 @@ def _unlink_from(root: Path, copy: Path) -> None:
     for inode, (_, names) in regular_files(copy).items():
         if inode not in shared:
             continue
-        first = Path(names[0])
-        own = first.with_name(f".{first.name}.slimming")
-        shutil.copy2(first, own)
-        own.replace(first)
-        for other in names[1:]:
-            Path(other).unlink()
-            os.link(first, other)
+        first, *others = (Path(name) for name in names)
+        copy_file(first, durable=False)
+        for other in others:
+            atomic.hard_link(other, first)

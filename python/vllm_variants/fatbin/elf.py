@@ -16,6 +16,11 @@ PT_NULL, PT_LOAD, PT_PHDR = 0, 1, 6
 SHT_NOBITS, SHF_ALLOC = 8, 2
 PN_XNUM = 0xFFFF
 
+_MOST_HEADERS = 1 << 18
+_LONGEST_NAME = 256
+_MOST_NAMES = 1 << 26
+"""Bytes of all sections' names; object files of large C++ programs have a few million."""
+
 PAGE_SIZES = {62: 0x1000, 183: 0x10000}
 """Per machine (x86-64, aarch64) the largest page a kernel may use, in bytes: segments must start on
 such a page."""
@@ -93,6 +98,17 @@ class Elf:
     def loads(self) -> list[Segment]:
         return [segment for segment in self.segments if segment.type == PT_LOAD]
 
+    @property
+    def alignment(self) -> int:
+        """What addresses stay aligned to, in bytes: a page, or what a section in memory asks for if more.
+
+        A section's alignment is the largest of the data in it. Loaders (glibc from 2.35 on) place a
+        library at a multiple of the largest `p_align` of its segments, so data gets no more than that.
+        """
+        asked = [s.align for s in self.sections if s.flags & SHF_ALLOC and s.align & (s.align - 1) == 0]
+        given = max((load.align for load in self.loads), default=0)
+        return max(self.page, min(max(asked, default=0), given))
+
 
 def is_elf64(source: Source) -> bool:
     """Whether this is a little-endian ELF64 file for a machine that vLLM runs on."""
@@ -115,6 +131,8 @@ def parse(source: Source) -> Elf:
         first = SECTION_HEADER.unpack(source.at(shoff, SECTION_HEADER.size))
         shnum, names_at = shnum or first[5], first[6] if names_at == PN_XNUM else names_at
         phnum = first[7] if phnum == PN_XNUM else phnum
+    if max(phnum, shnum) > _MOST_HEADERS:
+        raise Malformed(source.name, 0x38, f"{phnum} program headers and {shnum} section headers")
     segments = tuple(_segments(source, phoff, phnum))
     sections = tuple(_sections(source, shoff, shnum if shoff else 0, names_at))
     return Elf(kind, machine, phoff, shoff, segments, sections, source.size)
@@ -141,10 +159,12 @@ def _sections(source: Source, at: int, count: int, names_at: int) -> list[Sectio
         return []
     if names_at >= len(raw):
         raise Malformed(source.name, 0x3E, f"the sections' names are in section {names_at} of {len(raw)}")
+    if raw[names_at][5] > _MOST_NAMES:
+        raise Malformed(source.name, raw[names_at][4], f"{raw[names_at][5]} bytes of sections' names")
     names = source.at(raw[names_at][4], raw[names_at][5]) if raw[names_at][1] != SHT_NOBITS else b""
     sections = []
     for index, fields in enumerate(raw):
-        name = names[fields[0] : names.find(b"\0", fields[0])].decode("utf-8", "replace")
+        name = names[fields[0] : fields[0] + _LONGEST_NAME].split(b"\0", 1)[0].decode("utf-8", "replace")
         section = Section(name, *fields)
         if section.end > source.size:
             where = at + index * SECTION_HEADER.size

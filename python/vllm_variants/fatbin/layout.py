@@ -1,10 +1,12 @@
 """Lay an ELF file out anew after pages of it are dropped.
 
-Every virtual address stays. Dropped ranges are whole pages, counted from the file's start, so
-everything behind one moves towards the front by whole pages and `p_offset ≡ p_vaddr` (modulo the
-page) holds by itself. A `PT_LOAD` that loses pages is split around them. The program headers, of
-which there are now more, go to the end of the file, on a page of their own: a loader must not take
-them for part of a mapped segment.
+Every virtual address stays. Dropped ranges begin on a page, counted from the file's start, and are
+multiples of the alignment that the library's data needs (`Elf.alignment`, mostly one page). So
+everything behind one moves towards the front by that multiple, `p_offset ≡ p_vaddr` (modulo the
+alignment) holds by itself, and `p_align` stays, reduced to the alignment where it was more. A
+`PT_LOAD` that loses pages is split around them. The program headers, of which there are now more,
+go to the end of the file, on a page of their own: a loader must not take them for part of a mapped
+segment.
 """
 
 from __future__ import annotations
@@ -59,27 +61,32 @@ class Shift:
 def holes_in(elf: Elf, dead: Sequence[tuple[int, int]], smallest: int, most: int) -> list[Hole]:
     """The holes that can be cut for `dead` ranges of the file: whole pages, each inside one `PT_LOAD`.
 
-    Holes under `smallest` bytes are not worth a segment; no more than the `most` largest are cut.
+    Each is a multiple of what the library must stay aligned to. Holes under `smallest` bytes are not
+    worth a segment; no more than the `most` largest are cut.
     """
-    page = elf.page
+    page, alignment = elf.page, elf.alignment
     loads = sorted((s for s in elf.loads if (s.address - s.offset) % page == 0), key=lambda s: s.offset)
     starts = [load.offset for load in loads]
     holes = []
     for start, end in dead:
         for load in loads[max(bisect_right(starts, start) - 1, 0) : bisect_right(starts, end)]:
             first = -(-max(start, load.offset) // page) * page
-            last = min(end, load.end) // page * page
+            last = first + (min(end, load.end) - first) // alignment * alignment
             if last - first >= smallest:
                 holes.append(Hole(first, last))
     largest = sorted(holes, key=lambda hole: hole.size, reverse=True)[:most]
     return sorted(largest, key=lambda hole: hole.start)
 
 
-def split(segment: Segment, holes: Sequence[Hole], shift: Shift, page: int) -> list[Segment]:
-    """The parts of one `PT_LOAD` between the holes in it; the last keeps what has no file bytes (bss)."""
+def split(segment: Segment, holes: Sequence[Hole], shift: Shift, alignment: int) -> list[Segment]:
+    """The parts of one `PT_LOAD` between the holes in it; the last keeps what has no file bytes (bss).
+
+    They keep its `p_align`, or `alignment` bytes where it was more (or 0, which some loaders refuse).
+    """
+    align = min(segment.align or alignment, alignment)
     inside = [hole for hole in holes if segment.offset <= hole.start and hole.end <= segment.end]
     if not inside:
-        return [replace(segment, offset=shift(segment.offset), align=page)]
+        return [replace(segment, offset=shift(segment.offset), align=align)]
     starts = [segment.offset, *(hole.end for hole in inside)]
     ends = [*(hole.start for hole in inside), segment.end]
     parts = [
@@ -90,7 +97,7 @@ def split(segment: Segment, holes: Sequence[Hole], shift: Shift, page: int) -> l
             physical=segment.physical + start - segment.offset,
             file_size=end - start,
             memory_size=end - start,
-            align=page,
+            align=align,
         )
         for start, end in zip(starts, ends, strict=True)
         if end > start
@@ -122,7 +129,7 @@ def lay_out(elf: Elf, header: bytes, holes: Sequence[Hole]) -> Layout:
     segments: list[Segment] = []
     for segment in elf.segments:
         if segment.type == PT_LOAD:
-            segments += split(segment, holes, shift, page)
+            segments += split(segment, holes, shift, elf.alignment)
         elif segment.type == PT_PHDR:
             segments.append(Segment(PT_NULL, 0, 0, 0, 0, 0, 0, 0))
         else:

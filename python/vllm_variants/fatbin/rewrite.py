@@ -96,10 +96,12 @@ def rewrites(
             yield Rewrite(container, (), stub, dead_end)
 
 
-def resource_rewrites(source: Source, section: Section, devices: Sequence[Capability]) -> Iterator[Rewrite]:
-    """The containers among other data that hold nothing for these devices."""
+def resource_rewrites(
+    source: Source, section: Section, devices: Sequence[Capability], keep_ptx: bool = False
+) -> Iterator[Rewrite]:
+    """The containers among other data that hold nothing for these devices, nor PTX that must stay."""
     for container in containers_in(source, section):
-        if not kept_images(container, devices) and (stub := stub_for(source, container)):
+        if not kept_images(container, devices, keep_ptx) and (stub := stub_for(source, container)):
             yield Rewrite(container, (), stub, container.end)
 
 

@@ -7,21 +7,21 @@ cache's for instance, keep the old bytes.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import partial
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import atomic
 from vllm_variants.capability import Capability
-from vllm_variants.errors import ResourceError
-from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, slim_file
-from vllm_variants.fatbin.source import Malformed
-from vllm_variants.fatbin.verify import Wrong
+from vllm_variants.errors import InputError, Interrupted, ResourceError
+from vllm_variants.fatbin import workers
+from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, Options
+from vllm_variants.fatbin.source import open_regular
+from vllm_variants.fatbin.worker import slimmed
 
 Progress = Callable[[int, int, str], None]
 """Called after each library: bytes done, bytes in all, the library's path in the tree."""
@@ -46,6 +46,17 @@ class SlimReport:
     def changed(self) -> list[FileReport]:
         return [file for file in self.files if file.changed]
 
+    @property
+    def failed(self) -> list[FileReport]:
+        """Files that something outside them kept from being slimmed: another run may succeed."""
+        return [file for file in self.files if file.failed]
+
+    @property
+    def unserved(self) -> list[str]:
+        """The devices (`sm90`) for which nothing in any of the libraries runs."""
+        judged = [file for file in self.files if not file.failed]
+        return [d.sm for d in self.devices if judged and all(d.sm in file.unserved for file in judged)]
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "root": self.root,
@@ -57,6 +68,31 @@ class SlimReport:
         }
 
 
+class Stopped(Interrupted):
+    """The slimming of a tree was stopped: `slimmed` of its `libraries` are, the rest are as they were."""
+
+    def __init__(self, slimmed: int, libraries: int) -> None:
+        super().__init__()
+        self.slimmed, self.libraries = slimmed, libraries
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A file to slim: its inode (device, number), its size in bytes, and its names."""
+
+    inode: tuple[int, int]
+    size: int
+    names: tuple[Path, ...]
+
+    @property
+    def replaced(self) -> bool:
+        """Whether its first name belongs to another file now."""
+        with suppress(OSError):
+            status = self.names[0].lstat()
+            return (status.st_dev, status.st_ino) != self.inode
+        return False
+
+
 def slim_tree(
     root: Path,
     sms: Sequence[Capability],
@@ -65,34 +101,43 @@ def slim_tree(
     resources: bool = True,
     progress: Progress = lambda done, total, path: None,
     jobs: int | None = None,
+    durable: bool = True,
 ) -> SlimReport:
     """Slim every library under `root`, in place, for devices `sms`.
 
     Files are replaced, never written to. `resources`: see `library.slim_file`. `jobs` processes
-    work (default: one a core). A library that is malformed, or whose new file could not be proven,
-    is kept as it is, and its report says why.
+    work (default and 0: one a core). `durable`: each new file is on the disk before it replaces an
+    old one; a tree that nobody uses yet does not need that. A library that is malformed, or whose
+    new file could not be proven, is kept as it is, and its report says why; so is what could not be
+    read or written, and its report is `failed`. Raises `Stopped` for `Interrupted`, and
+    `ResourceError` when there is no room.
     """
-    inodes = _without_leftovers(regular_files(root))
+    unreadable: list[FileReport] = []
+    inodes = _without_leftovers(regular_files(root, _noting(unreadable, root)))
     before = sum(size for size, _ in inodes.values())
     work = [
-        (size, [Path(name) for name in names])
-        for size, names in sorted(inodes.values(), reverse=True)  # the largest first
-        if size >= SMALLEST_HOLE and is_elf(names[0])
+        _Library(inode, size, tuple(Path(name) for name in names))
+        for inode, (size, names) in sorted(inodes.items(), key=lambda each: each[1], reverse=True)
+        if size >= SMALLEST_HOLE and _is_readable_elf(names[0], _noting(unreadable, root))
     ]
-    total, done, reports = sum(size for size, _ in work), 0, []
-    for size, names, report in _slimmed(
-        work,
-        partial(_slim, devices=tuple(sms), keep_ptx=keep_ptx, resources=resources),
-        jobs or len(os.sched_getaffinity(0)),
-    ):
-        if report.changed:
-            for other in names[1:]:
-                _relink(names[0], other)
-        done += size
-        name = str(names[0].relative_to(root))
-        progress(done, total, name)
-        if report.containers or report.kept not in UNREMARKABLE:
-            reports.append(FileReport(**{**report.as_dict(), "path": name}))
+    options = Options(keep_ptx=keep_ptx, resources=resources, durable=durable)
+    total, done, reports = sum(library.size for library in work), 0, unreadable
+    try:
+        with closing(_slimmed(work, sms, options, jobs or len(os.sched_getaffinity(0)))) as ready:
+            for library, report in ready:
+                if report.changed:
+                    reports += _relinked(library, root)
+                done += library.size
+                name = str(library.names[0].relative_to(root))
+                progress(done, total, name)
+                if report.containers or report.kept not in UNREMARKABLE:
+                    reports.append(replace(report, path=name))
+    except BaseException as error:
+        for library in work:  # a worker that was killed could not do it
+            atomic.remove_leftovers_of(library.names[0])
+        if isinstance(error, Interrupted):
+            raise Stopped(sum(library.replaced for library in work), len(work)) from error
+        raise
     saved = sum(report.before - report.after for report in reports)
     return SlimReport(
         str(root), tuple(sms), before, before - saved, tuple(sorted(reports, key=lambda r: r.path))
@@ -102,81 +147,126 @@ def slim_tree(
 UNREMARKABLE = ("no ELF64 library", "no device code")
 
 
-def regular_files(root: Path) -> dict[tuple[int, int], tuple[int, list[str]]]:
-    """Per inode (device, number) below `root`: its size in bytes and its names, sorted."""
+def _relinked(library: _Library, root: Path) -> list[FileReport]:
+    """Make the library's other names names of its new file; the reports of those that stay what they were."""
+    failed = []
+    first, *others = library.names
+    for name in others:
+        try:
+            atomic.hard_link(name, first)
+        except OSError as error:
+            why = f"cannot be written: {error.strerror}"
+            failed.append(FileReport(str(name.relative_to(root)), 0, 0, kept=why, failed=True))
+    return failed
+
+
+Unreadable = Callable[[str, OSError], None]
+"""Called for a file or folder that cannot be read, with its path."""
+
+
+def _raise(path: str, error: OSError) -> None:
+    raise error
+
+
+def _noting(reports: list[FileReport], root: Path) -> Unreadable:
+    def note(path: str, error: OSError) -> None:
+        name = str(Path(path).relative_to(root))
+        reports.append(FileReport(name, 0, 0, kept=f"cannot be read: {error.strerror}", failed=True))
+
+    return note
+
+
+def regular_files(
+    root: Path, unreadable: Unreadable = _raise
+) -> dict[tuple[int, int], tuple[int, list[str]]]:
+    """Per inode (device, number) below `root`: its size in bytes and its names, sorted.
+
+    Raises `OSError` for a folder that cannot be read, unless `unreadable` takes it.
+    """
     found: dict[tuple[int, int], tuple[int, list[str]]] = {}
     folders = [os.fspath(root)]
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    inode = status.st_dev, status.st_ino
-                    found.setdefault(inode, (status.st_size, []))[1].append(entry.path)
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        _note(entry, found)
+        except OSError as error:
+            unreadable(folder, error)
     for _, names in found.values():
         names.sort()
     return found
 
 
+def _note(entry: os.DirEntry[str], found: dict[tuple[int, int], tuple[int, list[str]]]) -> None:
+    with suppress(FileNotFoundError):  # removed since the folder was read
+        status = entry.stat(follow_symlinks=False)
+        found.setdefault((status.st_dev, status.st_ino), (status.st_size, []))[1].append(entry.path)
+
+
 def _without_leftovers(
     inodes: dict[tuple[int, int], tuple[int, list[str]]],
 ) -> dict[tuple[int, int], tuple[int, list[str]]]:
-    """Remove what a run that was killed left aside."""
-    left = {inode: names for inode, (_, names) in inodes.items() if names[0].endswith(".slimming")}
-    for names in left.values():
-        for name in names:
-            Path(name).unlink()
-    return {inode: found for inode, found in inodes.items() if inode not in left}
+    """Remove what runs that were killed left aside, and pass over what runs under way have there."""
+    found = {}
+    for inode, (size, names) in inodes.items():
+        if others := [name for name in names if not _is_aside(Path(name))]:
+            found[inode] = size, others
+    return found
+
+
+def _is_aside(path: Path) -> bool:
+    if atomic.leftover_target(path) is None:
+        return False
+    with suppress(OSError):
+        atomic.remove_leftover(path)
+    return True
 
 
 def is_elf(name: str) -> bool:
-    """Whether a file begins as an ELF file does."""
-    with open(name, "rb") as file:  # noqa: PTH123 - thousands of them
-        return file.read(4) == b"\x7fELF"
+    """Whether a file begins as an ELF file does. Raises `OSError`, or `InputError` for no regular file."""
+    descriptor = open_regular(name)
+    try:
+        return os.pread(descriptor, 4, 0) == b"\x7fELF"
+    finally:
+        os.close(descriptor)
+
+
+def _is_readable_elf(name: str, unreadable: Unreadable) -> bool:
+    try:
+        return is_elf(name)
+    except (FileNotFoundError, InputError):  # removed or replaced since the folder was read
+        return False
+    except OSError as error:
+        unreadable(name, error)
+        return False
 
 
 def _slimmed(
-    work: Sequence[tuple[int, list[Path]]], slim: Callable[[Path], FileReport], jobs: int
-) -> Iterator[tuple[int, list[Path], FileReport]]:
-    """Each item of `work` with its report, as they become ready."""
-    if jobs == 1 or len(work) < 2:
-        for size, names in work:
-            yield size, names, slim(names[0])
+    work: Sequence[_Library], devices: Sequence[Capability], options: Options, jobs: int
+) -> Generator[tuple[_Library, FileReport], None, None]:
+    """Each library with its report, as they become ready."""
+    if jobs == 1 or len(work) < 2 or not sys.executable:
+        for library in work:
+            yield library, slimmed(library.names[0], list(devices), options)
         return
-    context = multiprocessing.get_context("forkserver")  # safe beside the threads of a progress display
-    context.set_forkserver_preload(["__main__", "vllm_variants.fatbin.library"])
-    with ProcessPoolExecutor(min(jobs, len(work)), context) as pool:
-        futures = {pool.submit(slim, names[0]): (size, names) for size, names in work}
-        try:
-            for future in as_completed(futures):
-                yield *futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise ResourceError(
-                "a process that slimmed was killed, most likely for want of memory",
-                mend="vllm-variants doctor",
-            ) from error
-        except BaseException:
-            # A person who stops this does not wait for a library of 500 MB: what is aside is swept.
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
+    texts = [str(device) for device in devices]
+    requests = [
+        {"path": os.fsencode(library.names[0]).decode("latin-1"), "devices": texts, "options": options}
+        for library in work
+    ]
+    with closing(workers.answers(workers.command(), requests, jobs)) as answers:
+        for index, answer in answers:
+            yield work[index], _report(answer)
 
 
-def _slim(path: Path, devices: tuple[Capability, ...], keep_ptx: bool, resources: bool) -> FileReport:
-    try:
-        return slim_file(path, devices, keep_ptx=keep_ptx, resources=resources)
-    except (Malformed, Wrong) as error:
-        size = path.stat().st_size
-        kind = "malformed" if isinstance(error, Malformed) else "not proven"
-        return FileReport(str(path), size, size, kept=f"{kind}: {error.message}")
-
-
-def _relink(new: Path, name: Path) -> None:
-    """Make `name` another name of `new`, in one step."""
-    aside = name.with_name(f".{name.name}.slimming")
-    aside.unlink(missing_ok=True)
-    os.link(new, aside)
-    aside.replace(name)
+def _report(answer: dict[str, Any]) -> FileReport:
+    """A worker's answer; raises the `ResourceError` that it met."""
+    if "crash" in answer:
+        raise RuntimeError(f"a process that slimmed failed:\n{answer['crash']}")
+    if "error" in answer:
+        raise ResourceError(answer["error"], mend=answer["mend"])
+    return FileReport(**{**answer["report"], "unserved": tuple(answer["report"]["unserved"])})

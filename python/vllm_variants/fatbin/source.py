@@ -1,28 +1,39 @@
-"""Where bytes come from: a mapped file or a member of a wheel, behind one small protocol.
+"""Where bytes come from: a file on disk or a member of a wheel, behind one small protocol.
 
-Both serve any range of a file without holding the file: a mapping touches only the pages that are
-asked for, a wheel's member is decompressed as it goes by. So memory does not grow with the file.
+Both serve any range of a file without holding the file: a file is read where it is asked for, a
+wheel's member is decompressed as it goes by. So memory does not grow with the file. A file that
+somebody shortens meanwhile gives `Malformed`, where a memory mapping would give SIGBUS.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
+import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
 from vllm_variants.errors import InputError
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python built without it; zipfile then refuses such members by itself
+
+    class LZMAError(Exception):  # type: ignore[no-redef]
+        """Never raised."""
+
+
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, ValueError, struct.error,
+    RuntimeError,  # encrypted, or (NotImplementedError) compressed in a way that zipfile does not know
+)  # fmt: skip
+"""What `zipfile` raises for members that are damaged, encrypted or odd."""
 _SCAN = 1 << 20
 """Bytes looked at in one step of a search."""
-_BULK = 1 << 16
-"""Bytes from which a range is read instead of mapped: a header is small, code is large."""
-_READS_BEFORE_RELEASE = 1024
-"""Each read may map a page or, where the page cache has large folios, up to 64 KiB of them; letting
-go of all of them now and then keeps a process small. They stay in the page cache."""
 _WINDOW = 1 << 14
 """Bytes read at least from a wheel's member: the next header is often near."""
 
@@ -51,44 +62,66 @@ class Source(Protocol):
 
 
 class MappedFile:
-    """A file, memory-mapped. Use `mapped` to open one."""
+    """An open file, read by offset. Use `mapped` to open one. `status` is what it was when it was opened."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
         self.descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
-        self._map = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) if self.size else None
-        self._reads = 0
-        if self._map:  # headers lie far apart: do not read the code between them
-            self._map.madvise(mmap.MADV_RANDOM)
+        self.status = os.fstat(descriptor)
+        self.size = self.status.st_size
 
     def at(self, offset: int, length: int) -> bytes:
-        if not self._map or offset < 0 or length < 0 or offset + length > self.size:
-            raise Malformed(self.name, offset, f"{length} bytes are missing: the file ends at {self.size:#x}")
-        if length >= _BULK:
-            return os.pread(self.descriptor, length, offset)
-        self._reads += 1
-        if self._reads % _READS_BEFORE_RELEASE == 0:
-            self._map.madvise(mmap.MADV_DONTNEED)
-        return self._map[offset : offset + length]
+        if min(offset, length) >= 0 and offset + length <= self.size:
+            data = self._read(offset, length)
+            while 0 < len(data) < length and (more := self._read(offset + len(data), length - len(data))):
+                data += more  # the kernel reads 2 GiB at most
+            if len(data) == length:
+                return data
+        raise Malformed(self.name, offset, f"{length} bytes are missing: the file ends at {self.size:#x}")
 
-    def close(self) -> None:
-        if self._map:
-            self._map.close()
+    def _read(self, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(self.descriptor, length, offset)
+        except OSError as error:
+            raise Malformed(self.name, offset, f"cannot be read ({error.strerror})") from error
 
 
 @contextmanager
 def mapped(path: Path) -> Iterator[MappedFile]:
-    """Map a file for reading."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Open a regular file for reading; raise `InputError` for anything else, `OSError` where it cannot be."""
+    descriptor = open_regular(path)
     try:
-        source = MappedFile(str(path), descriptor)
-        try:
-            yield source
-        finally:
-            source.close()
+        with suppress(OSError):  # headers lie far apart: do not read the code between them ahead
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        yield MappedFile(str(path), descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: Path | str) -> int:
+    """A descriptor to read a regular file; never waits for a FIFO's writer, never touches a device.
+
+    Raises `InputError` for what is no regular file, `OSError` where it cannot be opened.
+    """
+    _refuse_other_types(path, os.stat(path).st_mode)  # noqa: PTH116 - thousands of them
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _refuse_other_types(path, os.fstat(descriptor).st_mode)  # it may have been replaced since
+    except InputError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+_TYPES = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def _refuse_other_types(path: Path | str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is {_TYPES.get(stat.S_IFMT(mode), 'special')}, not a regular file")
 
 
 class WheelMember:
@@ -98,7 +131,7 @@ class WheelMember:
         self.name = f"{wheel.filename}!{member.filename}"
         self.size = member.file_size
         self._wheel, self._member = wheel, member
-        self._stream: IO[bytes] = wheel.open(member)
+        self._stream: IO[bytes] = self._opened()
         self._window: tuple[int, bytes] = (0, b"")  # ends where the stream stands
 
     def at(self, offset: int, length: int) -> bytes:
@@ -115,10 +148,16 @@ class WheelMember:
         self._window = offset, window
         return window[:length]
 
+    def _opened(self) -> IO[bytes]:
+        try:
+            return self._wheel.open(self._member)
+        except _UNREADABLE as error:
+            raise Malformed(self.name, 0, f"cannot be read ({error})") from error
+
     def _seek(self, offset: int) -> None:
         if offset < self._stream.tell():
             self._stream.close()
-            self._stream = self._wheel.open(self._member)
+            self._stream = self._opened()
         while (gap := offset - self._stream.tell()) > 0:
             self._read(min(gap, _SCAN))
 
@@ -126,7 +165,7 @@ class WheelMember:
         at = self._stream.tell()
         try:
             data = self._stream.read(length)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except _UNREADABLE as error:
             raise Malformed(self.name, at, f"cannot be decompressed ({error})") from error
         if len(data) != length:
             raise Malformed(self.name, at, "the wheel's member ends early")

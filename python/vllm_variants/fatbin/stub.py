@@ -96,6 +96,7 @@ class Stub:
 def stub_for(source: Source, container: Container) -> Stub | None:
     """The stub of a container, or None if it would save nothing (also: if there is one already).
 
+    A stub is never larger than what it stands for: nothing in a library can move to make room.
     It takes the header of the container's smallest cubin, else of its smallest PTX.
     """
     candidates = [image for image in container.images if image.kind is Kind.CUBIN] or list(container.images)
@@ -103,7 +104,7 @@ def stub_for(source: Source, container: Container) -> Stub | None:
     if image is None or image.kind is None:
         return None
     payload = empty_cubin(image.target) if image.kind is Kind.CUBIN else empty_ptx(image.target)
-    if image.payload_size <= len(payload) and len(container.images) == 1:
+    if image.header_size + len(payload) >= sum(each.size for each in container.images):
         return None
     flags = image.flags & ~(Flag.LZ4 | Flag.ZSTD)
     header = bytearray(source.at(image.offset, image.header_size))

@@ -1,7 +1,7 @@
 """Prove a slimmed file against its source, reading both anew.
 
 What must hold:
-- segments are aligned, in order and disjoint, and span the addresses they spanned before;
+- segments are aligned as their data needs, in order and disjoint, and span the addresses they spanned;
 - every address that had file bytes has the same bytes, except in the containers that were
   rewritten; what is missing lies wholly in the dead part of one of those;
 - every section has its bytes where its header says, and code in memory is what the section says;
@@ -14,14 +14,13 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from vllm_variants.errors import AuditError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, Image
 from vllm_variants.fatbin.elf import Elf, Segment
 from vllm_variants.fatbin.rewrite import Rewrite, containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.source import MappedFile
 
 _BLOCK = 1 << 18
 
@@ -35,16 +34,15 @@ class Wrong(AuditError):
         )
 
 
-def verify(source: MappedFile, path: Path, changes: Sequence[Rewrite]) -> None:
-    """Raise `Wrong` unless `path` is `source` with exactly `changes` made."""
-    with mapped(path) as new:
-        old_elf, new_elf = elfs.parse(source), elfs.parse(new)
-        _header(source, new)
-        _segments(source.name, old_elf, new_elf)
-        _bytes(source, old_elf, new, new_elf, changes)
-        touched = _touched(old_elf, changes)
-        _sections(source, old_elf, new, new_elf, touched)
-        _containers(source, old_elf, new, new_elf, changes, touched)
+def verify(source: MappedFile, new: MappedFile, changes: Sequence[Rewrite]) -> None:
+    """Raise `Wrong` or `Malformed` unless the file `new` is `source` with exactly `changes` made."""
+    old_elf, new_elf = elfs.parse(source), elfs.parse(new)
+    _header(source, new)
+    _segments(source.name, old_elf, new_elf)
+    _bytes(source, old_elf, new, new_elf, changes)
+    touched = _touched(old_elf, changes)
+    _sections(source, old_elf, new, new_elf, touched)
+    _containers(source, old_elf, new, new_elf, changes, touched)
 
 
 def _header(source: MappedFile, new: MappedFile) -> None:
@@ -60,11 +58,13 @@ def _header(source: MappedFile, new: MappedFile) -> None:
 
 def _segments(name: str, old: Elf, new: Elf) -> None:
     page, loads = new.page, new.loads
+    needed = _needed_alignment(old)
     for load in loads:
-        if load.align != page or (load.address - load.offset) % page:
-            raise Wrong(name, f"the segment at {load.address:#x} is not aligned to its page")
-        if not any(_is_part(load, whole) for whole in old.loads):
+        whole = next((each for each in old.loads if _is_part(load, each)), None)
+        if whole is None:
             raise Wrong(name, f"the segment at {load.address:#x} is no part of one that was there")
+        if not _is_aligned(load, whole, needed, page):
+            raise Wrong(name, f"the segment at {load.address:#x} is not aligned as it must be")
     for before, after in pairwise(loads):
         if before.address + before.memory_size > after.address:
             raise Wrong(name, f"the segments at {before.address:#x} and {after.address:#x} overlap")
@@ -80,6 +80,28 @@ def _segments(name: str, old: Elf, new: Elf) -> None:
     table = new.program_headers_at
     if any(load.offset < table + 1 and table < -(-load.end // page) * page for load in loads):
         raise Wrong(name, "the program headers lie in a mapped page")
+
+
+def _needed_alignment(elf: Elf) -> int:
+    """The largest alignment of any section in memory, in bytes, and at least a page."""
+    asked = (s.align for s in elf.sections if s.flags & elfs.SHF_ALLOC and s.align & (s.align - 1) == 0)
+    return max(elf.page, *asked)
+
+
+def _is_aligned(part: Segment, whole: Segment, needed: int, page: int) -> bool:
+    """Whether a loader accepts the segment, and aligns the library as much as its data needs.
+
+    It may promise less than `whole` did only where no data asks for more, and it must keep its word:
+    address and offset are congruent to what it promises, and to the page as far as they were before.
+    """
+    distance, before = part.address - part.offset, whole.address - whole.offset
+    return (
+        part.align > 0
+        and part.align & (part.align - 1) == 0
+        and min(whole.align, needed) <= part.align <= max(whole.align, page)
+        and distance % part.align == 0
+        and (distance % page == 0 or before % page != 0)
+    )
 
 
 def _is_part(part: Segment, whole: Segment) -> bool:

@@ -95,9 +95,13 @@ def library(
     more: Mapping[str, bytes] = {},
     machine: int = X86_64,
     kind: int = SHARED,
+    alignment: int = 8,
 ) -> Path:
-    """Write a shared library: text, `fatbin` and `more` in a first segment, data and bss in a second."""
-    page = {X86_64: 0x1000, AARCH64: 0x10000}[machine]
+    """Write a shared library: text, `fatbin` and `more` in a first segment, data and bss in a second.
+
+    `alignment` is what all sections ask for, in bytes; segments promise a page, or that if it is more.
+    """
+    page = max({X86_64: 0x1000, AARCH64: 0x10000}[machine], alignment)
     content = bytearray(64 + 3 * 56)
     parts = []
     for label, data in (
@@ -131,7 +135,7 @@ def library(
     for part in parts:
         at = names.index(part.name.encode() + b"\0")
         content += struct.pack(
-            "<IIQQQQIIQQ", at, part.type, part.flags, part.address, part.offset, part.size, 0, 0, 8, 0
+            "<IIQQQQIIQQ", at, part.type, part.flags, part.address, part.offset, part.size, 0, 0, alignment, 0
         )
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     content[:64] = struct.pack(

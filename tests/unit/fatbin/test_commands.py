@@ -111,6 +111,18 @@ def test_a_result_is_judged_for_its_own_sm(tree: Path) -> None:
         (["slim", "nowhere", "--sm", "90", "-o", "x"], ExitCode.MISSING, "nowhere does not exist"),
         (["slim", ".", "--sm", "90"], ExitCode.USAGE, "say where the slimmed files go"),
         (["slim", ".", "--sm", "90", "-o", "x", "--in-place"], ExitCode.USAGE, "say where"),
+        (["slim", "", "--sm", "90", "--in-place"], ExitCode.USAGE, "an empty path names nothing"),
+        (["slim", ".", "--sm", "90", "-o", ""], ExitCode.USAGE, "an empty path names nothing"),
+        (["slim", ".", "--sm", "sm999", "--in-place"], ExitCode.USAGE, "no variant is for sm999"),
+        (["slim", ".", "--sm", "0.0", "--in-place"], ExitCode.USAGE, "or --force if you mean it"),
+        (["slim", ".", "--sm", "90", "--in-place", "-j", "-3"], ExitCode.USAGE, "greater than or equal to 0"),
+        (
+            ["slim", "/dev/zero", "--sm", "90", "--in-place"],
+            ExitCode.USAGE,
+            "is a device, not a regular file",
+        ),
+        (["slim", "/dev/null/x", "--sm", "90", "--in-place"], ExitCode.MISSING, "does not exist"),
+        (["slim", "x" * 300, "--sm", "90", "--in-place"], ExitCode.USAGE, "File name too long"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(words: list[str], code: ExitCode, says: str) -> None:
@@ -191,3 +203,100 @@ def test_slim_refuses_what_is_no_library(tmp_path: Path) -> None:
 
     assert told.returncode == ExitCode.USAGE
     assert "cannot be slimmed: no ELF64 library" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("to", "code", "says"),
+    [
+        ("no/such/out", ExitCode.MISSING, "mkdir -p"),
+        ("file/out", ExitCode.USAGE, "Not a directory"),
+        ("link", ExitCode.USAGE, "exists already"),
+        ("n" * 300, ExitCode.USAGE, "File name too long"),
+        ("/proc/out", ExitCode.RESOURCES, "/proc/out cannot be"),
+    ],
+)
+@pytest.mark.parametrize("what", ["tree", "library"])
+def test_an_output_that_cannot_be_is_one_sentence(
+    tree: Path, tmp_path: Path, to: str, code: ExitCode, says: str, what: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+
+    path = tree if what == "tree" else next(tree.rglob("*.so"))
+    told = run("slim", path, "--sm", "90", "-o", tmp_path / to)
+
+    assert (told.returncode, told.stdout) == (code, "")
+    assert says in told.stderr
+    assert "Traceback" not in told.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("what", ["tree", "library"])
+def test_a_name_of_250_letters_is_an_output(tree: Path, tmp_path: Path, what: str) -> None:
+    to = tmp_path / ("n" * 250)
+
+    told = run("slim", tree if what == "tree" else next(tree.rglob("*.so")), "--sm", "90", "-o", to)
+
+    assert told.returncode == 0, told.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [to.name, "tree"]
+
+
+def test_an_output_in_the_input_is_refused_and_nothing_is_made(tree: Path) -> None:
+    before = sorted(tree.rglob("*"))
+
+    told = run("slim", tree, "--sm", "90", "-o", tree / "lib" / "out")
+
+    assert told.returncode == ExitCode.USAGE
+    assert "lies in" in told.stderr
+    assert sorted(tree.rglob("*")) == before
+
+
+def test_slim_warns_when_nothing_is_left_that_runs(tree: Path, tmp_path: Path) -> None:
+    path = library(tmp_path / "old.so", section([cubin("sm_80", 200_000)]))
+
+    told = run("slim", path, "--sm", "89", "--sm", "sm999", "--force", "-o", tmp_path / "new.so")
+
+    assert told.returncode == 0
+    assert f"warning: nothing in {path} runs on sm999" in told.stderr
+    assert "runs on sm89" not in told.stderr
+
+
+def test_related_capabilities_of_the_matrix_are_devices(tree: Path, tmp_path: Path) -> None:
+    assert run("slim", tree, "--sm", "10.3", "-o", tmp_path / "slimmed").returncode == 0
+
+
+def test_a_fifo_is_refused_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+
+    told = run("slim", tmp_path / "fifo", "--sm", "90", "--in-place")
+
+    assert told.returncode == ExitCode.USAGE
+    assert "is a FIFO, not a regular file" in told.stderr
+
+
+def test_files_that_were_not_slimmed_for_an_outer_reason_end_in_a_failure(tree: Path) -> None:
+    """Tests may run as root, who may write anywhere: so the system's answer is made up."""
+    script = (
+        "import sys; from vllm_variants.fatbin import library; from vllm_variants.cli import main\n"
+        "def refuse(*given): raise PermissionError(13, 'Permission denied')\n"
+        "library.atomic._create = refuse; sys.argv[0] = 'vllm-variants'; main()"
+    )
+    command = [sys.executable, "-c", script, "slim", str(tree), "--sm", "90", "--in-place", "--json"]
+
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert told.returncode == ExitCode.FAILED
+    assert "1 of 1 files were not slimmed" in told.stderr
+    assert "cannot be written: Permission denied" in told.stderr
+    (file,) = json.loads(told.stdout)["files"]
+    assert file["failed"]
+
+
+def test_an_unchanged_library_is_copied_whole_to_the_output(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_90", 90_000)]))
+
+    assert run("slim", path, "--sm", "90", "-o", tmp_path / "new.so").returncode == 0
+
+    assert (tmp_path / "new.so").read_bytes() == path.read_bytes()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["made.so", "new.so"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
+import os
+import resource
+import socket
 import struct
 import zipfile
 from collections.abc import Callable
@@ -14,7 +19,9 @@ from hypothesis import strategies as st
 from making import Made, container, cubin, library, ptx, section
 
 from vllm_variants.capability import Kind
+from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import source as source_module
 from vllm_variants.fatbin.container import Container, containers, scattered_containers
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import Malformed, WheelMember, find_all, mapped, next_nonzero
@@ -112,6 +119,7 @@ def patched(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
         (patched(8, "<Q", (1 << 64) - 1), "a fat binary of", 0),  # would point before itself
         (patched(16 + 4, "<I", 0), "an image's header of 0 bytes", 16),  # would never end
         (patched(16 + 4, "<I", 63), "an image's header of 63 bytes", 16),
+        (patched(16 + 4, "<I", 1 << 31), "an image's header of 2147483648 bytes", 16),
         (patched(16 + 8, "<Q", (1 << 64) - 64), "an image of", 16),
         (patched(16 + 8, "<Q", 1 << 20), "an image of", 16),
         (lambda data: data[:10], "a fat binary's header is cut off", 0),
@@ -226,3 +234,130 @@ def test_a_truncated_library_is_refused(tmp_path: Path, cut: int) -> None:
                 elfs.parse(source)
         else:
             assert cut < 64
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listener(path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (fifo, "a FIFO"),
+        (listener, "a socket"),
+        (Path.mkdir, "a folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    ],
+)
+def test_only_regular_files_are_opened_and_nothing_waits(
+    tmp_path: Path, make: Callable[[Path], object], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    make(Path("odd"))
+
+    with pytest.raises(InputError, match=f"odd is {what}, not a regular file") as caught, mapped(Path("odd")):
+        pass
+
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_file_that_is_shortened_while_it_is_read_is_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "made.so"
+    path.write_bytes(bytes(200_000))
+
+    with mapped(path) as source:
+        os.truncate(path, 5000)
+        assert source.at(4000, 1000) == bytes(1000)
+        for length in (8, 100_000):
+            with pytest.raises(Malformed, match=rf"made\.so: {length} bytes are missing"):
+                source.at(100_000, length)
+
+
+def test_a_disk_that_cannot_be_read_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = library(tmp_path / "made.so", section([cubin("sm_90")]))
+    monkeypatch.setattr(os, "pread", fail)
+
+    with mapped(path) as source, pytest.raises(Malformed, match=r"made\.so: cannot be read \(Input/output"):
+        elfs.parse(source)
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value"),
+    [
+        (60, "<H", 0),  # the number of sections is in section 0: see below
+        (56, "<H", 0xFFFF),  # and that of the segments
+        (None, "<Q", 99 << 30),  # the size of the sections' names
+    ],
+)
+def test_absurd_counts_in_a_huge_sparse_file_are_refused_in_little_memory(
+    tmp_path: Path, offset: int | None, form: str, value: int
+) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_90")]))
+    table, names = struct.unpack_from("<Q", path.read_bytes(), 40)[0], path.read_bytes()[62]
+    with path.open("r+b") as file:
+        file.seek(table + 32)
+        file.write(struct.pack("<QII", 1 << 29, 0, 1 << 31))  # of section 0: size, link, info
+        file.seek(offset if offset is not None else table + 64 * names + 32)
+        file.write(struct.pack(form, value))
+    os.truncate(path, 100 << 30)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), limit[1]))
+    try:
+        with mapped(path) as source, pytest.raises(Malformed, match=r"headers|names"):
+            elfs.parse(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_a_sections_name_is_not_longer_than_names_are(tmp_path: Path) -> None:
+    """Many sections whose names are the same megabytes would fill memory."""
+    path = library(tmp_path / "made.so", section([cubin("sm_90")]), name="." + "n" * 100_000)
+
+    with mapped(path) as source:
+        assert max(len(s.name) for s in elfs.parse(source).sections) <= 256
+
+
+def damaged(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_SET if at >= 0 else os.SEEK_END)
+        file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("method", "at", "data"),
+    [
+        (zipfile.ZIP_DEFLATED, 200, bytes(60)),
+        (zipfile.ZIP_LZMA, 60, b"\xff" * 60),
+        (zipfile.ZIP_BZIP2, 60, b"\xff" * 60),
+        (zipfile.ZIP_DEFLATED, 8, struct.pack("<H", 99)),  # of the member's own header: unknown method
+        (zipfile.ZIP_DEFLATED, 6, struct.pack("<H", 1)),  # and encrypted
+    ],
+)
+def test_a_member_that_cannot_be_read_is_malformed(tmp_path: Path, method: int, at: int, data: bytes) -> None:
+    path = tmp_path / "odd.whl"
+    with zipfile.ZipFile(path, "w", method) as wheel:
+        wheel.writestr("a.so", b"\x7fELF" + os.urandom(100_000))
+    damaged(path, at, data)
+    if at in (6, 8):  # the directory at the end says the same
+        directory = path.read_bytes().rindex(b"PK\x01\x02")
+        damaged(path, directory + at + 2, data)
+
+    with (
+        zipfile.ZipFile(path) as wheel,
+        pytest.raises(Malformed, match=r"odd\.whl!a\.so: cannot be"),
+        closing(WheelMember(wheel, wheel.getinfo("a.so"))) as member,
+    ):
+        member.at(90_000, 10_000)
+
+
+def test_an_lzma_error_is_what_the_library_raises() -> None:
+    assert source_module.LZMAError is lzma.LZMAError

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,12 +21,14 @@ from hypothesis import strategies as st
 from making import AARCH64, X86_64, Made, capabilities, container, cubin, library, listed, ptx, section
 
 from vllm_variants.capability import Capability
+from vllm_variants.errors import ExitCode, UsageError
 from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import library as library_module
 from vllm_variants.fatbin.container import Container
-from vllm_variants.fatbin.library import slim_file
+from vllm_variants.fatbin.library import Untouched, Unwritable, copy_file, slim_file
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import Malformed, mapped
 
 HOPPER = capabilities("9.0")
 
@@ -141,10 +147,8 @@ def test_every_address_and_every_kept_image_is_as_it_was(
     check_alignment(new, elfs.PAGE_SIZES[machine])
     was, now = held(path), held(new)
     assert [address for address, _ in was] == [address for address, _ in now]
-    old_memory, fatbin_ends = (
-        memory(path),
-        dict(zip((a for a, _ in was), [*(a for a, _ in was[1:]), 0], strict=True)),
-    )
+    old_memory = memory(path)
+    assert all(a + c.size <= after for (a, c), (after, _) in pairwise(now))
     for (address, before), (_, after) in zip(was, now, strict=True):
         kept = kept_images(before, wanted)
         if len(kept) == len(before.images) or not kept:
@@ -165,7 +169,6 @@ def test_every_address_and_every_kept_image_is_as_it_was(
     behind = max(a + c.size for a, c in was)
     assert at(new, behind, len(first) - behind) == first[behind:]
     assert list(memory(new).values())[-1] == second
-    assert fatbin_ends is not None
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -367,8 +370,9 @@ def test_strip_refuses_a_slimmed_library_and_leaves_it_whole(loadable: Path) -> 
 
     told = subprocess.run(["strip", str(loadable)], capture_output=True, text=True, check=False)
 
-    if told.returncode:
-        assert loadable.read_bytes() == before
+    assert told.returncode != 0
+    assert "not enough room for program headers" in told.stderr
+    assert loadable.read_bytes() == before
     assert load(loadable) == "42 50ed55ba behind the code"
 
 
@@ -379,3 +383,238 @@ def test_the_loader_maps_no_dropped_page(loadable: Path) -> None:
 
     assert resident < 500_000
     assert isinstance(ctypes.CDLL(str(loadable)).answer(), int)
+
+
+ALIGNED = r"""
+__asm__(".section .nv_fatbin,\"a\",@progbits\n.balign 8\n.incbin \"%s\"\n.text\n");
+__attribute__((aligned(65536))) char aligned[65536] = {1};
+"""
+ADDRESS = (
+    "import ctypes, sys; print(ctypes.addressof(ctypes.c_char.in_dll(ctypes.CDLL(sys.argv[1]), 'aligned')))"
+)
+
+
+@pytest.fixture
+def aligned(tmp_path: Path) -> Path:
+    """A library with data that wants an address that is a multiple of 64 KiB."""
+    if not shutil.which("gcc") or os.uname().machine != "x86_64":
+        pytest.skip("needs gcc for x86-64")
+    fatbin = [cubin("sm_80", 270_001), cubin("sm_90a", 3000)], [cubin("sm_100", 130_001)], [cubin("sm_90")]
+    (tmp_path / "fatbin").write_bytes(section(*fatbin))
+    (tmp_path / "aligned.c").write_text(ALIGNED % (tmp_path / "fatbin"))
+    path = tmp_path / "aligned.so"
+    command = ["gcc", "-shared", "-fPIC", "-nostdlib", "-o", str(path), str(tmp_path / "aligned.c")]
+    subprocess.run(command, check=True)
+    return path
+
+
+def addresses(path: Path) -> list[int]:
+    """Where the aligned data is, in eight processes (addresses are random)."""
+    command = [sys.executable, "-c", ADDRESS, str(path)]
+    return [int(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(8)]
+
+
+def test_aligned_data_is_as_aligned_after_slimming_as_before(aligned: Path) -> None:
+    if {address % 65536 for address in addresses(aligned)} != {0}:
+        pytest.skip("this system's loader does not honour p_align (glibc does from 2.35 on)")
+
+    report = slim_file(aligned, HOPPER)
+
+    assert report.before - report.after >= 3 * 65536
+    assert {address % 65536 for address in addresses(aligned)} == {0}
+    segments = ELFFile(io.BytesIO(aligned.read_bytes())).iter_segments()
+    loads = [s.header for s in segments if s["p_type"] == "PT_LOAD"]
+    assert max(load.p_align for load in loads) == 65536
+    assert all((load.p_vaddr - load.p_offset) % load.p_align == 0 for load in loads)
+
+
+def test_a_large_page_size_of_the_linker_costs_no_hole(tmp_path: Path) -> None:
+    """Old linkers promise 2 MiB that no data asks for; NVIDIA's libraries are linked so."""
+    path = library(tmp_path / "made.so", MIXED)
+    data = bytearray(path.read_bytes())
+    for index in (0, 1):
+        struct.pack_into("<Q", data, 64 + 56 * index + 48, 1 << 16)
+    path.write_bytes(data)
+    plain = library(tmp_path / "plain.so", MIXED)
+
+    assert slim_file(path, HOPPER).after == slim_file(plain, HOPPER).after
+
+
+During = Callable[[Path], object]
+
+
+def during_the_proof(monkeypatch: pytest.MonkeyPatch, path: Path, act: During) -> None:
+    """Let somebody `act` on the library after its new file was proven, before that is published."""
+    verify = library_module.verify
+
+    def verified(*given: object) -> None:
+        monkeypatch.setattr(library_module, "verify", verify)
+        verify(*given)  # type: ignore[arg-type]
+        act(path)
+
+    monkeypatch.setattr(library_module, "verify", verified)
+
+
+def upgrade(path: Path) -> None:
+    new = library(path.with_name("upgrade"), section([cubin("sm_90", 300_000)]))
+    new.replace(path)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 5000)
+
+
+@pytest.mark.parametrize(("act", "what"), [(upgrade, "replaced"), (Path.unlink, "removed"), (cut, "written")])
+def test_a_library_that_somebody_changes_meanwhile_stays_theirs(
+    mixed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    act: During,
+    what: str,
+) -> None:
+    during_the_proof(monkeypatch, mixed, act)
+    theirs = tmp_path_factory.mktemp("theirs")
+    shutil.copy2(mixed, theirs / mixed.name)
+    act(theirs / mixed.name)
+
+    with pytest.raises(Untouched, match=f"mixed.so was {what} .*by somebody else") as caught:
+        slim_file(mixed, HOPPER)
+
+    assert caught.value.exit_code is ExitCode.FAILED
+    left = {path.name: path.read_bytes() for path in mixed.parent.iterdir() if path.is_file()}
+    assert left == {path.name: path.read_bytes() for path in theirs.iterdir()}
+
+
+def test_of_two_slims_of_one_library_one_wins_and_the_other_says_so(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during_the_proof(monkeypatch, mixed, lambda path: slim_file(path, HOPPER))
+
+    with pytest.raises(Untouched, match="replaced"):
+        slim_file(mixed, HOPPER)
+
+    assert slim_file(mixed, HOPPER).kept == "nothing to drop"
+    assert listed(mixed) == ["compute_120", "compute_80", "sm_120a", "sm_90", "sm_90a"]
+    assert list(mixed.parent.iterdir()) == [mixed]
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    new = tmp_path / "new.so"
+    during_the_proof(monkeypatch, mixed, lambda path: new.write_text("theirs"))
+
+    with pytest.raises(UsageError, match="exists already"):
+        slim_file(mixed, HOPPER, to=new)
+
+    assert new.read_text() == "theirs"
+
+
+def test_a_library_that_is_cut_off_while_it_is_read_is_a_sentence(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = library_module._changes
+
+    def after_a_cut(*given: object) -> object:
+        cut(mixed)
+        return changes(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(library_module, "_changes", after_a_cut)
+
+    with pytest.raises(Malformed, match="bytes are missing"):
+        slim_file(mixed, HOPPER)
+
+    assert list(mixed.parent.iterdir()) == [mixed]
+
+
+def test_extended_attributes_and_acls_stay(mixed: Path) -> None:
+    everyone = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, permission, who)
+        for tag, permission, who in [
+            (1, 6, 0xFFFFFFFF), (2, 4, 1234), (4, 4, 0xFFFFFFFF), (16, 4, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF),
+        ]
+    )  # fmt: skip
+    try:
+        os.setxattr(mixed, "user.note", b"kept")
+        os.setxattr(mixed, "system.posix_acl_access", everyone)
+    except OSError as error:
+        pytest.skip(f"this file system has no extended attributes: {error.strerror}")
+    before = {name: os.getxattr(mixed, name) for name in os.listxattr(mixed)}
+
+    assert slim_file(mixed, HOPPER).changed
+
+    assert {name: os.getxattr(mixed, name) for name in os.listxattr(mixed)} == before
+
+
+@pytest.mark.parametrize("name", ["security.capability", "system.posix_acl_access"])
+def test_a_library_whose_security_attributes_cannot_be_kept_is_refused(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def refuse(target: object, attribute: str, value: bytes) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    before = mixed.read_bytes()
+    monkeypatch.setattr(os, "listxattr", lambda target: [name])
+    monkeypatch.setattr(os, "getxattr", lambda target, attribute: str(target).encode())
+    monkeypatch.setattr(os, "setxattr", refuse)
+
+    with pytest.raises(Untouched, match=f"{name} could not be kept"):
+        slim_file(mixed, HOPPER)
+
+    assert mixed.read_bytes() == before
+    assert list(mixed.parent.iterdir()) == [mixed]
+
+
+def test_somebody_elses_setuid_is_not_given_away(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, owner: int, group: int) -> None:
+        raise PermissionError
+
+    mixed.chmod(0o4755)
+    monkeypatch.setattr(os, "fchown", refuse)
+
+    slim_file(mixed, HOPPER)
+
+    assert mixed.stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(library_module.atomic, "_create", refuse)
+
+    with pytest.raises(Unwritable, match=r"mixed\.so cannot be written: Permission denied"):
+        slim_file(mixed, HOPPER)
+
+
+def test_an_unchanged_copy_has_all_that_its_source_has(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"bytes" * 50_000)
+    source.chmod(0o640)
+    os.utime(source, ns=(1_600_000_000_123_456_789, 1_500_000_000_987_654_321))
+
+    copy_file(source, tmp_path / "copy")
+
+    copy = (tmp_path / "copy").stat()
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+    assert (copy.st_mode & 0o7777, copy.st_mtime_ns) == (0o640, 1_500_000_000_987_654_321)
+
+
+def test_ptx_for_later_gpus_stays_among_tables_too(tmp_path: Path) -> None:
+    resource = b"table".ljust(64, b".") + container(cubin("sm_100a", 200_000), ptx("compute_100", 90_000))
+    path = library(tmp_path / "made.so", MIXED, more={".cask_resource": resource})
+    start = memory(path)[0].index(b"table...")
+
+    slim_file(path, HOPPER, keep_ptx=True)
+
+    assert at(path, start, len(resource)) == resource
+
+
+def test_a_report_says_for_which_devices_nothing_runs(tmp_path: Path) -> None:
+    code = section([cubin("sm_80", 200_000)], [cubin("sm_120", 90_000), ptx("compute_120", 9000)])
+    path = library(tmp_path / "made.so", code)
+
+    reports = [slim_file(path, capabilities("8.6", word), to=tmp_path / word) for word in ("9.0", "12.1")]
+
+    assert [report.unserved for report in reports] == [("sm90",), ()]
+    assert slim_file(tmp_path / "9.0", capabilities("12.0")).unserved == ("sm120",)  # a stub is no code

@@ -72,3 +72,19 @@ def test_a_stub_is_known_again_and_code_is_not_taken_for_one(tmp_path: Path) -> 
         (section_found,) = device_sections(elfs.parse(source))
         (container,) = containers_in(source, section_found)
         assert [is_stub(source, image) for image in container.images] == [True, False, False]
+
+
+def test_a_container_smaller_than_a_stub_stays_and_the_rest_is_slimmed(tmp_path: Path) -> None:
+    tiny = [Made("sm_80", b"lz4 data", flags=0x2000), Made("sm_75", b"lz4 data", flags=0x2000)]
+    path = library(tmp_path / "made.so", section([cubin("sm_100", 150_000)], tiny, [cubin("sm_90", 2000)]))
+
+    report = slim_file(path, [Capability(9, 0)])
+
+    assert (report.changed, report.stubs) == (True, 1)
+    with mapped(path) as source:
+        found = [c for s in device_sections(elfs.parse(source)) for c in containers_in(source, s)]
+    assert [[image.target.sm for image in c.images] for c in found] == [
+        ["sm_100"],
+        ["sm_80", "sm_75"],
+        ["sm_90"],
+    ]

@@ -9,25 +9,34 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from making import capabilities, cubin, library, section
 
-from vllm_variants.errors import Interrupted, ResourceError, UsageError
+from vllm_variants import atomic
+from vllm_variants.errors import ExitCode, Interrupted, ResourceError, UsageError
 from vllm_variants.fatbin import library as library_module
 from vllm_variants.fatbin import slim as slim_module
+from vllm_variants.fatbin import workers
 from vllm_variants.fatbin.copy import slimmed_copy
-from vllm_variants.fatbin.library import FileReport
-from vllm_variants.fatbin.slim import SlimReport, slim_tree
+from vllm_variants.fatbin.slim import SlimReport, Stopped, slim_tree
 from vllm_variants.fatbin.verify import Wrong
 
+Inodes = dict[tuple[int, int], tuple[int, list[str]]]
 HOPPER = capabilities("9.0")
 FATBIN = section([cubin("sm_80", 200_000), cubin("sm_90", 9000)], [cubin("sm_100", 150_000)])
 
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def aside(root: Path) -> list[Path]:
+    """What is being written, or was when its writer was killed."""
+    return [path for path in root.rglob("*") if atomic.leftover_target(path)]
 
 
 @pytest.fixture
@@ -112,7 +121,7 @@ def test_a_library_that_cannot_be_proven_is_kept_and_named(
 ) -> None:
     before = contents(tree)
 
-    def refuse(source: object, path: object, changes: object) -> None:
+    def refuse(source: object, new: object, changes: object) -> None:
         raise Wrong("made.so", "it is only a test")
 
     monkeypatch.setattr(library_module, "verify", refuse)
@@ -181,10 +190,9 @@ def test_a_file_is_old_or_new_whenever_the_process_dies(tree: Path, how: signal.
     running.wait()
 
     assert victim.read_bytes() == before
-    left = list(tree.rglob(".*.slimming"))
-    assert left == [] if how is signal.SIGINT else len(left) == 1
+    assert len(aside(tree)) == (0 if how is signal.SIGINT else 1)
     slim_tree(tree, HOPPER, jobs=1)  # takes up what was left
-    assert list(tree.rglob(".*.slimming")) == []
+    assert aside(tree) == []
     assert victim.stat().st_size < 200_000
 
 
@@ -224,36 +232,298 @@ def test_an_existing_output_is_never_replaced(tree: Path, tmp_path: Path) -> Non
         slimmed_copy(tree, tmp_path / "copy", slim)
 
 
-def for_a_minute(path: Path) -> FileReport:
-    time.sleep(60)
-    return FileReport(str(path), 0, 0)
+def test_peoples_files_are_theirs_whatever_they_are_called(tree: Path) -> None:
+    theirs = [tree / "my notes.slimming", tree / "lib" / ".libtwo.so.slimming", tree / ".x.vllm-variants-new"]
+    for path in theirs:
+        path.write_text("mine")
+    (tree / ".copy.slimming").mkdir()
+
+    assert len(slim_tree(tree, HOPPER, jobs=1).changed) == 2
+    slimmed_copy(tree, tree.with_name("copy"), slim)
+
+    assert [path.read_text() for path in theirs] == ["mine"] * 3
+    assert (tree / ".copy.slimming").is_dir()
 
 
-def die(path: Path) -> FileReport:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return FileReport(str(path), 0, 0)
+def test_what_another_run_is_writing_is_neither_touched_nor_slimmed(tree: Path) -> None:
+    with atomic.new_file(tree / "lib" / "libtwo.so") as new:
+        os.write(new.descriptor, (tree / "lib" / "libtwo.so").read_bytes())
+
+        report = slim_tree(tree, HOPPER, jobs=1)
+
+        assert new.path.stat().st_size > 300_000
+    assert [f.path for f in report.files] == ["lib/libone.so.1", "lib/libtwo.so"]
 
 
-WORK = [(1, [Path("one")]), (1, [Path("two")])]
+def refused(path: str) -> OSError:
+    return PermissionError(errno.EACCES, "Permission denied", path)
 
 
-def test_a_stop_does_not_wait_for_libraries_under_way() -> None:
-    def stop(signum: int, frame: object) -> None:
+def test_what_cannot_be_read_is_named_and_the_rest_is_slimmed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "closed").mkdir()
+    scandir, open_regular = os.scandir, slim_module.open_regular
+
+    def scanned(path: str) -> object:
+        if path.endswith("closed"):
+            raise refused(path)
+        return scandir(path)
+
+    def opened(path: str) -> int:
+        if path.endswith("libtwo.so"):
+            raise refused(path)
+        return open_regular(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    monkeypatch.setattr(slim_module, "open_regular", opened)
+
+    report = slim_tree(tree, HOPPER, jobs=1)
+
+    assert [f.path for f in report.changed] == ["lib/libone.so.1"]
+    assert [(f.path, f.kept) for f in report.failed] == [
+        ("closed", "cannot be read: Permission denied"),
+        ("lib/libtwo.so", "cannot be read: Permission denied"),
+    ]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_library_that_is_removed_meanwhile_is_named_and_the_rest_is_slimmed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    listed = slim_module._without_leftovers
+
+    def then_removed(inodes: Inodes) -> Inodes:
+        (tree / "lib" / "libtwo.so").unlink()
+        return listed(inodes)
+
+    monkeypatch.setattr(slim_module, "_without_leftovers", then_removed)
+    monkeypatch.setattr(slim_module, "_is_readable_elf", lambda name, unreadable: name.find(".so") > 0)
+
+    report = slim_tree(tree, HOPPER, jobs=jobs)
+
+    assert [f.path for f in report.changed] == ["lib/libone.so.1"]
+    (failed,) = report.failed
+    assert (failed.path, failed.kept) == ("lib/libtwo.so", f"{tree}/lib/libtwo.so was removed")
+
+
+def test_a_name_in_another_encoding_is_slimmed_by_workers(tree: Path) -> None:
+    odd = os.fsencode(tree) + b"/lib/\xff\xfe \xc3\xa9.so"
+    Path(os.fsdecode(odd)).hardlink_to(tree / "lib" / "libtwo.so")
+    (tree / "lib" / "libtwo.so").unlink()
+
+    report = slim_tree(tree, HOPPER, jobs=2)
+
+    assert len(report.changed) == 2
+    assert Path(os.fsdecode(odd)).stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("to", ["out", "lib/out", "../tree/out", "lib/../out"])
+def test_an_output_in_the_input_is_refused(tree: Path, to: str) -> None:
+    before = contents(tree)
+
+    with pytest.raises(UsageError, match="lies in"):
+        slimmed_copy(tree, tree / to, slim)
+
+    assert contents(tree) == before
+
+
+def test_a_dangling_link_is_an_output_that_exists(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").symlink_to("nowhere")
+
+    with pytest.raises(UsageError, match="exists already"):
+        slimmed_copy(tree, tmp_path / "copy", slim)
+
+    assert (tmp_path / "copy").is_symlink()
+
+
+def test_an_output_that_appears_meanwhile_stays(tree: Path, tmp_path: Path) -> None:
+    def and_somebody_else(root: Path) -> SlimReport:
+        (tmp_path / "copy").mkdir()
+        return slim(root)
+
+    with pytest.raises(UsageError, match="exists already"):
+        slimmed_copy(tree, tmp_path / "copy", and_somebody_else)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "tree"]
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
+COPIED = """
+import os, signal, sys
+from pathlib import Path
+from vllm_variants.fatbin.copy import slimmed_copy
+slimmed_copy(Path(sys.argv[1]), Path(sys.argv[2]), lambda root: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_killed_copy_left_is_removed_by_the_next_and_nothing_else_is(
+    tree: Path, tmp_path: Path
+) -> None:
+    to = tmp_path / "copy"
+    subprocess.run([sys.executable, "-c", COPIED, str(tree), str(to)], check=False)
+    (left,) = [path for path in tmp_path.iterdir() if atomic.is_leftover_of(path, to)]
+    theirs = atomic.name_beside(to)  # no writer ever was in it
+    (theirs / "folder").mkdir(parents=True)
+    under_way = []
+
+    def meanwhile(root: Path) -> SlimReport:
+        if not under_way:
+            under_way.append(root)
+            slimmed_copy(tree, to, meanwhile)  # another copy to the same output does not sweep this one
+            to.rename(tmp_path / "first")
+        return slim(root)
+
+    slimmed_copy(tree, to, meanwhile)
+
+    assert not left.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["tree", "copy", "first", theirs.name])
+
+
+def test_a_copy_of_folders_that_are_not_writable_keeps_their_modes_and_times(
+    tree: Path, tmp_path: Path
+) -> None:
+    for folder in (tree / "lib", tree):
+        os.utime(folder, ns=(1_600_000_000_000_000_000, 1_500_000_000_000_000_000))
+        folder.chmod(0o555)
+    try:
+        report = slimmed_copy(tree, tmp_path / "copy", slim)
+    finally:
+        for folder in (tree, tree / "lib"):
+            folder.chmod(0o755)
+    status = [(tmp_path / "copy" / name).stat() for name in (".", "lib")]
+    (tmp_path / "copy").chmod(0o755)
+    (tmp_path / "copy" / "lib").chmod(0o755)
+
+    assert {(s.st_mode & 0o777, s.st_mtime_ns) for s in status} == {(0o555, 1_500_000_000_000_000_000)}
+    assert report.root == str(tmp_path / "copy")
+
+
+WAITING = """
+import sys, time
+sys.path.append(sys.argv[1])
+from vllm_variants.fatbin import library, worker
+library.verify = lambda *given: time.sleep(60)
+worker.main()
+"""
+FIRST = f"""
+import sys
+from pathlib import Path
+from vllm_variants.fatbin import workers
+worker = workers.command({WAITING!r})
+workers.command = lambda: worker
+from vllm_variants.cli import main
+sys.argv = ["vllm-variants", "slim", sys.argv[1], "--sm", "sm90", "-j", "2", *sys.argv[2:]]
+main()
+"""
+
+
+def first_process(tree: Path, *words: str) -> subprocess.Popen[str]:
+    """`vllm-variants slim` in a process of its own, its workers in the middle of a proof."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", FIRST, str(tree), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while len(aside(tree.parent)) < 2 + ("-o" in words) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return running
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_workers_at_once_leaves_nothing_aside_and_says_what_is_done(
+    tree: Path, how: signal.Signals
+) -> None:
+    before = contents(tree)
+    running = first_process(tree, "--in-place")
+
+    running.send_signal(how)
+    out, err = running.communicate(timeout=5)
+
+    assert running.returncode == ExitCode.INTERRUPTED
+    done, advice = err.split("; ")
+    assert done == "interrupted: 0 of 2 libraries are slimmed, the others are as they were"
+    assert advice == "run it again to slim the rest\n"
+    assert out == ""
+    assert contents(tree) == before
+
+
+def test_a_stopped_copy_leaves_nothing(tree: Path, tmp_path: Path) -> None:
+    running = first_process(tree, "-o", str(tmp_path / "copy"))
+
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=5)
+
+    assert err == "interrupted: nothing half-done was left behind\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+
+
+def test_nothing_outlives_a_first_process_that_is_killed(tree: Path) -> None:
+    before = contents(tree)
+    running = first_process(tree, "--in-place")
+    assert len(aside(tree)) == 2
+
+    running.kill()
+    running.communicate(timeout=2)  # ends when nobody holds stdout and stderr any more
+
+    deadline = time.monotonic() + 2
+    while aside(tree) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert contents(tree) == before
+
+
+def test_a_stop_says_how_many_libraries_are_done(tree: Path) -> None:
+    def stop(done: int, total: int, path: str) -> None:
         raise Interrupted
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(2)
-    started = time.monotonic()
+    with pytest.raises(Stopped) as caught:
+        slim_tree(tree, HOPPER, jobs=1, progress=stop)
+
+    assert (caught.value.slimmed, caught.value.libraries) == (1, 2)
+
+
+def test_only_own_processes_are_ended() -> None:
+    foreign = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    foreign.start()
     try:
-        with pytest.raises(Interrupted):
-            list(slim_module._slimmed(WORK, for_a_minute, 2))
+        with pytest.raises(Interrupted), closing(answers("for line in sys.stdin: print('{}')")) as ready:
+            next(ready)
+            raise Interrupted
+        assert foreign.is_alive()
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - started < 30
-    assert multiprocessing.active_children() == []
+        foreign.terminate()
+        foreign.join()
+
+
+def answers(program: str) -> Generator[tuple[int, dict[str, object]], None, None]:
+    command = [sys.executable, "-u", "-c", f"import os, sys, time\n{program}"]
+    return workers.answers(command, [{"n": 1}, {"n": 2}, {"n": 3}], 2)
 
 
 def test_a_killed_worker_is_a_sentence() -> None:
     with pytest.raises(ResourceError, match="a process that slimmed was killed"):
-        list(slim_module._slimmed(WORK, die, 2))
+        list(answers("sys.stdin.readline(); os.kill(os.getpid(), 9)"))
+
+
+def test_every_request_is_answered_also_in_pieces() -> None:
+    program = "[(print(line[:4], end=''), time.sleep(.05), print(line[4:], end='')) for line in sys.stdin]"
+
+    assert sorted(answers(program)) == [(0, {"n": 1}), (1, {"n": 2}), (2, {"n": 3})]
+
+
+def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_GRACE", 0.5)
+    program = "import signal; signal.signal(15, signal.SIG_IGN); print('{}', flush=True); time.sleep(60)"
+    started = time.monotonic()
+
+    with closing(answers(program)) as ready:
+        next(ready)
+
+    assert time.monotonic() - started < 10
+
+
+def test_no_more_processes_is_a_sentence() -> None:
+    with pytest.raises(ResourceError, match="another process cannot be started: No such file"):
+        list(workers.answers(["/nowhere/python"], [{}, {}], 2))

@@ -125,6 +125,19 @@ def test_a_page_dropped_too_many_is_noticed(made: Path, monkeypatch: pytest.Monk
         slim_file(made, HOPPER)
 
 
+def test_an_alignment_that_data_needs_and_no_segment_gives_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = library(tmp_path / "made.so", FATBIN, alignment=0x4000)
+    honest = slim_file(path, HOPPER, to=tmp_path / "honest.so")
+    monkeypatch.setattr(elfs.Elf, "alignment", property(lambda elf: elf.page))
+
+    with pytest.raises(Wrong, match="not aligned as it must be"):
+        slim_file(path, HOPPER)
+
+    assert honest.changed
+
+
 def test_a_lost_copy_is_noticed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = pieces
     monkeypatch.setattr(

@@ -1,0 +1,90 @@
+"""A process that slims one library after another; its parent's number is its last argument.
+
+Each line on stdin is a request, each line on stdout its answer, both JSON; see `workers`. It ends
+when its stdin does. When its parent dies, however that happens, or sends SIGTERM, it removes what it
+was writing and ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vllm_variants.capability import Capability
+from vllm_variants.errors import Error, Interrupted, ResourceError
+from vllm_variants.fatbin import library
+from vllm_variants.fatbin.source import Malformed
+from vllm_variants.fatbin.verify import Wrong
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Answer requests until there are no more, or somebody says stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then sends SIGTERM
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        _die_with(int(sys.argv[-1]))
+        for line in sys.stdin:
+            sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+            sys.stdout.flush()
+    except (Interrupted, BrokenPipeError):
+        os._exit(1)  # stdout may hold half an answer that nobody reads
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows is cleaning up
+    raise Interrupted
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel send SIGTERM when the parent dies; raise `Interrupted` when it is dead already."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise Interrupted
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        devices = [Capability.parse(text) for text in request["devices"]]
+        path = Path(os.fsdecode(request["path"].encode("latin-1")))
+        return {"report": slimmed(path, devices, request["options"]).as_dict()}
+    except ResourceError as error:
+        return {"error": error.message, "mend": error.mend}
+    except Exception:
+        return {"crash": traceback.format_exc()}
+
+
+def slimmed(path: Path, devices: list[Capability], options: library.Options) -> library.FileReport:
+    """Slim a library of a tree; what keeps it as it is becomes its report.
+
+    Raises `ResourceError` when there is no room.
+    """
+    try:
+        return library.slim_file(path, devices, **options)
+    except (Malformed, Wrong) as error:
+        kind = "malformed" if isinstance(error, Malformed) else "not proven"
+        return _kept(path, f"{kind}: {error.message}", failed=False)
+    except library.Unwritable as error:
+        return _kept(path, error.message, failed=True)
+    except ResourceError:
+        raise
+    except Error as error:
+        return _kept(path, error.message, failed=True)
+
+
+def _kept(path: Path, why: str, *, failed: bool) -> library.FileReport:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = 0
+    return library.FileReport(str(path), size, size, kept=why, failed=failed)

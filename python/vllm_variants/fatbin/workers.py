@@ -1,0 +1,132 @@
+"""Processes of our own that answer requests, one at a time each.
+
+They are started as programs, speak JSON lines over pipes, and are the only processes that are ever
+ended from here. A worker ends with its stdin, so none outlives its parent; `worker` sees to it that
+it ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.errors import ResourceError
+
+_GRACE = 5.0
+"""Seconds that a worker has to clean up behind itself before it is killed."""
+_CHUNK = 1 << 16
+
+
+_START = "import sys; sys.path.append(sys.argv[1]); from vllm_variants.fatbin.worker import main; main()"
+
+
+def command(start: str = _START) -> list[str]:
+    """The program of one worker: this interpreter with this package and the standard library."""
+    package = Path(__file__).resolve().parents[2]
+    flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+    return [sys.executable, *flags, "-c", start, str(package), str(os.getpid())]
+
+
+def answers(
+    program: Sequence[str], requests: Sequence[Mapping[str, Any]], jobs: int
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """Each request's index with its answer, as they become ready, from up to `jobs` workers.
+
+    Raises `ResourceError` when a worker was killed. However this ends, no worker is left.
+    """
+    workers: list[_Worker] = []
+    waiting = list(enumerate(requests))[::-1]
+    done = False
+    try:
+        with selectors.DefaultSelector() as ready:
+            for _ in range(min(jobs, len(requests))):
+                workers.append(_Worker(program))
+                ready.register(workers[-1].output, selectors.EVENT_READ, workers[-1])
+                workers[-1].ask(*waiting.pop())
+            while ready.get_map():
+                for key, _ in ready.select():
+                    worker: _Worker = key.data
+                    answer = worker.read()
+                    if answer is None:
+                        continue
+                    yield worker.index, answer
+                    if waiting:
+                        worker.ask(*waiting.pop())
+                    else:
+                        ready.unregister(worker.output)
+        done = True
+    finally:
+        _end(workers, asked=not done)
+
+
+class _Worker:
+    """One process, and the index of the request that it answers."""
+
+    def __init__(self, program: Sequence[str]) -> None:
+        self.index, self._buffer = -1, b""
+        try:
+            self.process = subprocess.Popen(
+                program,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # what it has to say is in its answers
+            )
+        except OSError as error:
+            raise ResourceError(
+                f"another process cannot be started: {error.strerror}", mend="use fewer, `--jobs 1`"
+            ) from error
+
+    @property
+    def output(self) -> int:
+        assert self.process.stdout
+        return self.process.stdout.fileno()
+
+    def ask(self, index: int, request: Mapping[str, Any]) -> None:
+        """Send a request. It may be in vain: `read` tells."""
+        assert self.process.stdin
+        self.index = index
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def read(self) -> dict[str, Any] | None:
+        """The answer, None while it is not whole; raise `ResourceError` when there will be none."""
+        data = os.read(self.output, _CHUNK)
+        self._buffer += data
+        if not data:
+            raise ResourceError(
+                "a process that slimmed was killed, most likely for want of memory",
+                mend="vllm-variants doctor",
+            )
+        if not self._buffer.endswith(b"\n"):
+            return None
+        answer: dict[str, Any] = json.loads(self._buffer)
+        self._buffer = b""
+        return answer
+
+
+def _end(workers: Sequence[_Worker], *, asked: bool) -> None:
+    """Let workers end by themselves, or `asked` to; kill those that do not."""
+    for worker in workers:
+        if asked:
+            worker.process.terminate()
+        with suppress(BrokenPipeError):
+            assert worker.process.stdin
+            worker.process.stdin.close()
+    deadline = time.monotonic() + _GRACE
+    for worker in workers:
+        try:
+            worker.process.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        assert worker.process.stdout
+        worker.process.stdout.close()
