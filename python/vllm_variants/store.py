@@ -232,11 +232,17 @@ class Store:
         """Remove what killed builds left; of the entry `held`, its lock is ours."""
         for path, entry in self._leftovers():
             if entry == held:
-                _delete(path, ignore_errors=True)
+                self._discard(path, entry)
                 continue
             with self._try_lock(entry) as ours:
                 if ours:
-                    _delete(path, ignore_errors=True)
+                    self._discard(path, entry)
+
+    def _discard(self, path: Path, entry: str) -> None:
+        """Remove what is at `path`, as far as it can be: moved first, so that no orphan writes into it."""
+        with suppress(OSError):
+            if aside := self._set_aside(path, entry):
+                _delete(aside, ignore_errors=True)
 
     def _set_aside(self, path: Path, entry: str) -> Path | None:
         """Move what is at `path` out of sight (hold the lock); where it is now, None without anything."""

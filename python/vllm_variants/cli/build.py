@@ -104,7 +104,7 @@ def _require_folder(links: Path) -> None:
     try:
         if stat.S_ISDIR(links.stat().st_mode):
             return
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         if os.path.lexists(links):
             raise UsageError(
                 f"{links} is a broken link, not a folder", mend="name a folder: --links DIR"
