@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from vllm_variants import matrix
+from vllm_variants.builders import Request
+from vllm_variants.builders.outcomes import Status, outcome_of
+from vllm_variants.cli.batch_report import BatchReport
+from vllm_variants.errors import ResourceError
+
 LONG = "x" * 300
 
 
@@ -54,3 +60,12 @@ def test_what_does_not_go_together_is_refused(arguments: list[str], sentence: st
     assert sentence in told.stderr
     assert "Traceback" not in told.stderr
     assert "mkdir -p file" not in told.stderr
+
+
+def test_a_full_disk_under_the_lines_of_json_is_a_sentence(tmp_path: Path) -> None:
+    rows = matrix.load()
+    request = Request(next(iter(rows.variants.values())), rows.default, tmp_path)
+    report = BatchReport([request], False, Path("/dev/full"), None, None)
+    with report, pytest.raises(ResourceError, match="the disk is full"):
+        report.take(outcome_of(request, Status.BUILT))
+    assert Path("/dev/full").is_char_device()

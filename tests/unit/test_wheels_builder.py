@@ -270,35 +270,75 @@ def test_two_builds_at_once_make_one_result(index: ToyIndex, links: Path, tmp_pa
     assert results_[0].path == build(links)[0].path
 
 
+def toy_command(index: ToyIndex, links: Path) -> tuple[list[str], dict[str, str]]:
+    """A build over the toy index in a process of its own: the command and its environment."""
+    code = "import sys; import toy_build; toy_build.main(*sys.argv[1:])"
+    python_path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    return [sys.executable, "-c", code, str(index.root), str(links)], {
+        **os.environ,
+        "PYTHONPATH": python_path,
+    }
+
+
 @pytest.mark.skipif(
     subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
     reason="a small disk needs a mount of one's own, and unshare is not allowed here",
 )
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", ["size=64k", "nr_inodes=3", "nr_inodes=5", "nr_inodes=8", "nr_inodes=20"])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    limit: str, index: ToyIndex, links: Path, tmp_path: Path
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
     script = (
-        'mount -t tmpfs -o size=64k tmpfs "$1" && shift && "$@"; status=$?;'
+        f'mount -t tmpfs -o {limit} tmpfs "$1" && shift && "$@"; status=$?;'
         'find "$XDG_DATA_HOME" -type f; exit $status'
     )
-    code = "import sys; import toy_build; toy_build.main(*sys.argv[1:])"
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(small)]
-    env = {
-        **os.environ,
-        "XDG_DATA_HOME": str(small / "data"),
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
-    }
+    command, env = toy_command(index, links)
     finished = subprocess.run(
-        [*command, sys.executable, "-c", code, str(index.root), str(links)],
-        env=env,
+        ["unshare", "-rm", "sh", "-c", script, "sh", str(small), *command],
+        env={**env, "XDG_DATA_HOME": str(small / "data")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "the disk is full" in finished.stderr, finished.stderr
+    assert "the disk is full" in finished.stderr or "No space left on device" in finished.stderr
+    assert "Traceback" not in finished.stderr, finished.stderr
     assert finished.returncode == 6
     assert [line for line in finished.stdout.splitlines() if "/locks/" not in line] == []
     assert not list(links.iterdir())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_stopped_at_any_moment_leaves_nothing_half_done(
+    signum: int, index: ToyIndex, links: Path
+) -> None:
+    """Whatever is linked is whole, and the next build goes on as if there had been none."""
+    command, env = toy_command(index, links)
+    store = Store.default()
+    started = time.monotonic()
+    subprocess.run(command, env=env, capture_output=True, check=True)
+    whole = time.monotonic() - started
+    moments = 5
+    for moment in range(moments):
+        for link in links.iterdir():
+            link.unlink()
+        store.gc()
+        building = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+        time.sleep(whole * (0.3 + 0.7 * moment / moments))
+        with suppress(ProcessLookupError):
+            os.killpg(building.pid, signum)
+        _, said = building.communicate(timeout=60)
+        assert b"Traceback" not in said, said.decode()
+        assert all(entry.problem is None for entry in store.entries())
+        for link in links.iterdir():
+            results.require_python(results.read(link))
+            assert [gone for gone in store.gc().removed if gone.path.parent.name == "store"] == []
+        if signum != signal.SIGKILL:
+            assert not list((store.root / "building").glob("*"))
+    build(links)
+    assert not list((store.root / "building").iterdir())
+    assert run(links / f"result-{NAME}" / "bin" / "vllm", "x", cwd=Path("/")) == "0.13.0 x"
 
 
 def test_another_platform_is_built_but_not_run(index: ToyIndex, links: Path) -> None:
