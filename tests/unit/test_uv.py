@@ -10,7 +10,7 @@ import pytest
 import toy_index
 from toy_index import ToyIndex
 
-from vllm_variants import interpreters, matrix, uv
+from vllm_variants import data, interpreters, locks, matrix, uv
 from vllm_variants.builders import Request
 from vllm_variants.builders.wheels import Wheels
 from vllm_variants.errors import Error, InputError, MissingError
@@ -281,3 +281,19 @@ def test_credentials_and_proxies_reach_uv(monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
     assert uv.environment().items() >= kept.items()
+
+
+def test_a_lock_is_made_of_its_inputs_wherever_one_stands(
+    index: ToyIndex, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = MATRIX.default
+    lock = index.root / "locks" / f"{release.name}-{locks.platform_of(HOST)}.txt"
+    lock.unlink()
+    (lock.parent / f"{release.name}.in").write_text(f"vllm=={release.name}\ntorch\n")
+    (lock.parent / "cuda12.9-torch2.9.1.overrides").write_text("torch==2.9.1\n")
+    monkeypatch.setattr(data, "checkout", lambda: index.root)
+    monkeypatch.setenv("UV_EXCLUDE_NEWER", "2000-01-01")
+    (project / "pyproject.toml").write_text(FOREIGN["pyproject.toml"])
+    assert locks.remake(release, HOST) == lock
+    text = lock.read_text()
+    assert f"vllm=={release.name} " in text and "--hash=sha256:" in text
