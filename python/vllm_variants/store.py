@@ -215,8 +215,6 @@ class Store:
 
     def _remove(self, path: Path, entry: str, dry_run: bool) -> Removed | None:
         """Remove an entry or a left-over, unless somebody holds it, links to it or took it away."""
-        if not os.path.lexists(path):
-            return None
         with self._try_lock(entry) as ours:
             # Only now is it certain: a build links what it finds while it holds this lock.
             if not ours or not os.path.lexists(path) or _resolved(path) in self._links():

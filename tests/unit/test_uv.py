@@ -99,21 +99,11 @@ def test_the_settings_of_the_folder_one_stands_in_do_not_count(
     ("variable", "value"),
     [
         ("UV_LINK_MODE", "symlink"),
-        ("UV_TARGET", "elsewhere"),
-        ("UV_PREFIX", "elsewhere"),
         ("UV_CONSTRAINT", "torch==1"),
-        ("UV_BUILD_CONSTRAINT", "torch==1"),
-        ("UV_OVERRIDE", "torch==1"),
         ("UV_EXCLUDE_NEWER", "2000-01-01"),
-        ("UV_NO_BINARY", "1"),
         ("UV_COMPILE_BYTECODE", "1"),
-        ("UV_SYSTEM_PYTHON", "1"),
         ("UV_TORCH_BACKEND", "cpu"),
-        ("UV_PYTHON", "3.8"),
-        ("UV_PROJECT_ENVIRONMENT", "elsewhere"),
         ("UV_VENV_SEED", "1"),
-        ("UV_NO_VERIFY_HASHES", "1"),
-        ("VIRTUAL_ENV", "elsewhere"),
     ],
 )
 def test_variables_about_other_work_do_not_count(
@@ -297,3 +287,25 @@ def test_a_lock_is_made_of_its_inputs_wherever_one_stands(
     assert locks.remake(release, HOST) == lock
     text = lock.read_text()
     assert f"vllm=={release.name} " in text and "--hash=sha256:" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "UV_TARGET",
+        "UV_PREFIX",
+        "UV_BUILD_CONSTRAINT",
+        "UV_OVERRIDE",
+        "UV_NO_BINARY",
+        "UV_SYSTEM_PYTHON",
+        "UV_PYTHON",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_NO_VERIFY_HASHES",
+        "VIRTUAL_ENV",
+    ],
+)
+def test_uv_does_not_see_variables_that_it_reads_for_other_commands_or_may_read_one_day(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "elsewhere")
+    assert name not in uv.environment()
