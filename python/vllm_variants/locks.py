@@ -12,13 +12,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import data, process
-from vllm_variants.errors import Error, MissingError, UnsupportedError
+from vllm_variants import data, uv
+from vllm_variants.errors import Error, InputError, MissingError, UnsupportedError
 from vllm_variants.matrix import Release
 
 # The oldest C library that the locked wheels run on; vLLM's own are tagged manylinux_2_31.
@@ -64,6 +65,25 @@ def find(release: Release, system: str) -> Lock:
     return Lock(release, system, path, index_only if index_only.is_file() else None)
 
 
+def require_sound(lock: Lock) -> None:
+    """Raise `InputError` for a lock that cannot be whole: it has no vLLM, or no torch."""
+    files = [path for path in (lock.path, lock.index_only) if path]
+    try:
+        names = {
+            re.split(r"[\s=<>!~;\[@]", line)[0].lower() for path in files for line in _requirements(path)
+        }
+    except ValueError as error:
+        raise InputError(f"the lock {lock.path} is no text: {error}", mend=_again(lock)) from error
+    missing = [name for name in ("vllm", "torch") if name not in names]
+    if missing:
+        what = "is empty" if not names else f"has no {' and no '.join(missing)}"
+        raise InputError(f"the lock {lock.path} {what}", mend=_again(lock))
+
+
+def _again(lock: Lock) -> str:
+    return f"make it again in a checkout: ./vllm-variants lock {lock.release.name}"
+
+
 def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
     """Resolve the lock again from its inputs, aside, and replace it; return its path.
 
@@ -83,7 +103,7 @@ def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
         made = Path(aside, target.name)
         if target.is_file() and not upgrade:
             shutil.copyfile(target, made)
-        told = process.run(
+        told = uv.run(
             [
                 *compile_command(release, system),
                 *("--override", folder / f"{_stack(release)}.overrides", "--output-file", made),
@@ -100,8 +120,8 @@ def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
 
 
 def compile_command(release: Release, system: str) -> list[str]:
-    """`uv pip compile` for wheels of one release and system, with hashes and without addresses."""
-    command = [process.uv(), "pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
+    """The arguments of `uv pip compile` for wheels of one release and system: hashes, no addresses."""
+    command = ["pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
     command += ["--no-emit-index-url", "--no-header", "--no-annotate"]
     return [*command, "--python-version", release.stack.python, "--python-platform", wheel_platform(system)]
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ from toy_index import ToyIndex
 from vllm_variants import interpreters, matrix, process, results
 from vllm_variants.builders import Request
 from vllm_variants.builders.wheels import Wheels
-from vllm_variants.errors import AuditError, Error, MissingError, ResourceError, UnsupportedError, UsageError
+from vllm_variants.errors import (
+    AuditError,
+    Error,
+    InputError,
+    MissingError,
+    ResourceError,
+    UnsupportedError,
+    UsageError,
+)
 from vllm_variants.results import Result
 from vllm_variants.store import Store
 
@@ -182,6 +191,7 @@ def test_a_file_in_the_way_of_the_link_stays(index: ToyIndex, links: Path) -> No
     with pytest.raises(Error, match="it is not a link"):
         build(links)
     assert precious.read_text() == "mine"
+    assert not (Store.default().root / "building").exists()  # looked for before anything is installed
 
 
 def test_another_python_is_refused(index: ToyIndex, links: Path) -> None:
@@ -210,7 +220,12 @@ def stop_while_installing(links: Path, uv: Path, signum: int) -> tuple[int, str]
         time.sleep(0.05)
     time.sleep(0.3)
     started.send_signal(signum)
-    _, said = started.communicate(timeout=60)
+    try:
+        _, said = started.communicate(timeout=60) if signum != signal.SIGKILL else ("", "")
+        started.wait(timeout=60)
+    finally:  # a killed build cannot stop its uv
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
     return started.returncode, said
 
 
@@ -230,7 +245,7 @@ def test_a_killed_build_is_invisible_and_swept_by_gc(index: ToyIndex, links: Pat
     assert status == -signal.SIGKILL
     assert nothing_is_left(links)
     store = Store.default()
-    assert [removed.path.parent.name for removed in store.gc()] == ["building"]
+    assert [removed.path.parent.name for removed in store.gc().removed] == ["building"]
     assert not list((store.root / "building").iterdir())
 
 
@@ -255,35 +270,75 @@ def test_two_builds_at_once_make_one_result(index: ToyIndex, links: Path, tmp_pa
     assert results_[0].path == build(links)[0].path
 
 
+def toy_command(index: ToyIndex, links: Path) -> tuple[list[str], dict[str, str]]:
+    """A build over the toy index in a process of its own: the command and its environment."""
+    code = "import sys; import toy_build; toy_build.main(*sys.argv[1:])"
+    python_path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    return [sys.executable, "-c", code, str(index.root), str(links)], {
+        **os.environ,
+        "PYTHONPATH": python_path,
+    }
+
+
 @pytest.mark.skipif(
     subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
     reason="a small disk needs a mount of one's own, and unshare is not allowed here",
 )
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(index: ToyIndex, links: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", ["size=64k", "nr_inodes=3", "nr_inodes=5", "nr_inodes=8", "nr_inodes=20"])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    limit: str, index: ToyIndex, links: Path, tmp_path: Path
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
     script = (
-        'mount -t tmpfs -o size=64k tmpfs "$1" && shift && "$@"; status=$?;'
+        f'mount -t tmpfs -o {limit} tmpfs "$1" && shift && "$@"; status=$?;'
         'find "$XDG_DATA_HOME" -type f; exit $status'
     )
-    code = "import sys; import toy_build; toy_build.main(*sys.argv[1:])"
-    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(small)]
-    env = {
-        **os.environ,
-        "XDG_DATA_HOME": str(small / "data"),
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)]),
-    }
+    command, env = toy_command(index, links)
     finished = subprocess.run(
-        [*command, sys.executable, "-c", code, str(index.root), str(links)],
-        env=env,
+        ["unshare", "-rm", "sh", "-c", script, "sh", str(small), *command],
+        env={**env, "XDG_DATA_HOME": str(small / "data")},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "the disk is full" in finished.stderr, finished.stderr
+    assert "the disk is full" in finished.stderr or "No space left on device" in finished.stderr
+    assert "Traceback" not in finished.stderr, finished.stderr
     assert finished.returncode == 6
     assert [line for line in finished.stdout.splitlines() if "/locks/" not in line] == []
     assert not list(links.iterdir())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_stopped_at_any_moment_leaves_nothing_half_done(
+    signum: int, index: ToyIndex, links: Path
+) -> None:
+    """Whatever is linked is whole, and the next build goes on as if there had been none."""
+    command, env = toy_command(index, links)
+    store = Store.default()
+    started = time.monotonic()
+    subprocess.run(command, env=env, capture_output=True, check=True)
+    whole = time.monotonic() - started
+    moments = 5
+    for moment in range(moments):
+        for link in links.iterdir():
+            link.unlink()
+        store.gc()
+        building = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, start_new_session=True)
+        time.sleep(whole * (0.3 + 0.7 * moment / moments))
+        with suppress(ProcessLookupError):
+            os.killpg(building.pid, signum)
+        _, said = building.communicate(timeout=60)
+        assert b"Traceback" not in said, said.decode()
+        assert all(entry.problem is None for entry in store.entries())
+        for link in links.iterdir():
+            results.require_python(results.read(link))
+            assert [gone for gone in store.gc().removed if gone.path.parent.name == "store"] == []
+        if signum != signal.SIGKILL:
+            assert not list((store.root / "building").glob("*"))
+    build(links)
+    assert not list((store.root / "building").iterdir())
+    assert run(links / f"result-{NAME}" / "bin" / "vllm", "x", cwd=Path("/")) == "0.13.0 x"
 
 
 def test_another_platform_is_built_but_not_run(index: ToyIndex, links: Path) -> None:
@@ -302,24 +357,17 @@ def test_gc_keeps_what_is_linked_and_frees_the_rest(index: ToyIndex, links: Path
     kept, _ = build(links)
     dropped, _ = build(links, "0.11.2")
     build(links)  # the link points to the default release again
-    assert [removed.path for removed in store.gc()] == [dropped.path]
+    assert [removed.path for removed in store.gc().removed] == [dropped.path]
     assert kept.path.exists()
     (links / f"result-{NAME}").unlink()
-    assert [removed.path for removed in store.gc()] == [kept.path]
+    assert [removed.path for removed in store.gc().removed] == [kept.path]
     assert store.entries() == []
-
-
-def test_gc_leaves_a_build_under_way_alone(index: ToyIndex) -> None:
-    store = Store.default()
-    with store.lock("entry", lambda: None), store.building("entry") as folder:
-        assert store.gc() == []
-        assert folder.exists()
 
 
 def test_results_are_listed_with_size_and_links(index: ToyIndex, links: Path) -> None:
     result, _ = build(links)
     (entry,) = Store.default().entries()
-    assert entry.result.path == result.path
+    assert entry.result and entry.result.path == result.path
     assert entry.links == (links / f"result-{NAME}",)
     assert entry.bytes == result.manifest.facts["bytes"]["result"] > 0
 
@@ -330,6 +378,84 @@ def test_a_broken_result_is_a_sentence(index: ToyIndex, links: Path) -> None:
     manifest.write_text("{}")
     with pytest.raises(Error, match="is not a manifest of a result"):
         results.read(links / f"result-{NAME}")
+
+
+@pytest.mark.parametrize("lost", ["share/vllm-variants/manifest.json", "bin/python"])
+def test_a_damaged_result_is_built_anew_by_the_same_command(lost: str, index: ToyIndex, links: Path) -> None:
+    result, _ = build(links)
+    (result.path / lost).unlink()
+    again, said = build(links)
+    assert again.path == result.path
+    assert said[0].startswith(f"{NAME} is damaged (") and said[0].endswith("): it is built anew")
+    assert run(links / f"result-{NAME}" / "bin" / "vllm", "x", cwd=Path("/")) == "0.13.0 x"
+    assert build(links)[1] == [f"{NAME} is already built"]
+
+
+def test_a_damaged_result_stays_until_the_new_one_is_whole(
+    index: ToyIndex, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = build(links)
+    (result.path / "bin" / "python").unlink()
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(index.root / "another-cache"))
+    with pytest.raises(ResourceError):
+        build(links)
+    assert (result.path / results.MANIFEST).exists()
+
+
+def test_offline_without_the_wheels_says_so(
+    index: ToyIndex, links: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    with pytest.raises(ResourceError, match="uv may not use the network") as caught:
+        build(links)
+    assert "unset UV_OFFLINE" in str(caught.value)
+    assert nothing_is_left(links)
+
+
+def test_no_index_without_the_wheels_says_so(
+    index: ToyIndex, links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = index.root / "config" / "uv" / "uv.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f'no-index = true\nfind-links = ["{tmp_path}"]\n')
+    monkeypatch.delenv("UV_DEFAULT_INDEX")
+    with pytest.raises(ResourceError, match="uv may not use a package index") as caught:
+        build(links)
+    assert "unset UV_NO_INDEX" in str(caught.value)
+    assert nothing_is_left(links)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "is empty"),
+        (b"# nothing\n", "is empty"),
+        (b"vllm==0.13.0 --hash=sha256:00\n", "has no torch"),
+        (b"torch==2.9.1 --hash=sha256:00\n", "has no vllm"),
+        (b"\xff\xfe", "is no text"),
+        (b"torch==2.9.1\nvllm==0.13.0\n!!! what\n", "the lock is broken: Unexpected '!'"),
+        (b"torch==2.9.1 --hash=sha256:00\nvllm==0.13.0\n", "the lock is broken: Invalid hash"),
+        (b"torch==2.9.1\nvllm==0.13.0\nvllm===\n", "the lock is broken: "),
+    ],
+)
+def test_a_broken_lock_is_a_wrong_input(text: bytes, says: str, index: ToyIndex, links: Path) -> None:
+    index.lock(MATRIX.default, HOST).write_bytes(text)
+    with pytest.raises(InputError) as caught:
+        build(links)
+    assert says in str(caught.value)
+    assert "./vllm-variants lock" in str(caught.value)
+    assert nothing_is_left(links)
+
+
+def test_a_killed_builds_folder_is_swept_by_the_next_build_of_another_variant(
+    index: ToyIndex, links: Path, stuck_uv: Path
+) -> None:
+    stop_while_installing(links, stuck_uv, signal.SIGKILL)
+    building = Store.default().root / "building"
+    assert list(building.iterdir())
+    build(links, "0.11.2")
+    assert not list(building.iterdir())
 
 
 def test_a_torch_without_cuda_is_refused(index: ToyIndex, links: Path, tmp_path: Path) -> None:

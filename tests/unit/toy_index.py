@@ -111,8 +111,12 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
         ("UV_DEFAULT_INDEX", index.serve()),
         ("UV_CACHE_DIR", str(root / "uv-cache")),
         ("XDG_DATA_HOME", str(root / "data")),
+        ("XDG_CONFIG_HOME", str(root / "config")),
+        ("XDG_CONFIG_DIRS", str(root / "config")),
     ):
         monkeypatch.setenv(variable, value)
+    for variable in ("UV_CONFIG_FILE", "UV_NO_CONFIG", "UV_OFFLINE", "UV_INDEX", "UV_FIND_LINKS"):
+        monkeypatch.delenv(variable, raising=False)
     return index
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import interpreters, locks
+from vllm_variants import interpreters, links, locks
 from vllm_variants.builders import Request, Say, device_code, installation, launchers, manifests
 from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
 from vllm_variants.builders.steps import Step, Steps
@@ -22,7 +22,7 @@ from vllm_variants.errors import Error, UnsupportedError, resource_error
 from vllm_variants.interpreters import Interpreter
 from vllm_variants.locks import Lock
 from vllm_variants.matrix import host_system
-from vllm_variants.results import Result
+from vllm_variants.results import DamagedError, Result
 from vllm_variants.store import Store, disk_use
 
 # Part of every result's hash: raise it when the same inputs give another result.
@@ -53,6 +53,7 @@ class Wheels:
 
     def build(self, request: Request, say: Say) -> Result:
         """Build, or find built, one variant and link it. Raises an `errors.Error`."""
+        links.require_free(request.link)  # now, not after all the work
         lock, interpreter = _inputs(request)
         if lock.index_only and not request.index:
             raise UnsupportedError(
@@ -64,7 +65,7 @@ class Wheels:
         with self.store.lock(
             entry, lambda: say(f"another build of {request.name} is running: waiting for it")
         ):
-            result = self.store.find(entry)
+            result = self._found(request, entry, say)
             if result:
                 say(f"{request.name} is already built")
             else:
@@ -74,6 +75,13 @@ class Wheels:
                 result = self._make(request, lock, interpreter, entry, say)
             self.store.link(result, request.link)
         return result
+
+    def _found(self, request: Request, entry: str, say: Say) -> Result | None:
+        try:
+            return self.store.find(entry)
+        except DamagedError as damage:
+            say(f"{request.name} is damaged ({damage.message}): it is built anew")
+            return None
 
     def _make(self, request: Request, lock: Lock, interpreter: Interpreter, entry: str, say: Say) -> Result:
         steps = Steps(say)
@@ -127,7 +135,9 @@ def _require_cuda(torch: Path, lock: Lock) -> None:
 def _inputs(request: Request) -> tuple[Lock, Interpreter]:
     foreign = request.variant.system != host_system()
     interpreter = interpreters.find(request.release.stack.python, None if foreign else request.python)
-    return locks.find(request.release, request.variant.system), interpreter
+    lock = locks.find(request.release, request.variant.system)
+    locks.require_sound(lock)
+    return lock, interpreter
 
 
 def _entry(request: Request, lock: Lock, interpreter: Interpreter) -> str:

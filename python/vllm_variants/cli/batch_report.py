@@ -15,7 +15,7 @@ from vllm_variants import reporting
 from vllm_variants.builders import Request, reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.cli.output import print_json, say, size
-from vllm_variants.errors import Interrupted
+from vllm_variants.errors import Interrupted, resource_error
 
 
 class BatchReport:
@@ -93,8 +93,11 @@ class BatchReport:
             sys.stdout.flush()
             return
         assert self._jsonl is not None
-        with self._jsonl.open("a", encoding="utf-8") as stream:
-            stream.write(line)
+        try:
+            with self._jsonl.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise resource_error(error) from error
 
 
 def _built(outcome: Outcome) -> str:

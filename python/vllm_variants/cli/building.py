@@ -34,11 +34,9 @@ def options(
     push: str | None,
     signing_key: Path | None,
 ) -> Options:
-    """The batch's options; `UsageError` for those that do not go together."""
+    """The batch's options; `UsageError` for a cache or a key that is none."""
     from vllm_variants.builders.finishing import Cache
 
-    if signing_key and not push:
-        raise UsageError("--signing-key goes with --push", mend="name the cache: --push file:///srv/cache")
     cache = Cache(push, signing_key) if push else None
     return Options(cores, max_jobs, keep_going, retries, logs, cache)
 

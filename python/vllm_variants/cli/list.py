@@ -85,8 +85,14 @@ def _list_results(as_json: bool) -> None:
     listing = table("variant", "release", "builder", "size", "built", "linked from")
     listing.columns[-1].overflow = "fold"
     for entry in entries:
-        manifest = entry.result.manifest
         links = "\n".join(str(link) for link in entry.links) or "nowhere: gc removes it"
+        if entry.result is None:
+            listing.add_row(*entry.named, "", "", "damaged", links)
+            continue
+        manifest = entry.result.manifest
         built = manifest.created.replace("T", " ").removesuffix("Z")[:16]
         listing.add_row(manifest.short, manifest.release, manifest.builder, size(entry.bytes), built, links)
     out.print(listing)
+    for entry in entries:
+        if entry.problem:
+            say(f"{entry.path.name}: {entry.problem}")
