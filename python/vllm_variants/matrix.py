@@ -120,8 +120,10 @@ class Matrix:
             return self.default
         if name in self.releases:
             return self.releases[name]
+        near = get_close_matches(name, self.releases, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
         known = ", ".join(self.releases)
-        raise UsageError(f"there is no release {name!r}", mend=f"choose one of: {known}")
+        raise UsageError(f"there is no release {name!r}", mend=f"{guess}choose one of: {known}")
 
     def for_system(self, system: str) -> tuple[Variant, ...]:
         """The variants that run on `system`."""
