@@ -129,6 +129,13 @@ class Matrix:
         """The variants that run on `system`."""
         return tuple(v for v in self.variants.values() if v.system == system)
 
+    def knows(self, capability: Capability) -> bool:
+        """Whether a variant is built for `capability`, or serves it without being built for it."""
+        return any(
+            capability in (variant.capability, *(related.capability for related in variant.related))
+            for variant in self.variants.values()
+        )
+
     def parse(self, text: str, *, system: str | None = None) -> Match:
         """Find the variant that a person means and say what their word was taken for.
 

@@ -95,9 +95,14 @@ def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bo
     from vllm_variants.audit.find import examined
     from vllm_variants.audit.subject import subjects
 
+    rows = matrix.load()
     capability = device(sm) if sm is not None else None
+    if capability and not rows.knows(capability):
+        say(
+            f"note: no variant of the matrix is for {capability} or serves it: is it the device that you mean?"
+        )
     if release is not None:
-        release = matrix.load().release(release).name
+        release = rows.release(release).name
     for path in paths:
         examined(path)
     found = subjects(paths, capability, release)

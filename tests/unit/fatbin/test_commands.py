@@ -217,6 +217,11 @@ def test_an_unknown_release_is_refused_with_the_nearest_name(tree: Path) -> None
     assert "did you mean 0.13.0?" in told.stderr
 
 
+def test_a_device_that_the_matrix_does_not_know_is_remarked_on(tree: Path) -> None:
+    assert "no variant of the matrix is for 99.9" in run("audit", "--sm", "sm999", tree).stderr
+    assert "no variant" not in run("audit", "--sm", "10.3", tree).stderr
+
+
 def test_a_tree_that_is_held_to_nothing_says_why(tree: Path) -> None:
     info = tree / "lib" / "python3.12" / "site-packages" / "vllm-0.13.0.dist-info"
     info.rename(info.with_name("vllm-0.13.0rc1.dist-info"))
