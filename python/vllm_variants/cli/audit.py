@@ -98,9 +98,7 @@ def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bo
     rows = matrix.load()
     capability = device(sm) if sm is not None else None
     if capability and not rows.knows(capability):
-        say(
-            f"note: no variant of the matrix is for {capability} or serves it: is it the device that you mean?"
-        )
+        say(f"note: no variant of the matrix is for {capability} or serves it; is it what you mean?")
     if release is not None:
         release = rows.release(release).name
     for path in paths:
