@@ -100,8 +100,8 @@ def main() -> None:
         signal.signal(signum, _stop)
     try:
         code = close_streams(_run())
-    except Interrupted:
-        err.print("interrupted: nothing half-done was left behind", markup=False)
+    except Interrupted as stop:
+        err.print(f"interrupted: {str(stop) or 'nothing half-done was left behind'}", markup=False)
         code = ExitCode.INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):  # what is left to do is the interpreter's own end
         signal.signal(signum, signal.SIG_IGN)
