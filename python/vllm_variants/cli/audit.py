@@ -117,6 +117,8 @@ def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bo
             )
         if capability and capability != subject.capability:
             say(f"{subject.path} is a result, judged for its own {subject.capability}: --sm is for the rest")
+        if release and release != subject.release:
+            say(f"{subject.path} is a result, held to its own {subject.release}: --release is for the rest")
     return found
 
 

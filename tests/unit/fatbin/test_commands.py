@@ -196,6 +196,15 @@ def test_sm_is_for_what_does_not_say_its_own(tmp_path: Path, tree: Path) -> None
     assert f"{r80} is a result, judged for its own 8.0" in told.stderr
 
 
+def test_release_is_for_what_does_not_say_its_own(tmp_path: Path, tree: Path) -> None:
+    r80 = result(tmp_path / "r80", "8.0")
+
+    told = run("audit", r80, tree, "--sm", "sm90", "--release", "0.11.2", "--json")
+
+    assert [report["release"] for report in json.loads(told.stdout)["reports"]] == [None, "0.11.2"]
+    assert f"{r80} is a result, held to its own 9.9.9" in told.stderr
+
+
 def test_results_alone_can_be_judged_for_another_sm(tmp_path: Path) -> None:
     r80 = result(tmp_path / "r80", "8.0")
 
