@@ -18,7 +18,7 @@ in
         closure = closureInfo { rootPaths = [ variant ]; };
       }
       ''
-        vllm-variants audit ${variant} $(grep -vxF ${variant} "$closure/store-paths") --json > "$out"
+        vllm-variants audit ${variant} --closure-from "$closure/store-paths" --json > "$out"
       '';
 
   /** The GPU checks. Only a builder that says it has the feature `cuda` runs them. */

@@ -7,13 +7,13 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from vllm_variants import detection, gpus, interpreters, locks, memory, process
-from vllm_variants.errors import Error
+from vllm_variants.errors import Error, ExitCode, MissingError, system_error
 from vllm_variants.matrix import Matrix, Release
 from vllm_variants.store import Store
 
@@ -34,24 +34,31 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report."""
+    """One line of the doctor's report. `code` is what a problem makes the doctor end in."""
 
     about: str
     state: State
     text: str
     mend: str | None = None
+    code: ExitCode = ExitCode.UNSUPPORTED
+
+    @classmethod
+    def failed(cls, about: str, failure: Error | OSError) -> Finding:
+        """The problem that something could not be examined at all."""
+        error = failure if isinstance(failure, Error) else system_error(failure)
+        return cls(about, State.PROBLEM, error.message, error.mend, error.exit_code)
 
     def as_dict(self) -> dict[str, object]:
         """The finding as JSON."""
-        return {**asdict(self), "state": self.state.value}
+        return {"about": self.about, "state": self.state.value, "text": self.text, "mend": self.mend}
 
 
 def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]:
     """Every finding, as it is made: some ask the network or start a program."""
     from vllm_variants import nix_findings
 
-    yield _gpu(matrix, release)
-    yield _uv()
+    yield _examined("GPU", lambda: _gpu(matrix, release))
+    yield _examined("uv", _uv)
     yield from examine_for_wheels(release, store.root)
     yield _compiler()
     yield from nix_findings.examine()
@@ -59,11 +66,19 @@ def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]
 
 def examine_for_wheels(release: Release, folder: Path) -> Iterator[Finding]:
     """What a build by the `wheels` builder with its store in `folder` needs."""
-    yield _python(release)
+    yield _examined("Python", lambda: _python(release))
     yield _glibc()
-    yield _disk(folder)
-    yield _memory()
-    yield _index(release)
+    yield _examined("disk", lambda: _disk(folder))
+    yield _examined("memory", _memory)
+    yield _examined("index", lambda: _index(release))
+
+
+def _examined(about: str, look: Callable[[], Finding]) -> Finding:
+    """What `look` found, or the problem that it failed: the doctor goes on with the rest."""
+    try:
+        return look()
+    except (Error, OSError) as failure:
+        return Finding.failed(about, failure)
 
 
 def _gpu(matrix: Matrix, release: Release) -> Finding:
@@ -79,16 +94,38 @@ def _gpu(matrix: Matrix, release: Release) -> Finding:
 
 
 def _python(release: Release) -> Finding:
-    try:
-        found = interpreters.find(release.stack.python)
-    except Error as error:
-        return Finding("Python", State.PROBLEM, error.message, error.mend)
+    found = interpreters.find(release.stack.python)
     return Finding("Python", State.OK, f"{found.version} {found.found}: {found.path}")
 
 
 def _uv() -> Finding:
-    told = subprocess.run([process.uv(), "--version"], capture_output=True, text=True, check=False)
-    return Finding("uv", State.OK, f"{told.stdout.split(' (')[0].strip()} (brought by vllm-variants)")
+    named = os.environ.get("VLLM_VARIANTS_UV")
+    told = _told_by_uv(["--version"])
+    match = re.match(r"uv (\d[\w.]*)", told.stdout)
+    if told.returncode or not match:
+        raise MissingError(
+            f"{process.uv()} is no uv: `--version` ended with {told.returncode} and says no version",
+            mend=_uv_mend(),
+        )
+    origin = f"{named}, which VLLM_VARIANTS_UV names" if named else "brought by vllm-variants"
+    return Finding("uv", State.OK, f"uv {match[1]} ({origin})")
+
+
+def _told_by_uv(arguments: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run uv to its end; `MissingError` when it cannot be run."""
+    command = [process.uv(), *arguments]
+    try:
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise MissingError(f"uv cannot be run ({command[0]}): {error.strerror}", mend=_uv_mend()) from error
+
+
+def _uv_mend() -> str:
+    if os.environ.get("VLLM_VARIANTS_UV"):
+        return "correct VLLM_VARIANTS_UV, or unset it"
+    return "install vllm-variants again; in a checkout: rm -r .venv"
 
 
 def _glibc() -> Finding:
@@ -112,36 +149,43 @@ def _disk(folder: Path) -> Finding:
         return Finding("disk", State.OK, f"{text} ({needs})")
     state = State.NOTE if free >= DISK_NEXT else State.PROBLEM
     return Finding(
-        "disk", state, f"{text}; {needs}", "vllm-variants gc, uv cache prune, or set XDG_DATA_HOME elsewhere"
+        "disk",
+        state,
+        f"{text}; {needs}",
+        "vllm-variants gc, uv cache prune, or set XDG_DATA_HOME elsewhere",
+        ExitCode.RESOURCES,
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk that holds `folder`, or will when it is made."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    """Bytes free on the disk that holds `folder`, or will when it is made; `OSError` when it cannot be."""
+    while True:
+        try:
+            return shutil.disk_usage(folder).free
+        except (FileNotFoundError, NotADirectoryError):
+            if folder == folder.parent:
+                raise
+            folder = folder.parent
 
 
 def _memory() -> Finding:
     free = memory.available()
-    enough = free >= MEMORY
     text = f"{free / 1e9:.1f} GB available (a build with wheels peaks below {MEMORY / 1e9:.0f} GB)"
-    return Finding(
-        "memory", State.OK if enough else State.PROBLEM, text, None if enough else "close something large"
-    )
+    if free >= MEMORY:
+        return Finding("memory", State.OK, text)
+    return Finding("memory", State.PROBLEM, text, "close something large", ExitCode.RESOURCES)
 
 
 def _index(release: Release) -> Finding:
     # Asks for one small package's versions, through the same client and settings as a build.
-    command = [process.uv(), "pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
-    command += ["--python-version", release.stack.python, "-"]
-    told = subprocess.run(command, input="toml", capture_output=True, text=True, check=False)
+    command = ["pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
+    told = _told_by_uv([*command, "--python-version", release.stack.python, "-"], "toml")
     if told.returncode == 0:
         return Finding("index", State.OK, "the package index answers")
     reason = next(iter(told.stderr.strip().splitlines()), "no answer")
     mend = "check the network, or name a mirror: UV_DEFAULT_INDEX=https://…"
-    return Finding("index", State.PROBLEM, f"the package index does not answer: {reason}", mend)
+    text = f"the package index does not answer: {reason}"
+    return Finding("index", State.PROBLEM, text, mend, ExitCode.RESOURCES)
 
 
 def _compiler() -> Finding:

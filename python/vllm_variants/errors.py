@@ -8,6 +8,7 @@ code; anything else that escapes is a defect.
 from __future__ import annotations
 
 import errno
+import re
 from enum import IntEnum
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ class ExitCode(IntEnum):
     AUDIT = 5, "an audit or a verification found the result wrong"
     RESOURCES = 6, "disk, memory or network ran out"
     INTERRUPTED = 130, "Ctrl-C or SIGTERM; nothing half-done is left"
+    UNREAD = 141, "whoever read stdout closed it before everything was written (as by SIGPIPE)"
 
 
 class Error(Exception):
@@ -95,11 +97,63 @@ class Interrupted(BaseException):
     """
 
 
+class OutputClosed(Error):
+    """Whoever read stdout closed it: there is nobody to tell, so nothing is said."""
+
+    exit_code = ExitCode.UNREAD
+
+
+_EXHAUSTED = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EIO),
+        *(errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH),
+    }
+)
+_MENDS = {
+    errno.ENOSPC: "free some: `vllm-variants gc`, `uv cache prune`",
+    errno.EDQUOT: "free some: `vllm-variants gc`, `uv cache prune`",
+    errno.ENOMEM: "vllm-variants doctor says how much there is",
+    errno.EACCES: "ask `ls -ld` who may use it",
+    errno.EPERM: "ask `ls -ld` and `lsattr -d` who may change it",
+    errno.EROFS: "name a place on a file system that can be written to",
+    errno.ENAMETOOLONG: "use a shorter path",
+}
+
+
 def resource_error(error: OSError) -> ResourceError:
     """What the operating system refused, as a sentence: a full disk, a quota, permissions."""
+    return ResourceError(_refused(error), mend=_MENDS.get(error.errno or 0))
+
+
+def system_error(error: OSError) -> Error:
+    """The same for a failure that nobody expected, with the exit code of its kind.
+
+    `ResourceError` where disk, memory or network ran out, `MissingError` for what is not there,
+    `InputError` for a path that may not be used or cannot be.
+    """
+    if error.errno in _EXHAUSTED:
+        return resource_error(error)
+    kind = MissingError if error.errno == errno.ENOENT else InputError
+    return kind(_refused(error), mend=_MENDS.get(error.errno or 0))
+
+
+def _refused(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            f"the disk is full{where}", mend="free some: `vllm-variants gc`, `uv cache prune`"
-        )
-    return ResourceError(f"{error.strerror or error}{where}")
+        return f"the disk is full{where}"
+    return f"{error.strerror or error}{where}"
+
+
+_LONGEST = 400
+"""Letters; longer words say nothing to a person, and no path that can be used has a longer part."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def readable(text: str) -> str:
+    """`text` as one line: control characters as `\\n`, `\\x1b`, words of thousands of letters shortened."""
+    line = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return re.sub(rf"\S{{{_LONGEST + 1},}}", _shortened, line)
+
+
+def _shortened(word: re.Match[str]) -> str:
+    return f"{word[0][:80]}…{word[0][-20:]} ({len(word[0])} letters)"

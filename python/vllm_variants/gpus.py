@@ -9,17 +9,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from vllm_variants.capability import Capability
 from vllm_variants.errors import InputError
 from vllm_variants.matrix import host_system
 from vllm_variants.versions import numbers
 
+T = TypeVar("T")
 RECORDED = "VLLM_VARIANTS_MACHINE"
 
 # Where hosts keep the driver's libraries that ldconfig may not list: WSL, containers, NixOS.
@@ -75,10 +76,26 @@ class Machine:
     def from_dict(cls, facts: dict[str, Any]) -> Self:
         """Read what `as_dict` wrote; `KeyError`, `TypeError` or `ValueError` on anything else."""
         gpus = tuple(
-            Gpu(g["index"], g["name"], Capability.parse(g["capability"]), g["memory"], g["uuid"])
-            for g in facts["gpus"]
+            Gpu(
+                _of(int, gpu, "index"),
+                _of(str, gpu, "name"),
+                Capability.parse(_of(str, gpu, "capability")),
+                None if gpu["memory"] is None else _of(int, gpu, "memory"),
+                _of(str, gpu, "uuid"),
+            )
+            for gpu in _of(list, facts, "gpus")
         )
-        return cls(facts["system"], facts["driver"], gpus, facts.get("problem"))
+        driver = None if facts["driver"] is None else _of(str, facts, "driver")
+        problem = None if facts.get("problem") is None else _of(str, facts, "problem")
+        return cls(_of(str, facts, "system"), driver, gpus, problem)
+
+
+def _of(kind: type[T], facts: Mapping[str, Any], key: str) -> T:
+    """A fact of the type it must have; `true` is no number."""
+    value = facts[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
+    return value
 
 
 def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
@@ -112,7 +129,7 @@ def _replay(path: Path) -> Machine:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return Machine.from_dict(facts.get("machine", facts))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{RECORDED} names {path}, which is no recorded machine ({error})",
             mend=f"record one with `vllm-variants detect --json > {path.name}`, or unset {RECORDED}",

@@ -88,7 +88,10 @@ def _managed(minor: str) -> Path | None:
         "--no-python-downloads",
         "--managed-python",
     ]
-    found = subprocess.run([*command, minor], capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run([*command, minor], capture_output=True, text=True, check=False)
+    except OSError:  # a uv that cannot be run manages no Python
+        return None
     return Path(found.stdout.strip()) if found.returncode == 0 else None
 
 

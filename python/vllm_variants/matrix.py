@@ -120,12 +120,21 @@ class Matrix:
             return self.default
         if name in self.releases:
             return self.releases[name]
+        near = get_close_matches(name, self.releases, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
         known = ", ".join(self.releases)
-        raise UsageError(f"there is no release {name!r}", mend=f"choose one of: {known}")
+        raise UsageError(f"there is no release {name!r}", mend=f"{guess}choose one of: {known}")
 
     def for_system(self, system: str) -> tuple[Variant, ...]:
         """The variants that run on `system`."""
         return tuple(v for v in self.variants.values() if v.system == system)
+
+    def knows(self, capability: Capability) -> bool:
+        """Whether a variant is built for `capability`, or serves it without being built for it."""
+        return any(
+            capability in (variant.capability, *(related.capability for related in variant.related))
+            for variant in self.variants.values()
+        )
 
     def parse(self, text: str, *, system: str | None = None) -> Match:
         """Find the variant that a person means and say what their word was taken for.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,6 +17,11 @@ from vllm_variants.matrix import SYSTEMS, Matrix, Related, Release, Stack, Varia
 
 T = TypeVar("T")
 _SHORT = re.compile(r"sm\d{2,3}(-arm64)?")
+_RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
+"""A version; it names files, so nothing else may stand in it."""
+_RELEASE_KEYS = ("nixpkgs", "python", "cuda", "driver", "torch", "cutlass")
+_VARIANT_KEYS = ("capability", "architecture", "system", "gpus", "related")
+_COMPARE = "compare it with the committed one"
 
 
 def read(path: Path) -> Matrix:
@@ -24,6 +30,9 @@ def read(path: Path) -> Matrix:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"the matrix {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", mend="save it as UTF-8") from error
     return _Reader(path, text).matrix()
 
 
@@ -38,13 +47,17 @@ class _Reader:
             raise InputError(
                 f"{path}:{error.lineno}: not valid TOML: {error.msg}", mend=f"correct line {error.lineno}"
             ) from error
+        except RecursionError as error:
+            raise InputError(f"{path}: not valid TOML: nested too deeply", mend=_COMPARE) from error
         except (IndexError, TypeError) as error:  # toml 0.10 lets these escape on some broken lines
-            raise InputError(f"{path}: not valid TOML", mend="compare it with the committed one") from error
+            raise InputError(f"{path}: not valid TOML", mend=_COMPARE) from error
 
     def matrix(self) -> Matrix:
         releases = {name: self._release(name) for name in self._table("release")}
         variants = {short: self._variant(short) for short in self._table("variant")}
         default = self._value((), "default-release", str)
+        self._only((), ("default-release", "release", "variant"))
+        self._each_gpu_once(variants.values())
         if default not in releases:
             raise self._refusal(
                 (), "default-release", f"names {default!r}, which has no table", f'add [release."{default}"]'
@@ -53,6 +66,9 @@ class _Reader:
 
     def _release(self, name: str) -> Release:
         at = ("release", name)
+        if not _RELEASE.fullmatch(name):
+            raise self._refusal(at, None, "is no version", 'write [release."0.13.0"]')
+        self._only(at, _RELEASE_KEYS)
         revision = self._value(at, "nixpkgs", str)
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
@@ -67,6 +83,7 @@ class _Reader:
         at = ("variant", short)
         if not _SHORT.fullmatch(short):
             raise self._refusal(at, None, "is no short name", "write [variant.sm90] or [variant.sm90-arm64]")
+        self._only(at, _VARIANT_KEYS)
         variant = Variant(
             short,
             self._capability(at, self._value(at, "capability", str)),
@@ -89,6 +106,30 @@ class _Reader:
             case {"capability": str(capability), "gpus": list(gpus)} if all(isinstance(g, str) for g in gpus):
                 return Related(self._capability(at, capability), tuple(gpus))
         raise self._refusal(at, "related", "is not understood", '[{ capability = "10.3", gpus = ["B300"] }]')
+
+    def _only(self, at: tuple[str, ...], known: Sequence[str]) -> None:
+        """Refuse a key that nobody reads: it is a known one, mistyped, or meant for another table."""
+        table = self._tables
+        for part in at:
+            table = table[part]
+        for key in table:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                mend = f"write {near[0]}" if near else f"known are: {', '.join(known)}"
+                raise self._refusal(at, key, "is not known", mend)
+
+    def _each_gpu_once(self, variants: Iterable[Variant]) -> None:
+        """Refuse a GPU that two variants list, for it has one compute capability."""
+        listed: dict[str, str] = {}
+        for variant in variants:
+            for gpu in variant.all_gpus:
+                if (other := listed.setdefault(gpu.lower(), variant.short)) != variant.short:
+                    raise self._refusal(
+                        ("variant", variant.short),
+                        "gpus",
+                        f"has {gpu}, and [variant.{other}] too",
+                        "keep one",
+                    )
 
     def _capability(self, at: tuple[str, ...], text: str) -> Capability:
         if re.fullmatch(r"\d+\.\d", text):
@@ -139,5 +180,7 @@ class _Reader:
                 inside = line.split("#")[0].strip() == f"[{table}]"
                 head = number if inside else head
             if inside and (key is None or re.match(rf"{re.escape(key)}\s*=", line)):
+                return number
+            if not table and key and re.match(rf"\[{re.escape(key)}[].]", line):
                 return number
         return head

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from vllm_variants import memory
 from vllm_variants.builders import nix_command
 from vllm_variants.builders.nix_command import Configuration, Nix
 from vllm_variants.doctor import Finding, State, free_bytes
+from vllm_variants.errors import Error
 from vllm_variants.matrix import host_system
 
 PER_VARIANT = 20_000_000_000  # bytes in the store that one variant's build leaves and needs on the way
@@ -34,14 +36,22 @@ def examine() -> Iterator[Finding]:
     if not path:
         yield Finding("Nix", State.NOTE, "absent (only the nix and flox builders need it)")
         return
-    nix = Nix(path, "")
+    try:
+        yield from _of(Nix(path, ""))
+    except (Error, OSError, ValueError) as failure:  # a Nix that answers nonsense ends no examination
+        text = failure.message if isinstance(failure, Error) else f"{path} is broken: {failure}"
+        yield Finding("Nix", State.NOTE, text, "install it again (only the nix and flox builders need it)")
+
+
+def _of(nix: Nix) -> Iterator[Finding]:
     told = nix.version()
     if not nix_command.new_enough(told):
         wanted = ".".join(map(str, nix_command.MINIMUM))
-        text = f"{told or path} is too old: the pinned nixpkgs needs {wanted}"
+        known = f"{told} is too old: the pinned nixpkgs needs {wanted}"
+        text = known if re.search(r"\d", told) else f"{nix.program} does not say its version: {told!r}"
         yield Finding("Nix", State.NOTE, text, "nix upgrade-nix")
         return
-    yield Finding("Nix", State.OK, f"{told} ({path})")
+    yield Finding("Nix", State.OK, f"{told} ({nix.program})")
     yield from before_build(nix, nix.configuration(), 1)
     yield _memory()
 
@@ -129,9 +139,9 @@ def _trust(nix: Nix) -> Finding | None:
     told = nix.ask("store", "info", "--json", remote=False)
     try:
         facts = json.loads(told.out)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if facts.get("trusted", 1):
+    if not isinstance(facts, dict) or facts.get("trusted", 1):
         return None
     text = "the daemon does not trust this user: it ignores --builders and caches that are not in nix.conf"
     return Finding("Nix trust", State.NOTE, text, "extra-trusted-users = YOU (nix.conf of the daemon)")

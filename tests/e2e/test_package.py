@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vllm_variants import data, matrix, process
+from vllm_variants.errors import ExitCode
 
 ROOT = data.checkout() or pytest.skip("a package is made in a checkout", allow_module_level=True)
 
@@ -60,6 +61,14 @@ def test_it_hides_the_commands_of_a_checkout(installed: Path) -> None:
     listed = run(installed, "--help").stdout
     assert " build " in listed
     assert not any(line.split()[:1] in (["lock"], ["docs"], ["test"]) for line in listed.splitlines())
+
+
+@pytest.mark.parametrize("words", [["docs"], ["lock", "0.13.0"], ["pin", "--help"], ["test", "-k", "x"]])
+def test_a_command_of_a_checkout_says_that_it_needs_one(installed: Path, words: list[str]) -> None:
+    told = run(installed, *words)
+    assert told.returncode == ExitCode.USAGE
+    assert f"`{words[0]}` works on a checkout" in told.stderr
+    assert f"run ./vllm-variants {words[0]} in it" in told.stderr
 
 
 def test_it_is_named_by_its_version(installed: Path) -> None:

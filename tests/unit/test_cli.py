@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import vllm_variants
 from vllm_variants import data, generated, matrix
-from vllm_variants.errors import ExitCode
+from vllm_variants.errors import Error, ExitCode
 
 MACHINES = Path(__file__).parents[1] / "machines"
 
@@ -121,9 +125,43 @@ def test_generated_text_is_what_the_matrix_says() -> None:
     assert old == []
 
 
+def documented_exit_codes() -> set[int]:
+    root = data.checkout()
+    assert root is not None
+    rows = re.findall(r"^\| (\d+) \| \S", (root / "docs" / "exit-codes.md").read_text(), re.MULTILINE)
+    return {int(code) for code in rows}
+
+
+def errors_below(kind: type[Error]) -> set[type[Error]]:
+    return {kind}.union(*(errors_below(each) for each in kind.__subclasses__()))
+
+
 def test_every_exit_code_is_documented() -> None:
-    table = generated.exit_codes()
-    assert all(f"| {int(code)} |" in table for code in ExitCode)
+    """Those of the enumeration, of every `Error` in the package, and those written as numbers."""
+    for module in pkgutil.walk_packages(vllm_variants.__path__, "vllm_variants."):
+        if ".checks" not in module.name and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    root = data.checkout()
+    assert root is not None
+    launcher = re.findall(r"^ *exit (\d+)$", (root / "vllm-variants").read_text(), re.MULTILINE)
+    written = [
+        code
+        for path in (root / "python").rglob("*.py")
+        if "checks" not in path.parts
+        for code in re.findall(r"\b(?:sys\.exit|typer\.Exit)\((\d+)", path.read_text())
+    ]
+
+    assert documented_exit_codes() == {int(code) for code in ExitCode}
+    assert {int(error.exit_code) for error in errors_below(Error)} <= documented_exit_codes()
+    assert launcher
+    assert {int(code) for code in launcher + written} <= documented_exit_codes()
+
+
+@pytest.mark.parametrize("name", ["", "9.9.9"])
+def test_lock_refuses_a_name_before_it_resolves_anything(name: str, tmp_path: Path) -> None:
+    told = cli("lock", "0.13.0", name, cwd=tmp_path)
+    assert told.returncode == ExitCode.USAGE
+    assert told.stderr.startswith(f"error: there is no release '{name}'")
 
 
 def test_locks_agree_with_the_matrix() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,33 @@ def test_a_machine_survives_its_own_json(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Machine.from_dict(machine.as_dict()) == machine
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": {"gpus": 1}}'])
+GPU = {"index": 0, "name": "H100", "capability": "9.0", "memory": 1, "uuid": "GPU-1"}
+HOST = {"system": "x86_64-linux", "driver": "580.82.07", "gpus": [GPU], "problem": None}
+
+
+def test_the_small_recording_is_whole() -> None:
+    assert Machine.from_dict(HOST).as_dict() == HOST
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"machine": {"gpus": 1}}',
+        '{"machine": 1}',
+        "[" * 100_000,
+        *(json.dumps({**HOST, key: wrong}) for key, wrong in [
+            ("driver", 580), ("driver", ["580"]), ("system", None), ("gpus", {"a": GPU}), ("gpus", "x"),
+            ("gpus", [1]), ("problem", 7),
+        ]),
+        *(json.dumps({**HOST, "gpus": [{**GPU, key: wrong}]}) for key, wrong in [
+            ("index", "0"), ("index", True), ("name", None), ("capability", 9.0), ("capability", "x"),
+            ("memory", "80 GB"), ("memory", 1.5), ("uuid", 4),
+        ]),
+    ],
+)  # fmt: skip
 def test_a_file_that_records_no_machine_is_refused(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from vllm_variants import data
+from vllm_variants import data, process
 
 ROOT = data.checkout() or pytest.skip("the launcher is in a checkout only", allow_module_level=True)
-TOOLS = ("sh", "readlink", "dirname", "cmp", "rm", "cp", "mkdir", "wc", "tr", "flock", "sleep", "ls", "env")
+TOOLS = ("sh", "readlink", "dirname", "cat", "rm", "cp", "mkdir", "wc", "tr", "flock", "sleep", "ls", "env")
 
 
 @pytest.fixture
@@ -127,3 +129,89 @@ def test_a_broken_environment_is_made_again(checkout: Path, tmp_path: Path) -> N
         (checkout / ".venv" / "bin" / name).unlink()
     (checkout / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
     assert start(checkout, path, "y").stdout == "['y']\n"
+
+
+def made(folder: Path) -> tuple[str, str]:
+    """A wheel of one package, as a line of a lock without its hash, and the hash."""
+    folder.mkdir()
+    wheel = folder / "made-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("made/__init__.py", "")
+        archive.writestr("made-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: made\nVersion: 1.0\n")
+        archive.writestr(
+            "made-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("made-1.0.dist-info/RECORD", "made/__init__.py,,\n")
+    return f"made @ {wheel.as_uri()}", hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("gone", ["made", "made/__init__.py", "made-1.0.dist-info"])
+def test_a_package_that_was_taken_away_is_installed_again(checkout: Path, tmp_path: Path, gone: str) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()), ("uv", process.uv()))
+    line, digest = made(tmp_path / "wheels")
+    (checkout / "locks" / "tool.txt").write_text(f"{line} --hash=sha256:{digest}\n")
+    assert start(checkout, path, "x").returncode == 0
+    (taken,) = (checkout / ".venv").glob(f"lib/python3*/site-packages/{gone}")
+    shutil.rmtree(taken) if taken.is_dir() else taken.unlink()
+
+    again = start(checkout, path, "x")
+
+    assert (again.returncode, again.stdout) == (0, "['x']\n"), again.stderr
+    assert "something was taken away from .venv: making it again" in again.stderr
+    assert taken.exists()
+    assert start(checkout, path, "x").stderr == ""
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_wrong_hashes_are_not_blamed_on_the_network(checkout: Path, tmp_path: Path, installer: str) -> None:
+    programs = [("python3", _system_python())]
+    if installer == "uv":
+        programs.append(("uv", process.uv()))
+    line, _ = made(tmp_path / "wheels")
+    (checkout / "locks" / "tool.txt").write_text(f"{line} --hash=sha256:{'0' * 64}\n")
+
+    told = start(checkout, path_with(tmp_path, *programs), "x")
+
+    if "neither pip nor ensurepip" in told.stderr:
+        pytest.skip("no pip on this machine")
+    assert (told.returncode, told.stdout) == (4, "")
+    assert "mend: git checkout locks/tool.txt" in told.stderr
+    assert "network" not in told.stderr
+
+
+def test_a_lock_that_cannot_be_had_is_blamed_on_the_network(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "locks" / "tool.txt").write_text(
+        f"made @ file:///nowhere/made-1.0-py3-none-any.whl --hash=sha256:{'0' * 64}\n"
+    )
+    path = path_with(tmp_path, ("python3", _system_python()), ("uv", process.uv()))
+
+    told = start(checkout, path, "x")
+
+    assert told.returncode == 4
+    assert "mend: check the network" in told.stderr
+    assert "nowhere" in told.stderr
+
+
+@pytest.mark.parametrize("lacks", ["readlink", "dirname", "cat", "rm", "cp"])
+def test_a_path_without_the_basic_tools_is_one_sentence(checkout: Path, tmp_path: Path, lacks: str) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()))
+    (Path(path) / lacks).unlink()
+
+    told = start(checkout, path, "x")
+
+    assert told.returncode == 4
+    assert told.stderr.startswith(
+        f"error: there is no {lacks} on PATH ({path})\n  mend: PATH=$PATH:/usr/bin:/bin"
+    )
+
+
+def test_a_folder_in_the_place_of_the_lock_file_is_one_sentence(checkout: Path, tmp_path: Path) -> None:
+    (checkout / ".venv.lock").mkdir()
+
+    told = start(checkout, path_with(tmp_path, ("python3", _system_python())), "x")
+
+    assert told.returncode == 4
+    assert told.stderr.splitlines() == [
+        f"error: {checkout}/.venv.lock is a folder, and a file is needed there",
+        f"  mend: rmdir '{checkout}/.venv.lock'",
+    ]

@@ -155,6 +155,12 @@ def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
         ('default-release = "1.0"', 'default-release = "2.0"', 1, '[release."2.0"]'),
         ('torch = "2.9.1"', 'torch = "2.9.1', 8, "not valid TOML"),
         ('gpus = ["H100"]', 'gpus = ["H100"]\nrelated = ["B300"]', 16, "related"),
+        ("[release", "[releases.x]\n[release", 3, "write release"),
+        ('python = "3.12"', 'python = "3.12"\npyton = "3.12"', 6, "write python"),
+        ('capability = "9.0"', 'capability = "9.0"\ndriver = "560"', 13, "known are: capability"),
+        ('[release."1.0"]', '[release."../x"]', 3, "is no version"),
+        ('[release."1.0"]', '[release.".."]', 3, "is no version"),
+        ('[release."1.0"]', '[release."1.0/2"]', 3, "is no version"),
     ],
 )
 def test_a_broken_matrix_is_named_by_line_and_mend(
@@ -175,3 +181,43 @@ def test_a_matrix_without_variants_is_refused(tmp_path: Path) -> None:
 def test_an_absent_matrix_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         matrix_file.read(tmp_path / "none.toml")
+
+
+SECOND = """
+[variant.sm80]
+capability = "8.0"
+architecture = "Ampere"
+system = "x86_64-linux"
+gpus = ["A100", "h100"]
+"""
+
+
+def test_a_gpu_in_two_variants_is_refused(tmp_path: Path) -> None:
+    """Which variant a name means would be the order of the file."""
+    with pytest.raises(
+        InputError, match=r"variants.toml:21: \[variant.sm80\] gpus has h100, and \[variant.sm90\]"
+    ):
+        read(tmp_path, WHOLE + SECOND)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (WHOLE.replace("Hopper", "H\xf6pper").encode("latin-1"), "variants.toml:13: not UTF-8"),
+        (WHOLE.encode("utf-16"), "variants.toml:1: not UTF-8"),
+        (b"a = " + b"[" * 5000, "not valid TOML"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "not valid TOML: nested too deeply"),
+    ],
+)
+def test_a_matrix_that_is_no_text_of_ours_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "variants.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        matrix_file.read(path)
+
+
+def test_an_unknown_release_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 0\.13\.0\? choose one of: 0\.13\.0, 0\.11\.2"):
+        MATRIX.release("0.31.0")
+    with pytest.raises(UsageError, match="mend: choose one of"):
+        MATRIX.release("nightly")

@@ -41,14 +41,27 @@ def collect(
 ) -> tuple[LibraryAudit, ...]:
     """The libraries with device code in files, wheels and directories; `progress` is told each path.
 
-    Paths are counted from a directory on; with several of them, from its name on.
+    Paths are counted from a directory on; with several of them, from its name on. What cannot be
+    read in a directory or a wheel is one of them, with its `problem`.
     """
-    libraries = []
+    libraries: list[LibraryAudit] = []
     for path in paths:
         above = f"{path.resolve().name}/" if len(paths) > 1 and path.is_dir() else ""
-        for name, source in sources(path):
-            progress(name)
-            library = audit_library(source, above + name, capability)
-            if library and library.has_device_code:
-                libraries.append(library)
+        libraries += _collected(path, above, capability, progress)
     return tuple(libraries)
+
+
+def _collected(
+    path: Path, above: str, capability: Capability | None, progress: Callable[[str], None]
+) -> list[LibraryAudit]:
+    libraries: list[LibraryAudit] = []
+
+    def unreadable(name: str, why: str) -> None:
+        libraries.append(LibraryAudit(above + name, 0, problem=f"cannot be read: {why}"))
+
+    for name, source in sources(path, unreadable):
+        progress(name)
+        library = audit_library(source, above + name, capability)
+        if library and library.has_device_code:
+            libraries.append(library)
+    return libraries

@@ -2,61 +2,161 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from vllm_variants.errors import InputError, MissingError
-from vllm_variants.fatbin.slim import is_elf, regular_files
-from vllm_variants.fatbin.source import Source, WheelMember, mapped
+from vllm_variants.errors import Error, InputError, MissingError
+from vllm_variants.fatbin.source import Malformed, Source, WheelMember, mapped
+
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python that was built without it; zipfile then refuses such members itself
+
+    class LZMAError(Exception):  # type: ignore[no-redef]
+        """Never raised here."""
+
 
 _SMALLEST = 4096
 """Bytes; less cannot hold an ELF file with an image."""
 _TEXT = (".py", ".pyc", ".pyi", ".h", ".hpp", ".cuh", ".json", ".txt")
+_ELF, _ZIP = b"\x7fELF", (b"PK\x03\x04", b"PK\x05\x06")
+_DAMAGED = (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, zlib.error, LZMAError, Malformed, OSError)
+"""What reading a damaged, encrypted or odd wheel raises; `NotImplementedError` is a `RuntimeError`."""
+
+Unreadable = Callable[[str, str], None]
+"""Called with the name of a file or folder inside a tree or wheel that cannot be read, and why."""
 
 
-def sources(path: Path, root: Path | None = None) -> Iterator[tuple[str, Source]]:
-    """Every file under `path` that may hold device code, open, with its path from `root` on.
+def _refuse(name: str, why: str) -> None:
+    raise InputError(f"{name} cannot be read: {why}")
+
+
+def examined(path: Path) -> os.stat_result:
+    """The status of a path that a person named.
+
+    `MissingError` when it is not there, `InputError` when it may not be looked at or is neither a
+    file nor a directory: a device or a FIFO has no end to read to.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise absent(path) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", mend="see who may: ls -ld") from error
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        raise InputError(
+            f"{path} is {_kind(status.st_mode)}", mend="name a library, a wheel or a directory with libraries"
+        )
+    return status
+
+
+def absent(path: Path) -> Error:
+    """What to say of a path that is not there."""
+    if path.is_symlink():
+        return MissingError(f"{path} does not exist: it is a link to nothing", mend=f"ls -l {path}")
+    return MissingError(
+        f"{path} does not exist", mend="check the path; `vllm-variants list --results` shows what was built"
+    )
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device"}
+    return kinds.get(stat.S_IFMT(mode), "a character device")
+
+
+def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str, Source]]:
+    """Every file under `path` that may hold device code, open, with its path in `path`.
 
     A symbolic link is followed only when it is `path` itself: what lies in a tree is counted where
-    it lies, once for all names of an inode.
+    it lies, once for all names of an inode. What a file is, its first four bytes say. What cannot
+    be read inside a tree or a wheel goes to `unreadable`, and the rest is read; errors of `path`
+    itself are `examined`'s.
     """
-    if path.is_dir():
-        yield from _in_directory(path.resolve(), root or path.resolve())
-    elif not path.exists():
-        raise MissingError(f"{path} does not exist")
-    elif zipfile.is_zipfile(path):
-        yield from _in_wheel(path)
-    else:
-        with mapped(path) as source:
-            yield path.name if root is None else str(path.relative_to(root)), source
-
-
-def _in_directory(folder: Path, root: Path) -> Iterator[tuple[str, Source]]:
-    files = [(names[0], size) for size, names in regular_files(folder).values()]
-    for name, size in sorted(files):
-        if size < _SMALLEST or name.endswith(_TEXT):
-            continue
-        if name.endswith(".whl"):
-            yield from _in_wheel(Path(name))
-        elif is_elf(name):
-            with mapped(Path(name)) as source:
-                yield str(Path(name).relative_to(root)), source
-
-
-def _in_wheel(path: Path) -> Iterator[tuple[str, Source]]:
+    if stat.S_ISDIR(examined(path).st_mode):
+        yield from _in_directory(path.resolve(), unreadable)
+        return
     try:
-        with zipfile.ZipFile(path) as wheel:
-            for member in sorted(wheel.infolist(), key=lambda member: member.filename):
-                if member.file_size < _SMALLEST:
-                    continue
+        head = _head(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", mend="see who may: ls -l") from error
+    if head != _ELF and (head in _ZIP or path.suffix == ".whl" or zipfile.is_zipfile(path)):
+        yield from _in_wheel(path, "", unreadable)
+        return
+    with mapped(path) as source:
+        yield path.name, source
+
+
+def _head(path: str | Path) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 - thousands of them
+        return file.read(4)
+
+
+def _in_directory(folder: Path, unreadable: Unreadable) -> Iterator[tuple[str, Source]]:
+    for path in _regular_files(folder, unreadable):
+        name = os.path.relpath(path, folder)
+        try:
+            head = _head(path)
+            if head != _ELF and not name.endswith(".whl"):
+                continue
+            if head != _ELF:
+                yield from _in_wheel(Path(path), f"{name}/", unreadable)
+                continue
+            with mapped(Path(path)) as source:
+                yield name, source
+        except (OSError, Malformed) as error:
+            unreadable(name, _reason(error))
+
+
+def _regular_files(folder: Path, unreadable: Unreadable) -> list[str]:
+    """The first name of every inode below `folder` that may hold device code, sorted."""
+
+    def refused(error: OSError) -> None:
+        unreadable(os.path.relpath(error.filename, folder), _reason(error))
+
+    inodes: dict[tuple[int, int], str] = {}
+    for parent, _, names in os.walk(folder, onerror=refused):
+        for name in names:
+            path = os.path.join(parent, name)  # noqa: PTH118 - 100,000 of them
+            try:
+                status = os.lstat(path)
+            except OSError as error:
+                refused(error)
+                continue
+            large = status.st_size >= _SMALLEST or name.endswith(".whl")  # which may be compressed well
+            if stat.S_ISREG(status.st_mode) and large and not name.endswith(_TEXT):
+                inode = status.st_dev, status.st_ino
+                inodes[inode] = min(path, inodes.get(inode, path))
+    return sorted(inodes.values())
+
+
+def _in_wheel(path: Path, above: str, unreadable: Unreadable) -> Iterator[tuple[str, Source]]:
+    try:
+        wheel = zipfile.ZipFile(path)
+    except _DAMAGED as error:
+        unreadable(above.rstrip("/") or path.name, f"no readable wheel ({_reason(error)})")
+        return
+    with wheel:
+        for member in sorted(wheel.infolist(), key=lambda member: member.filename):
+            if member.file_size < _SMALLEST or member.filename.endswith(_TEXT):
+                continue
+            try:
                 with closing(WheelMember(wheel, member)) as source:
-                    if source.at(0, 4) == b"\x7fELF":
-                        yield member.filename, source
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is not a readable wheel: {error}") from error
+                    if source.at(0, 4) == _ELF:
+                        yield above + member.filename, source
+            except _DAMAGED as error:
+                unreadable(above + member.filename, _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return error.message if isinstance(error, Malformed) else str(error) or type(error).__name__
 
 
 def closure(path: Path) -> list[Path]:

@@ -132,10 +132,12 @@ class LibraryAudit:
 
 def audit_library(source: Source, path: str, device: Capability | None = None) -> LibraryAudit | None:
     """Audit one file; None when it is no ELF64 file. Malformed fat binaries become its `problem`."""
-    if not elfs.is_elf64(source):
-        return None
     audit = LibraryAudit(path, source.size)
     try:
+        if not elfs.is_elf64(source):
+            if 4 <= source.size < elfs.HEADER.size and source.at(0, 4) == b"\x7fELF":
+                raise Malformed(path, source.size, "the file ends within its ELF header")
+            return None
         elf = elfs.parse(source)
         audit.machine = elf.architecture
         for section in device_sections(elf):
@@ -145,6 +147,8 @@ def audit_library(source: Source, path: str, device: Capability | None = None) -
                 _count_scattered(source, section, device, audit)
     except Malformed as error:
         audit.problem = error.message
+    except OSError as error:
+        audit.problem = f"cannot be read: {error.strerror or error}"
     return audit
 
 

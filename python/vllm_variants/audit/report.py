@@ -35,7 +35,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Libraries with device code, judged for `capability` (None: only counted, and no verdict)."""
+    """Libraries with device code, judged for `capability` (None: only counted, and no verdict).
+
+    `release` is the one they were held to, empty for none.
+    """
 
     roots: tuple[str, ...]
     capability: Capability | None
@@ -53,8 +56,8 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether it can be used as it is: nothing missing."""
-        return self.verdict is not Verdict.MISSING
+        """Whether it can be used as it is: nothing missing, and every file could be read."""
+        return all(finding.verdict is not Verdict.MISSING for finding in self.findings)
 
     @property
     def missing(self) -> str:
@@ -106,9 +109,14 @@ def _missing(
 ) -> list[Finding]:
     found = []
     for name in expectations.libraries if expectations else ():
-        library = next((each for each in libraries if f"/{each.path}".endswith(f"/{name}")), None)
-        if expectations and (what := expectations.missing(library, name, device)):
-            found.append(Finding(Verdict.MISSING, library.path if library else name, what))
+        known: list[LibraryAudit | None] = [
+            library for library in libraries if f"/{library.path}".endswith(f"/{name}")
+        ]
+        for library in known or [None]:  # every one of that name is held to it
+            if library and library.problem:
+                continue  # and was found already
+            if expectations and (what := expectations.missing(library, name, device)):
+                found.append(Finding(Verdict.MISSING, library.path if library else name, what))
     return found
 
 

@@ -10,7 +10,7 @@ import typer
 from vllm_variants import matrix
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json
-from vllm_variants.errors import ExitCode, UsageError
+from vllm_variants.errors import UsageError
 from vllm_variants.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Examine this machine: one line a finding, with the command that mends it."""
+    """Examine this machine: one line a finding, with the command that mends it.
+
+    Problems end in the exit code of the first one: 6 for disk, memory and network, 4 for a missing
+    Python or uv, 3 for what this machine cannot do.
+    """
     from vllm_variants.doctor import State, examine
 
     rows = matrix.load()
@@ -43,8 +47,9 @@ def doctor(
                 out.print(f"          mend: {finding.mend}", markup=False)
     if as_json:
         print_json([finding.as_dict() for finding in findings])
-    if any(finding.state is State.PROBLEM for finding in findings):
-        raise typer.Exit(ExitCode.UNSUPPORTED)
+    problems = [finding for finding in findings if finding.state is State.PROBLEM]
+    if problems:
+        raise typer.Exit(problems[0].code)
 
 
 def _pinned(rows: matrix.Matrix) -> Iterator[Finding]:

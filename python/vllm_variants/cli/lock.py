@@ -20,7 +20,8 @@ def lock(
 ) -> None:
     """Resolve locks/<release>-<platform>.txt again from the inputs beside them (in a checkout)."""
     rows = matrix.load()
-    for name in releases or list(rows.releases):
+    chosen = [rows.release(name) for name in releases or rows.releases]  # all names, before any work
+    for release in chosen:
         for system in matrix.SYSTEMS:
-            say(f"resolving release {name} for {system} …")
-            say(str(locks.remake(rows.release(name), system, upgrade=upgrade)))
+            say(f"resolving release {release.name} for {system} …")
+            say(str(locks.remake(release, system, upgrade=upgrade)))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def named_path(text: str) -> Path:
+    """A path as a person typed it; an empty one, of an unset variable, is not the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty: is a variable unset?")
+    return Path(text)
 
 
 def _variants(incomplete: str) -> list[tuple[str, str]]:

@@ -1,18 +1,38 @@
-"""Where output goes: facts on stdout, talk and progress on stderr."""
+"""Where output goes: facts on stdout, talk and progress on stderr.
+
+Facts that cannot be written end the program in a documented exit code. Talk that nobody can read
+is dropped: a closed or full stderr stops no work.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from vllm_variants.errors import Error, InputError, OutputClosed, ResourceError, readable
+
+_NARROWEST = 80
+"""Columns that a table is given at least: a narrower terminal wraps its lines, and loses no word."""
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if console.width < _NARROWEST:
+        console.width = _NARROWEST
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
 
@@ -20,6 +40,100 @@ Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdou
 def print_json(facts: Mapping[str, object] | Sequence[object]) -> None:
     """Write one JSON document, and nothing else, to stdout."""
     sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+class _Facts(io.TextIOWrapper):
+    """stdout: what refuses to be written to is an `Error`, once."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            _discard(self)
+            raise _unwritable(error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            _discard(self)
+            raise _unwritable(error) from error
+
+
+class _Talk(io.TextIOWrapper):
+    """stderr: what cannot be written is dropped."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            _discard(self)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            _discard(self)
+
+
+def _unwritable(error: OSError) -> Error:
+    if isinstance(error, BrokenPipeError):
+        return OutputClosed("whoever read stdout closed it")
+    if error.errno == errno.EBADF:
+        return InputError("stdout is closed: there is nowhere to print to", mend="send it to a file: > FILE")
+    return ResourceError(f"stdout cannot be written to: {error.strerror}")
+
+
+def open_streams() -> None:
+    """Make stdout and stderr streams that fail as said above, also where a program was started without.
+
+    A file opened later never gets the number of a standard stream that was closed.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest free number is this one; 1 is for reading, so that writing fails
+            os.set_inheritable(os.open(os.devnull, flags), True)
+    sys.stdout = _opened(_Facts, 1, sys.stdout)
+    sys.stderr = _opened(_Talk, 2, sys.stderr)
+
+
+def _opened(kind: type[io.TextIOWrapper], number: int, former: TextIO | None) -> io.TextIOWrapper:
+    """A stream that writes letters as Python's own did; that was told by locale and PYTHONIOENCODING."""
+    file = os.fdopen(number, "wb", closefd=False)
+    if former is None:
+        return kind(file, "utf-8", "backslashreplace")
+    former.flush()
+    return kind(file, former.encoding, former.errors, line_buffering=bool(former.line_buffering))
+
+
+def close_streams(code: int) -> int:
+    """Write out what is left; the exit code, which is that of a failure to do so where it was 0."""
+    try:
+        sys.stdout.flush()
+    except Error as error:
+        complain(error)
+        code = code or error.exit_code
+    sys.stderr.flush()
+    return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Let a stream go nowhere, with what it still holds; the interpreter would fail with it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def complain(error: Error) -> None:
+    """Print an error as one sentence, and the command that mends it."""
+    if isinstance(error, OutputClosed):
+        return
+    err.print("[red]error:[/red] ", end="")
+    err.print(readable(error.message), markup=False)
+    if error.mend:
+        err.print(f"  mend: {readable(error.mend)}", markup=False)
 
 
 def say(text: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +63,14 @@ def test_strict_fails_unless_everything_runs_as_it_is(tree: Path) -> None:
         ).returncode
         == 5
     )
-    assert run("audit", "--strict", tree).returncode == 0  # nothing was judged
+
+
+def test_strict_wants_something_that_can_be_judged(tree: Path, tmp_path: Path) -> None:
+    undecided = run("audit", "--strict", tree)
+    assert undecided.returncode == ExitCode.USAGE
+    assert "--strict judges, and for which device" in undecided.stderr
+    (tmp_path / "empty").mkdir()
+    assert run("audit", "--strict", "--sm", "sm90", tmp_path / "empty").returncode == ExitCode.AUDIT
 
 
 def test_a_gpus_name_is_a_device(tree: Path) -> None:
@@ -84,30 +93,258 @@ def test_missing_code_of_a_release_fails_with_the_audits_exit_code(tree: Path) -
     assert "_vllm_fa3_C.abi3.so: is not there" in told.stdout
 
 
-def test_a_result_is_judged_for_its_own_sm(tree: Path) -> None:
-    manifest = tree / "share" / "vllm-variants" / "manifest.json"
+def result(path: Path, capability: str, release: str = "9.9.9", code: bytes | None = None) -> Path:
+    """A result in which one library has code for its own SM, or `code`."""
+    sm = f"sm{capability.replace('.', '')}"
+    manifest = path / "share" / "vllm-variants" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     facts = {
         "schema": 1,
-        "variant": "vllm-python312-cuda12_9-sm89",
-        "short": "sm89",
-        "capability": "8.9",
+        "variant": f"vllm-python312-cuda12_9-{sm}",
+        "short": sm,
+        "capability": capability,
         "system": "x86_64-linux",
-        "release": "9.9.9",
+        "release": release,
         "builder": "wheels",
     }
     manifest.write_text(json.dumps(facts))
+    packages = path / "lib" / "python3.12" / "site-packages" / "vllm"
+    packages.mkdir(parents=True)
+    library(packages / "_C.abi3.so", code or section([cubin(sm.replace("sm", "sm_"), 9000)]))
+    return path
 
-    told = run("audit", "--json", tree)
+
+def test_a_result_is_judged_for_its_own_sm(tmp_path: Path) -> None:
+    told = run("audit", "--json", result(tmp_path / "r89", "8.9"))
 
     assert json.loads(told.stdout)["capability"] == "8.9"
+    assert "there are no expectations for vLLM 9.9.9 on x86_64-linux" in told.stderr
+
+
+def test_each_of_several_results_has_a_report_for_its_own_sm(tmp_path: Path) -> None:
+    r80, r90 = result(tmp_path / "r80", "8.0"), result(tmp_path / "r90", "9.0")
+
+    told = run("audit", r80, r90, "--json", "--strict")
+
+    assert told.returncode == 0
+    facts = json.loads(told.stdout)
+    assert facts["verdict"] == "pass"
+    assert [(report["roots"], report["capability"]) for report in facts["reports"]] == [
+        ([str(r80)], "8.0"),
+        ([str(r90)], "9.0"),
+    ]
+    assert {library["path"] for report in facts["reports"] for library in report["libraries"]} == {
+        "lib/python3.12/site-packages/vllm/_C.abi3.so"
+    }
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_broken_result_is_not_hidden_by_a_good_one_beside_it(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    """Each is held to what its release has: two libraries of one name are not one."""
+    expected = {name: text for name, text in _expected("0.13.0", "sm90").items() if text}
+    paths = [tmp_path / "good", tmp_path / "bad"]
+    for path in paths:
+        result(path, "9.0", "0.13.0")
+        for name in expected:
+            made = path / "lib" / "python3.12" / "site-packages" / name
+            made.parent.mkdir(parents=True, exist_ok=True)
+            library(made, section([cubin("sm_90" if path.name == "good" else "sm_80", 5000)]))
+    words = [paths[index] for index in order]
+
+    assert run("audit", paths[0]).returncode == 0
+    assert run("audit", paths[1]).returncode == ExitCode.AUDIT
+    told = run("audit", *words)
+
+    assert told.returncode == ExitCode.AUDIT
+    assert "nothing in it runs on sm90" in told.stdout
+    assert all(f"{path}:\n" in told.stdout for path in paths)
+
+
+def _expected(release: str, sm: str) -> dict[str, int]:
+    """Libraries of a release's wheel → how many containers are of use to an SM."""
+    from vllm_variants.audit import expectations
+
+    known = expectations.load(release, "x86_64-linux")
+    assert known
+    return {name: each.by_sm[sm].usable for name, each in known.libraries.items()}
+
+
+def test_a_result_whose_libraries_are_all_gone_fails(tmp_path: Path) -> None:
+    bare = result(tmp_path / "r90", "9.0", "0.13.0")
+    for path in bare.rglob("*.so"):
+        path.unlink()
+
+    told = run("audit", bare)
+
+    assert told.returncode == ExitCode.AUDIT
+    assert "vllm/_C.abi3.so: is not there" in told.stdout
+
+
+def test_sm_is_for_what_does_not_say_its_own(tmp_path: Path, tree: Path) -> None:
+    r80 = result(tmp_path / "r80", "8.0")
+    plain = tree / "lib" / "python3.12" / "site-packages" / "vllm"
+
+    told = run("audit", r80, plain, "--sm", "sm90", "--json")
+
+    reports = json.loads(told.stdout)["reports"]
+    assert [(report["capability"], report["verdict"]) for report in reports] == [
+        ("8.0", "pass"),
+        ("9.0", "foreign"),
+    ]
+    assert f"{r80} is a result, judged for its own 8.0" in told.stderr
+
+
+def test_release_is_for_what_does_not_say_its_own(tmp_path: Path, tree: Path) -> None:
+    r80 = result(tmp_path / "r80", "8.0")
+
+    told = run("audit", r80, tree, "--sm", "sm90", "--release", "0.11.2", "--json")
+
+    assert [report["release"] for report in json.loads(told.stdout)["reports"]] == [None, "0.11.2"]
+    assert f"{r80} is a result, held to its own 9.9.9" in told.stderr
+
+
+def test_results_alone_can_be_judged_for_another_sm(tmp_path: Path) -> None:
+    r80 = result(tmp_path / "r80", "8.0")
+
+    assert json.loads(run("audit", r80, "--sm", "8.6", "--json").stdout)["capability"] == "8.6"
+
+
+def test_without_sm_a_plain_tree_beside_a_result_is_only_listed(tmp_path: Path, tree: Path) -> None:
+    told = run("audit", result(tmp_path / "r80", "8.0"), tree, "--json")
+
+    assert told.returncode == 0
+    assert [report["verdict"] for report in json.loads(told.stdout)["reports"]] == ["pass", None]
+
+
+def test_an_unknown_release_is_refused_with_the_nearest_name(tree: Path) -> None:
+    told = run("audit", "--sm", "sm90", "--release", "0.31.0", tree)
+
+    assert told.returncode == ExitCode.USAGE
+    assert "there is no release '0.31.0'" in told.stderr
+    assert "did you mean 0.13.0?" in told.stderr
+
+
+def test_a_device_that_the_matrix_does_not_know_is_remarked_on(tree: Path) -> None:
+    assert "no variant of the matrix is for 99.9" in run("audit", "--sm", "sm999", tree).stderr
+    assert "no variant" not in run("audit", "--sm", "10.3", tree).stderr
+
+
+def test_a_tree_that_is_held_to_nothing_says_why(tree: Path) -> None:
+    info = tree / "lib" / "python3.12" / "site-packages" / "vllm-0.13.0.dist-info"
+    info.rename(info.with_name("vllm-0.13.0rc1.dist-info"))
+
+    told = run("audit", "--sm", "sm90", tree)
+    assert told.returncode == 0
+    assert "held to no release: there are no expectations for vLLM 0.13.0rc1 on x86_64-linux" in told.stderr
+    assert "have no sm87" in run("audit", "--sm", "8.7", "--release", "0.13.0", tree).stderr
+
+
+def test_a_truncated_library_fails_without_a_device_too(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", CODE)
+    path.write_bytes(path.read_bytes()[:9000])
+
+    told = run("audit", path)
+
+    assert told.returncode == ExitCode.AUDIT
+    assert "missing: made.so: " in told.stdout
+
+
+def test_why_goes_on_after_what_is_no_library(tree: Path) -> None:
+    (tree / "kernel.cubin").write_bytes(cubin("sm_90", 9000).payload)
+    broken = library(tree / "broken.so", CODE)
+    broken.write_bytes(broken.read_bytes()[:9000])
+
+    told = run("audit", "--why", "sm90", tree)
+
+    assert told.returncode == ExitCode.AUDIT
+    assert "_C.abi3.so on sm90" in told.stdout
+    assert "kernel.cubin: passed over" in told.stderr
+    assert "broken.so: cannot be read" in told.stderr
+    broken.unlink()
+    assert run("audit", "--why", "sm90", tree).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["/dev/zero", "link", "fifo", "socket"])
+@pytest.mark.parametrize("mode", [["--sm", "90"], ["--why", "90"], []])
+def test_what_has_no_end_is_not_read(tmp_path: Path, kind: str, mode: list[str]) -> None:
+    path = tmp_path / kind
+    if kind == "/dev/zero":
+        path = Path(kind)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        socket.socket(socket.AF_UNIX).bind(str(path))
+
+    told = run("audit", *mode, path)
+
+    assert told.returncode == ExitCode.USAGE
+    assert f"error: {path} is a " in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def unprivileged() -> list[str]:
+    """What makes a command of root respect the modes of files."""
+    if os.geteuid():
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("root may read everything, and there is no setpriv to change that")
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+
+
+def test_what_may_not_be_read_in_a_tree_is_a_problem_and_the_rest_is_audited(tree: Path) -> None:
+    library(tree / "secret.so", CODE).chmod(0)
+    (tree / "closed").mkdir()
+    (tree / "closed").chmod(0)
+    (tree / "listed").mkdir()
+    library(tree / "listed" / "made.so", CODE)
+    (tree / "listed").chmod(0o400)
+    command = [*unprivileged(), sys.executable, "-m", "vllm_variants", "audit", "--json", str(tree)]
+
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    alone = subprocess.run(
+        [*command[:-1], str(tree / "listed" / "made.so")], capture_output=True, text=True, check=False
+    )
+    for name in ("closed", "listed"):
+        (tree / name).chmod(0o700)
+
+    assert told.returncode == ExitCode.AUDIT, told.stderr
+    found = {each["path"]: each["problem"] for each in json.loads(told.stdout)["libraries"]}
+    assert found.pop("lib/python3.12/site-packages/vllm/_C.abi3.so") == ""
+    assert found == dict.fromkeys(
+        ("secret.so", "closed", "listed/made.so"), "cannot be read: Permission denied"
+    )
+    assert alone.returncode == ExitCode.USAGE
+    assert "made.so cannot be read: Permission denied" in alone.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["audit", "nowhere"], ExitCode.MISSING, "nowhere does not exist"),
+        (["audit", "nowhere"], ExitCode.MISSING, "list --results"),
+        (["audit", "x" * 300], ExitCode.USAGE, "File name too long"),
+        (["audit", "x/" * 3000], ExitCode.USAGE, "File name too long"),
+        (["audit", ""], ExitCode.USAGE, "it is empty: is a variable unset?"),
         (["audit", "--sm", "sm9x", "."], ExitCode.USAGE, "sm9x"),
+        (["audit", "--sm", "", "."], ExitCode.USAGE, "no variant, capability or GPU ''"),
+        (["audit", "--why", "", "."], ExitCode.USAGE, "no variant, capability or GPU ''"),
+        (["audit", "--release", "", "."], ExitCode.USAGE, "there is no release ''"),
+        (["audit", "--release", "0.13.0", "."], ExitCode.USAGE, "add --sm SM"),
+        (["audit", "--sm", "90", "--release", "0.13.0", __file__], ExitCode.USAGE, "is a single file"),
+        (["audit", "--why", "90", "--closure", "."], ExitCode.USAGE, "--closure does not go with --why"),
+        (["audit", "--why", "90", "--strict", "."], ExitCode.USAGE, "--strict does not go with --why"),
+        (["audit", "--why", "90", "--sm", "90", "."], ExitCode.USAGE, "--sm does not go with --why"),
+        (["audit", "--why", "90", "--release", "x", "."], ExitCode.USAGE, "--release does not go with --why"),
+        (["audit", "--derive", "--json", "x"], ExitCode.USAGE, "--json does not go with --derive"),
+        (["audit", "--derive", "--why", "90", "x"], ExitCode.USAGE, "--why does not go with --derive"),
+        (["audit", "--derive", "vllm-1.0.0-x.whl"], ExitCode.MISSING, "does not exist"),
+        (["audit", "--closure-from", "x", ".", ".."], ExitCode.USAGE, "with one PATH"),
+        (["audit", "--closure-from", "nowhere", "."], ExitCode.MISSING, "nowhere"),
+        (["audit", "--closure-from", "x", "--closure", "."], ExitCode.USAGE, "goes without --closure-from"),
         (["slim", "nowhere", "--sm", "90", "-o", "x"], ExitCode.MISSING, "nowhere does not exist"),
         (["slim", ".", "--sm", "90"], ExitCode.USAGE, "say where the slimmed files go"),
         (["slim", ".", "--sm", "90", "-o", "x", "--in-place"], ExitCode.USAGE, "say where"),
@@ -163,6 +400,19 @@ def test_closure_audits_every_path_that_nix_names(tree: Path, tmp_path: Path) ->
 
     libraries = [each["path"] for each in json.loads(told.stdout)["libraries"]]
     assert [Path(path).name for path in libraries] == ["_C.abi3.so", "libcublas.so"]
+
+
+def test_a_closure_can_be_listed_in_a_file(tmp_path: Path) -> None:
+    """As in Nix's sandbox, where nix-store may not be asked; all of it is judged for the result's SM."""
+    r90 = result(tmp_path / "r90", "9.0")
+    (tmp_path / "other").mkdir()
+    library(tmp_path / "other" / "libcublas.so", section([cubin("sm_90", 5000), cubin("sm_80", 90_000)]))
+    (tmp_path / "store-paths").write_text(f"{tmp_path / 'other'}\n{r90}\n")
+
+    told = run("audit", r90, "--closure-from", tmp_path / "store-paths", "--json")
+
+    facts = json.loads(told.stdout)
+    assert (facts["capability"], facts["verdict"], len(facts["libraries"])) == ("9.0", "foreign", 2)
 
 
 def test_slim_writes_a_copy_and_tells_what_it_saved(tree: Path, tmp_path: Path) -> None:
