@@ -186,8 +186,21 @@ def test_the_command_lines_hash_moves_only_with_what_it_is_made_of(
     assert nix.flake(f"path:{copy}#cli.drvPath") != before
 
 
-def test_the_audit_is_a_check_of_a_built_variant(building_nix: Nix, checkout: Path) -> None:
-    report = building_nix.build("--no-update-lock-file", f"path:{checkout}#audits.sm90")
+def test_the_audit_is_a_check_of_a_built_variant(
+    building_nix: Nix, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "e2e"))
+    from source_model import model
+
+    with_code = "--override-input", "nixpkgs", f"path:{model(tmp_path / 'nixpkgs')}"
+    report = building_nix.build("--no-write-lock-file", *with_code, f"path:{checkout}#audits.sm90")
     audited = json.loads(report.read_text())
-    assert any(name.endswith("-sm90-0.13.0") for name in audited["roots"]), audited
+    assert audited["roots"][0].endswith("-sm90-0.13.0"), audited
     assert any(name.endswith("-torch-2.9.1") for name in audited["roots"]), "the closure is audited too"
+    assert (audited["capability"], audited["release"], audited["verdict"]) == ("9.0", "0.13.0", "pass")
+
+
+def test_the_audit_fails_where_vllms_libraries_are_not_there(building_nix: Nix, checkout: Path) -> None:
+    """The model leaves a text where vLLM has its extensions."""
+    with pytest.raises(NixFailed, match=r"exit code 5.*_C.abi3\.so: is not there"):
+        building_nix.build("--no-update-lock-file", f"path:{checkout}#audits.sm90")

@@ -136,6 +136,9 @@ def _audit(
             _show(report)
     if as_json:
         print_json(reports[0].as_dict() if len(reports) == 1 else _together(reports))
+        for report in reports:
+            if report.missing:  # the reason of the exit code, for a log that has no stdout
+                say(f"missing: {report.missing}")
     if not all(_good(report, strict) for report in reports):
         raise typer.Exit(ExitCode.AUDIT)
 
@@ -160,7 +163,7 @@ def _report(subject: Subject, roots: list[Path]) -> AuditReport:
     expected, why_none = expectations_for(subject, libraries)
     if why_none:
         say(why_none)
-    return audits.judge((str(subject.path),), libraries, subject.capability, expected)
+    return audits.judge(tuple(map(str, roots)), libraries, subject.capability, expected)
 
 
 def _good(report: AuditReport, strict: bool) -> bool:
