@@ -1,6 +1,6 @@
 """How much longer a whole build takes than a plain `uv pip sync` of the same lock, in one run.
 
-    ./.venv/bin/python bench/build_vs_sync.py [VARIANT] [--slim] [--folder DIR]
+    python bench/build_vs_sync.py [VARIANT] [--slim] [--folder DIR]
 
 Each side starts with an empty cache of its own and so downloads everything (10 GB each); the order
 is plain, build, build, plain, so that a network that gets slower or faster weighs on both alike.
@@ -20,10 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "python"))
+from checkout import ROOT
 
-from vllm_variants import interpreters, locks, matrix, process  # noqa: E402
+from vllm_variants import interpreters, locks, matrix, process
 
 
 def measured(command: list[str], env: dict[str, str]) -> tuple[float, int]:

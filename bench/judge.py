@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import checkout  # noqa: F401 - puts the checkout's code on the path
+
 from vllm_variants.capability import Capability, Kind
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.library import slim_file

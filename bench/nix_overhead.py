@@ -1,6 +1,6 @@
 """How much longer `vllm-variants build --via nix` takes than a plain `nix build` of the same, in one run.
 
-    ./.venv/bin/python bench/nix_overhead.py [--seconds 20] [--jobs 8]
+    python bench/nix_overhead.py [--seconds 20] [--jobs 8]
 
 Builds every variant of this machine's system from the model of nixpkgs, whose builds last `--seconds`
 and do nothing in that time: what is measured is the tool, not a compiler. Each cold run has a model of
@@ -22,12 +22,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests" / "e2e")]
+import checkout
+import source_model
 
-import source_model  # noqa: E402
-
-from vllm_variants import matrix  # noqa: E402
+from vllm_variants import matrix
 
 SETTINGS = "experimental-features = nix-command flakes\nsubstituters =\nsandbox = false\nflake-registry =\n"
 
@@ -41,7 +39,7 @@ class Bench:
         self.environment = {
             **os.environ,
             "NIX_CONFIG": SETTINGS,
-            "PYTHONPATH": str(ROOT / "python"),
+            "PYTHONPATH": str(checkout.ROOT / "python"),
             "XDG_STATE_HOME": str(folder / "state"),
         }
         self.release = matrix.load().default

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkout  # noqa: F401 - puts the checkout's code on the path
+
 from vllm_variants.capability import Capability
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout

@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import checkout  # noqa: F401 - puts the checkout's code on the path
+
 from vllm_variants.audit import audit_tree
 from vllm_variants.capability import Capability
 from vllm_variants.fatbin.slim import slim_tree

@@ -1,0 +1,342 @@
+"""What one execution of the fuzzer asks: parse, audit, slim, proof, and a judge that trusts none of them.
+
+The judge reads the slimmed file with a few lines of its own, as a loader does: every address outside
+of the containers that lost images has the byte it had, segments can be mapped, alignments hold.
+Containers are what the plan says, slimming again changes nothing, and whatever ran before runs after.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from shapes import PAGES
+
+from vllm_variants.audit import collect
+from vllm_variants.audit.library import LibraryAudit, audit_library
+from vllm_variants.capability import Capability, Fit
+from vllm_variants.errors import Error
+from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin import library
+from vllm_variants.fatbin.container import Container
+from vllm_variants.fatbin.plan import kept_images
+from vllm_variants.fatbin.rewrite import DEVICE_SECTIONS, RESOURCE_SECTIONS, containers_in
+from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.stub import is_stub
+from vllm_variants.fatbin.verify import Wrong
+
+_WORDS = ["7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
+_DEVICES = [Capability.parse(word) for word in _WORDS]
+HOLES = (0x1000, 0x1000, 0x1000, 0x1000, library.SMALLEST_HOLE)
+"""Small inputs have small holes: most executions cut them too."""
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+
+
+class Defect(AssertionError):
+    """Something that must hold does not."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How an input is slimmed. `whole`: it is valid, so nothing may refuse it."""
+
+    devices: tuple[Capability, ...]
+    keep_ptx: bool
+    resources: bool
+    hole: int
+    whole: bool
+
+    @classmethod
+    def drawn(cls, chance: random.Random, whole: bool) -> Asked:
+        """Chosen at random."""
+        devices = tuple(chance.sample(_DEVICES, chance.choice((1, 1, 1, 2, 3))))
+        return cls(devices, chance.random() < 0.2, chance.random() < 0.8, chance.choice(HOLES), whole)
+
+    def as_dict(self) -> dict[str, object]:
+        """As JSON, to repeat it."""
+        return {**asdict(self), "devices": [str(device) for device in self.devices]}
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Asked:
+        """What `as_dict` wrote."""
+        return cls(**{**facts, "devices": tuple(Capability.parse(text) for text in facts["devices"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input: a class to count, a finer signature that tells new behaviour, new bytes."""
+
+    kind: str
+    signature: str
+    new: bytes | None = None
+
+
+def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
+    """Audit and slim `data`, judge the result; raises `Defect`, or what else escapes."""
+    library.SMALLEST_HOLE = asked.hole
+    path, new = folder / "input.so", folder / "new.so"
+    path.write_bytes(data)
+    device = asked.devices[0]
+    with mapped(path) as source:
+        audit = audit_library(source, "input.so", device)
+    if audit and audit.problem:
+        _told(audit.problem, "input.so")
+    try:
+        report = library.slim_file(
+            path, asked.devices, to=new, keep_ptx=asked.keep_ptx, resources=asked.resources
+        )
+    except Error as error:
+        return _refused(error, asked, audit)
+    if not report.changed:
+        if new.exists():
+            raise Defect("nothing was changed, and there is a new file")
+        if audit and audit.problem and report.kept == "nothing to drop":
+            raise Defect(f"slimming sees no problem where the audit does: {audit.problem}")
+        kept = report.kept.partition(":")[0]
+        return Outcome("kept", f"kept {kept} {_shape(audit)}")
+    slimmed = new.read_bytes()
+    judge(data, slimmed, path, new, asked)
+    _audited(audit, new, asked)
+    again = library.slim_file(
+        new, asked.devices, to=folder / "again.so", keep_ptx=asked.keep_ptx, resources=asked.resources
+    )
+    if again.changed:
+        raise Defect(
+            f"slimming again drops {again.dropped_images} more images, {again.before - again.after} bytes"
+        )
+    new.unlink()
+    if len(list(folder.iterdir())) != 1:
+        raise Defect(f"files were left over: {sorted(p.name for p in folder.iterdir())}")
+    return Outcome("slimmed", f"slimmed {report.stubs:x} {_shape(audit)}", slimmed)
+
+
+def examine_wheel(data: bytes, asked: Asked, folder: Path, members: Sequence[bytes]) -> Outcome:
+    """Audit a wheel; a whole one says of each member what the library alone says."""
+    path = folder / "input.whl"
+    path.write_bytes(data)
+    try:
+        found = collect([path], asked.devices[0])
+    except Error as error:
+        if asked.whole:
+            raise Defect(f"a whole wheel was refused: {error.message}") from error
+        return Outcome("wheel refused", f"wheel {_class_of(error.message)}")
+    finally:
+        path.unlink()
+    if asked.whole:
+        alone = []
+        for number, member in enumerate(members):
+            (folder / "input.so").write_bytes(member)
+            with mapped(folder / "input.so") as source:
+                audit = audit_library(source, f"package/lib{number}.so", asked.devices[0])
+            if audit and audit.has_device_code and len(member) >= 4096:
+                alone.append(audit.as_dict())
+        if [each.as_dict() for each in found] != alone:
+            raise Defect("the audit of a wheel is not that of its members")
+    return Outcome("wheel audited", f"wheel {' '.join(_shape(each) for each in found)}")
+
+
+def _refused(error: Error, asked: Asked, audit: LibraryAudit | None) -> Outcome:
+    if not error.message:
+        raise Defect("an error without a word") from error
+    if asked.whole:
+        raise Defect(f"a whole library was refused: {error.message}") from error
+    kind = (
+        "not proven"
+        if isinstance(error, Wrong)
+        else "malformed"
+        if isinstance(error, Malformed)
+        else "refused"
+    )
+    if kind == "malformed":
+        _told(error.message, "input.so")
+    return Outcome(kind, f"{kind} {_class_of(error.message)} {_shape(audit)}")
+
+
+def _told(message: str, name: str) -> None:
+    if "at offset 0x" not in message or name not in message:
+        raise Defect(f"a problem without its file or place: {message}")
+
+
+def _class_of(message: str) -> str:
+    """A message without names and numbers: one for each way to be wrong."""
+    rest = message.partition(": ")[2] or message
+    return "".join(letter for letter in rest if not letter.isdigit())[:60]
+
+
+def _shape(audit: LibraryAudit | None) -> str:
+    """A library's facts, coarsely: a new shape is worth keeping."""
+    if audit is None:
+        return "no library"
+    many = (
+        audit.containers,
+        len(audit.held),
+        audit.stubs,
+        len(audit.unknown),
+        len(audit.jit),
+        len(audit.scattered),
+    )
+    fits = "".join(each.value[0] for each in Fit if audit.fits[each])
+    sizes = ".".join(str(each.bit_length()) for each in many)
+    return f"{audit.machine} {sizes} {fits} {_class_of(audit.problem)}"
+
+
+def _audited(before: LibraryAudit | None, new: Path, asked: Asked) -> None:
+    """Whatever could run before can after, and nothing foreign came in."""
+    with mapped(new) as source:
+        after = audit_library(source, "new.so", asked.devices[0])
+    if before is None or after is None:
+        raise Defect("a library was slimmed that the audit does not know")
+    if after.problem:
+        raise Defect(f"the audit finds a slimmed library broken: {after.problem}")
+    # In spoilt libraries a stub may stand beside other images, and then audit and driver disagree.
+    for each in (Fit.NATIVE, Fit.SAME_MAJOR, Fit.FAMILY, Fit.JIT) if asked.whole else ():
+        if before.fits[each] != after.fits[each]:
+            raise Defect(f"{before.fits[each]} containers were {each}, now {after.fits[each]}")
+    if after.containers != before.containers or after.foreign > before.foreign:
+        raise Defect("containers came or went, or foreign bytes came in")
+
+
+# ── the judge ────────────────────────────────────────────────────────────────────────────────
+
+
+def judge(old: bytes, new: bytes, old_path: Path, new_path: Path, asked: Asked) -> None:
+    """Raise `Defect` unless `new` is `old` without what the plan drops, to a loader's eyes."""
+    edits = _containers(old_path, new_path, asked, _loads(old))
+    page = PAGES[int.from_bytes(old[18:20], "little")]
+    _mappable(old, new, page)
+    _memory(old, new, edits)
+
+
+def _containers(
+    old_path: Path, new_path: Path, asked: Asked, loads: Sequence[tuple[int, ...]]
+) -> list[tuple[int, int]]:
+    """Compare every container with the plan; the address ranges in which bytes may differ."""
+    edits = []
+    with mapped(old_path) as source, mapped(new_path) as slimmed:
+        old_elf, new_elf = elfs.parse(source), elfs.parse(slimmed)
+        for before, after in zip(old_elf.sections, new_elf.sections, strict=True):
+            if before.name not in (*DEVICE_SECTIONS, *RESOURCE_SECTIONS) or not before.file_size:
+                continue
+            if before.name in RESOURCE_SECTIONS and not asked.resources:
+                continue
+            pairs = [list(containers_in(source, before)), list(containers_in(slimmed, after))]
+            if len(pairs[0]) != len(pairs[1]):
+                raise Defect(f"{len(pairs[0])} containers in {before.name}, then {len(pairs[1])}")
+            whole = before.name in DEVICE_SECTIONS
+            for number, (was, now) in enumerate(zip(*pairs, strict=True)):
+                kept = kept_images(was, asked.devices, asked.keep_ptx and whole)
+                if whole:
+                    following = pairs[0][number + 1].offset if number + 1 < len(pairs[0]) else before.end
+                else:
+                    kept = kept or []
+                    kept = list(was.images) if kept else []
+                    following = was.end
+                if _changed(source, was, slimmed, now, kept):
+                    edits += [
+                        (was.offset - offset + address, following - offset + address)
+                        for _, offset, address, size, _, _ in loads
+                        if offset <= was.offset < offset + size
+                    ]
+    return edits
+
+
+def _changed(
+    source: elfs.Source, was: Container, slimmed: elfs.Source, now: Container, kept: Sequence[object]
+) -> bool:
+    """Whether a container lost images, as it should: the kept ones are byte for byte what they were."""
+    images = [image for image in was.images if image in kept] if kept else []
+    if len(images) == len(was.images):
+        expected = list(was.images)
+    elif images:
+        expected = images
+    elif len(now.images) == 1 and is_stub(slimmed, now.images[0]):
+        stub = now.images[0]
+        if not any((i.code, i.architecture) == (stub.code, stub.architecture) for i in was.images):
+            raise Defect(f"the stub at {was.offset:#x} is of a target that was not there")
+        return True
+    else:
+        expected = list(was.images)
+    if [(i.code, i.architecture, i.flags, i.size) for i in expected] != [
+        (i.code, i.architecture, i.flags, i.size) for i in now.images
+    ]:
+        raise Defect(f"the container at {was.offset:#x} does not hold what the plan keeps")
+    for image, found in zip(expected, now.images, strict=True):
+        if source.at(image.offset, image.size) != slimmed.at(found.offset, found.size):
+            raise Defect(f"an image of the container at {was.offset:#x} changed")
+    return len(expected) != len(was.images)
+
+
+def _loads(data: bytes) -> list[tuple[int, int, int, int, int, int]]:
+    """Every PT_LOAD: flags, offset, address, bytes in the file, bytes in memory, alignment."""
+    at, count = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
+    found = []
+    for number in range(count):
+        kind, flags, offset, address, _, size, memory, align = _SEGMENT.unpack_from(data, at + 56 * number)
+        if kind == 1:
+            found.append((flags, offset, address, size, memory, align))
+    return found
+
+
+def _faults(data: bytes, page: int) -> set[str]:
+    """What a loader would object to, or map wrongly."""
+    found, loads = set(), _loads(data)
+    for _, offset, address, size, memory, align in loads:
+        if align & (align - 1) or (address - offset) % max(align, 1) or (address - offset) % page:
+            found.add("an address and its offset differ modulo the alignment")
+        if offset + size > len(data) or size > memory:
+            found.add("a segment is longer than the file or its memory")
+    for (_, _, address, _, memory, _), (_, _, following, _, _, _) in pairwise(loads):
+        if (address + max(memory, 1) - 1) // page >= following // page:
+            found.add("two segments are in one page, or out of order")
+    at, count = int.from_bytes(data[40:48], "little"), int.from_bytes(data[60:62], "little")
+    largest = max((load[5] for load in loads), default=0)
+    for number in range(count):
+        fields = _SECTION.unpack_from(data, at + 64 * number)
+        power = fields[8] & (fields[8] - 1) == 0
+        if fields[2] & 2 and power and fields[8] > max(largest, page):
+            found.add("data is aligned more than any segment")
+    return found
+
+
+def _mappable(old: bytes, new: bytes, page: int) -> None:
+    if more := _faults(new, page) - _faults(old, page):
+        raise Defect(f"a loader would object: {', '.join(sorted(more))}")
+
+
+def _memory(old: bytes, new: bytes, edits: Sequence[tuple[int, int]]) -> None:
+    """Every address that had bytes has them still, outside of `edits` and of the ELF header."""
+    holes = sorted([*edits, (_loads(old)[0][2], _loads(old)[0][2] + 64)])
+    now = _loads(new)
+    for _, offset, address, size, memory, _ in _loads(old):
+        for start, end in _without(address, address + size, holes):
+            at = start
+            while at < end:
+                load = next((each for each in now if each[2] <= at < each[2] + each[3]), None)
+                if load is None:
+                    raise Defect(f"the bytes at address {at:#x} are gone")
+                until = min(end, load[2] + load[3])
+                mine = old[offset + at - address : offset + until - address]
+                if mine != new[load[1] + at - load[2] : load[1] + until - load[2]]:
+                    raise Defect(f"bytes between addresses {at:#x} and {until:#x} changed")
+                at = until
+        last = address + memory
+        if memory > size and not any(each[2] <= last - 1 < each[2] + each[4] for each in now):
+            raise Defect(f"memory without bytes up to {last:#x} is gone")
+
+
+def _without(start: int, end: int, holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of [start, end) outside of `holes`, which are in order."""
+    parts = []
+    for first, last in holes:
+        if last <= start or first >= end:
+            continue
+        if start < first:
+            parts.append((start, first))
+        start = max(start, last)
+    return [*parts, (start, end)] if start < end else parts
