@@ -170,6 +170,7 @@ import os, sys, signal
 from pathlib import Path
 from vllm_variants.capability import Capability
 from vllm_variants.fatbin import library
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 library.verify = lambda *given: (print("written", flush=True), signal.pause())
 library.slim_file(Path(sys.argv[1]), [Capability(9, 0)])
 """
