@@ -22,7 +22,10 @@ from pathlib import Path
 
 from checkout import ROOT
 
-from vllm_variants import interpreters, locks, matrix, process
+from vllm_variants.builders.wheels import locks
+from vllm_variants.machine import interpreters
+from vllm_variants.model import matrix
+from vllm_variants.system import process
 
 
 def measured(command: list[str], env: dict[str, str]) -> tuple[float, int]:

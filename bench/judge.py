@@ -22,11 +22,11 @@ from pathlib import Path
 
 import checkout  # noqa: F401 - puts the checkout's code on the path
 
-from vllm_variants.capability import Capability, Kind
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import mapped
+from vllm_variants.model.capability import Capability, Kind
 
 CUOBJDUMP = next(Path(sysconfig.get_path("purelib"), "nvidia").glob("*/bin/cuobjdump"), None)
 Count = Counter[tuple[Kind, str]]

@@ -25,7 +25,7 @@ from pathlib import Path
 import checkout
 import source_model
 
-from vllm_variants import matrix
+from vllm_variants.model import matrix
 
 SETTINGS = "experimental-features = nix-command flakes\nsubstituters =\nsandbox = false\nflake-registry =\n"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import checkout  # noqa: F401 - puts the checkout's code on the path
 
-from vllm_variants.capability import Capability
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
 from vllm_variants.fatbin.library import MOST_HOLES, SMALLEST_HOLE
@@ -26,8 +25,9 @@ from vllm_variants.fatbin.rewrite import (
     resource_sections,
     rewrites,
 )
-from vllm_variants.fatbin.slim import regular_files
 from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.tree import regular_files
+from vllm_variants.model.capability import Capability
 
 ALL = ["7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 

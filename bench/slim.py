@@ -25,8 +25,8 @@ from pathlib import Path
 import checkout  # noqa: F401 - puts the checkout's code on the path
 
 from vllm_variants.audit import audit_tree
-from vllm_variants.capability import Capability
-from vllm_variants.fatbin.slim import slim_tree
+from vllm_variants.fatbin.tree import slim_tree
+from vllm_variants.model.capability import Capability
 
 
 class Memory(threading.Thread):

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from vllm_variants import atomic, links, results
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, resource_error
-from vllm_variants.results import DamagedError, Result
+from vllm_variants.model import results
+from vllm_variants.model.results import DamagedError, Result
+from vllm_variants.system import atomic, links
 
 _ENTRY = re.compile(r"[0-9a-f]{16}-.+-(?P<short>sm\d+(-arm64)?)-(?P<release>.+)")
 _BUILDING = re.compile(r"(?P<entry>[0-9a-f]{16}-.+)\.[^.]+")

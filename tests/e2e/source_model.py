@@ -12,9 +12,9 @@ import struct
 import sys
 from pathlib import Path
 
-from vllm_variants import matrix
-from vllm_variants.audit import expectations
-from vllm_variants.capability import Capability
+from vllm_variants.audit import contents as expectations
+from vllm_variants.model import matrix
+from vllm_variants.model.capability import Capability
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests" / "nix" / "nixpkgs"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from farm import Farm, Run, farm, holding
 
-from vllm_variants import flox, matrix
+from vllm_variants.maintain import flox
+from vllm_variants.model import matrix
 
 pytestmark = pytest.mark.nix
 

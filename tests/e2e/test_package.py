@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import data, matrix, process
+from vllm_variants import data
 from vllm_variants.errors import ExitCode
+from vllm_variants.model import matrix
+from vllm_variants.system import process
 
 ROOT = data.checkout() or pytest.skip("a package is made in a checkout", allow_module_level=True)
 

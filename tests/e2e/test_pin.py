@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from farm import Farm, Run, farm
 
-from vllm_variants import matrix
+from vllm_variants.model import matrix
 
 pytestmark = pytest.mark.nix
 

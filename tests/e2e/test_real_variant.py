@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import doctor, matrix
-from vllm_variants.doctor import State
-from vllm_variants.results import Result, read
+from vllm_variants.doctor import wheels as doctor
+from vllm_variants.doctor.wheels import State
+from vllm_variants.model import matrix
+from vllm_variants.model.results import Result, read
 
 # One worker only: its tests share the one build.
 pytestmark = [pytest.mark.network, pytest.mark.xdist_group("real-variant")]

@@ -19,16 +19,16 @@ from shapes import PAGES
 
 from vllm_variants.audit import collect
 from vllm_variants.audit.library import LibraryAudit, audit_library
-from vllm_variants.capability import Capability, Fit
 from vllm_variants.errors import Error
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import library
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.plan import kept_images
+from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import DEVICE_SECTIONS, RESOURCE_SECTIONS, containers_in
 from vllm_variants.fatbin.source import Malformed, mapped
 from vllm_variants.fatbin.stub import is_stub
-from vllm_variants.fatbin.verify import Wrong
+from vllm_variants.model.capability import Capability, Fit
 
 _WORDS = ["7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
 _DEVICES = [Capability.parse(word) for word in _WORDS]

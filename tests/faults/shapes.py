@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from vllm_variants.capability import Target
 from vllm_variants.fatbin.stub import empty_cubin, empty_ptx
+from vllm_variants.model.capability import Target
 
 X86_64, AARCH64 = 62, 183
 PAGES = {X86_64: 0x1000, AARCH64: 0x10000}

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from rounds import KINDS
 
-from vllm_variants import interpreters, matrix
 from vllm_variants.errors import MissingError
+from vllm_variants.machine import interpreters
+from vllm_variants.model import matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 7

@@ -13,9 +13,9 @@ import pytest
 import shapes
 from oracle import Asked, Defect, examine, judge
 
-from vllm_variants.capability import Capability
 from vllm_variants.fatbin import library
 from vllm_variants.fatbin.library import slim_file
+from vllm_variants.model.capability import Capability
 
 ROOT = Path(__file__).resolve().parents[2]
 HOPPER = Asked((Capability(9, 0),), False, True, 0x1000, True)
@@ -86,7 +86,7 @@ def test_harm_is_seen(pair: tuple[Path, Path], harm: Callable[[bytes], bytes], w
 
 
 def test_a_whole_library_may_not_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_variants.fatbin.verify import Wrong
+    from vllm_variants.fatbin.proof import Wrong
 
     def refuse(*anything: object, **more: object) -> None:
         raise Wrong("input.so", "it is sabotaged")

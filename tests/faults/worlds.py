@@ -25,7 +25,8 @@ from invariants import Item, Snapshot, snapshot
 from lying_index import Index
 from making import cubin, library, ptx, section
 
-from vllm_variants import interpreters, matrix
+from vllm_variants.machine import interpreters
+from vllm_variants.model import matrix
 
 PACKAGE = Path(matrix.__file__).resolve().parent
 RELEASES = ("0.13.0", "0.11.2")

@@ -22,11 +22,13 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import gpus, matrix
 from vllm_variants.errors import Error
-from vllm_variants.results import Result
-from vllm_variants.verify import expectations, preflight
-from vllm_variants.verify.expectations import Check
+from vllm_variants.machine import gpus
+from vllm_variants.model import matrix
+from vllm_variants.model.results import Result
+from vllm_variants.verify import catalogue as expectations
+from vllm_variants.verify import preflight
+from vllm_variants.verify.catalogue import Check
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_variants.verify import preflight, processes, running, verdicts
-from vllm_variants.verify.expectations import Check
+from vllm_variants.verify import judgement as verdicts
+from vllm_variants.verify import preflight, processes, running
+from vllm_variants.verify.catalogue import Check
 
 if TYPE_CHECKING:
     from conftest import Subject

@@ -11,8 +11,8 @@ import pytest
 from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
 
-from vllm_variants import matrix
-from vllm_variants.matrix import Release
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Release
 
 MATRIX = matrix.load()
 X86, ARM = "x86_64-linux", "aarch64-linux"

@@ -11,8 +11,9 @@ import pytest
 from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
 
-from vllm_variants import flox, matrix
-from vllm_variants.matrix import Variant
+from vllm_variants.maintain import flox
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Variant
 
 MATRIX = matrix.load()
 

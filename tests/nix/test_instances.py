@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from real_nix import Nix, point_at_model
 
-from vllm_variants import matrix
+from vllm_variants.model import matrix
 
 MATRIX = matrix.load()
 MARK = "trace: a nixpkgs for "

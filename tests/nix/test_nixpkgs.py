@@ -13,10 +13,11 @@ import pytest
 from paths import ROOT
 from real_nix import Nix
 
-from vllm_variants import matrix, nixpkgs
-from vllm_variants.builders import nix_command
-from vllm_variants.doctor import State
-from vllm_variants.matrix import Release
+from vllm_variants.doctor.wheels import State
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Release
+from vllm_variants.nix import command as nix_command
+from vllm_variants.nix import pinned as nixpkgs
 
 MATRIX = matrix.load()
 SM90, SM90_ARM = MATRIX.variants["sm90"], MATRIX.variants["sm90-arm64"]

@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 from real_nix import Nix, NixFailed
 
-from vllm_variants.capability import Capability, Kind, Target, fit
+from vllm_variants.model.capability import Capability, Kind, Target, fit
 
 LIBRARY = f"import {ROOT}/nix"
 TESTS = f"import {ROOT}/tests/nix/pure.nix {{ library = {LIBRARY}; }}"

@@ -12,8 +12,8 @@ import pytest
 from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
 
-from vllm_variants import matrix, results
-from vllm_variants.results import Result
+from vllm_variants.model import matrix, results
+from vllm_variants.model.results import Result
 
 MATRIX = matrix.load()
 SYSTEM = "x86_64-linux"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import atomic
+from vllm_variants.system import atomic
 
 
 def names(folder: Path) -> list[str]:

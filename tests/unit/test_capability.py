@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants.capability import TEGRA, Capability, Choice, Fit, Kind, Target, choose, fit
+from vllm_variants.model.capability import TEGRA, Capability, Choice, Fit, Kind, Target, choose, fit
 
 SUFFIXES = ("", "a", "f")
 

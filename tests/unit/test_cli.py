@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import vllm_variants
-from vllm_variants import data, generated, matrix
+from vllm_variants import data
 from vllm_variants.errors import Error, ExitCode
+from vllm_variants.maintain import docs as generated
+from vllm_variants.model import matrix
 
 MACHINES = Path(__file__).parents[1] / "machines"
 

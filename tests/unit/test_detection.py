@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import gpus, matrix
-from vllm_variants.detection import Detection, detect
 from vllm_variants.errors import InputError, UnsupportedError
-from vllm_variants.gpus import Machine
+from vllm_variants.machine import gpus
+from vllm_variants.machine.detection import Detection, detect
+from vllm_variants.machine.gpus import Machine
+from vllm_variants.model import matrix
 
 MACHINES = Path(__file__).parents[1] / "machines"
 MATRIX = matrix.load()

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import doctor, gpus, matrix, nix_findings
 from vllm_variants.cli import app
-from vllm_variants.doctor import Finding, State
+from vllm_variants.doctor import wheels as doctor
+from vllm_variants.doctor.wheels import Finding, State
 from vllm_variants.errors import ExitCode
+from vllm_variants.machine import gpus
+from vllm_variants.model import matrix
+from vllm_variants.nix import findings as nix_findings
 from vllm_variants.store import Store
 
 MACHINES = Path(__file__).parents[1] / "machines"
@@ -37,7 +40,7 @@ def a_machine_that_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv(gpus.RECORDED, str(MACHINES / "h100.json"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(9, 0, 10**12))
-    monkeypatch.setattr("vllm_variants.memory.available", lambda: 10**11)
+    monkeypatch.setattr("vllm_variants.machine.memory.available", lambda: 10**11)
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.35"))
 
 
@@ -64,7 +67,7 @@ def no_disk(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def no_memory(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    patch.setattr("vllm_variants.memory.available", lambda: 10**8)
+    patch.setattr("vllm_variants.machine.memory.available", lambda: 10**8)
 
 
 def no_index(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import interpreters, process
 from vllm_variants.errors import MissingError, UsageError
+from vllm_variants.machine import interpreters
+from vllm_variants.system import process
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 HERE = Path(sys.executable).resolve()

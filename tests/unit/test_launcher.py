@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import data, process
+from vllm_variants import data
+from vllm_variants.system import process
 
 ROOT = data.checkout() or pytest.skip("the launcher is in a checkout only", allow_module_level=True)
 TOOLS = ("sh", "readlink", "dirname", "cat", "rm", "cp", "mkdir", "wc", "tr", "flock", "sleep", "ls", "env")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import links, reporting
 from vllm_variants.errors import Error, ResourceError
+from vllm_variants.system import links, reporting
 
 
 def test_a_link_is_made_and_pointed_elsewhere(tmp_path: Path) -> None:

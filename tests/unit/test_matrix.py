@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants import matrix, matrix_file
-from vllm_variants.capability import Capability
 from vllm_variants.errors import InputError, UsageError
-from vllm_variants.matrix import Matrix, Release, Stack, Variant
+from vllm_variants.model import matrix, matrix_file
+from vllm_variants.model.capability import Capability
+from vllm_variants.model.matrix import Matrix, Release, Stack, Variant
 
 MATRIX = matrix.load()
 SHORTS = ["sm70", "sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm90-arm64", "sm100-arm64"]

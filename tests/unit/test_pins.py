@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants import matrix, pins
 from vllm_variants.errors import InputError, ResourceError
-from vllm_variants.prefetch import Revision, Source, Versions
+from vllm_variants.maintain import pins
+from vllm_variants.model import matrix
+from vllm_variants.nix.prefetch import Revision, Source, Versions
 
 ROWS = matrix.load()
 NEW = "f" * 40

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import data, matrix, prefetch
-from vllm_variants.builders.nix_command import Nix
+from vllm_variants import data
 from vllm_variants.errors import Error, ExitCode, MissingError, UsageError
+from vllm_variants.model import matrix
+from vllm_variants.nix import prefetch
+from vllm_variants.nix.command import Nix
 
 REV, HASH = "a" * 40, "sha256-" + "b" * 43 + "="
 FOUND = prefetch.Revision(REV, HASH)

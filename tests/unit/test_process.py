@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import process
 from vllm_variants.errors import Interrupted
+from vllm_variants.system import process
 
 TALKER = """
 clean() {{ sleep 0.2; : > {clean}; exit; }}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vllm_variants import progress
+from vllm_variants.system import progress
 
 
 @pytest.mark.parametrize(

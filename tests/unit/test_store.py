@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import atomic, results, store
-from vllm_variants import links as links_module
+from vllm_variants import store
 from vllm_variants.errors import Error, InputError, ResourceError
-from vllm_variants.results import MANIFEST, DamagedError, Result
+from vllm_variants.model import results
+from vllm_variants.model.results import MANIFEST, DamagedError, Result
 from vllm_variants.store import Store
+from vllm_variants.system import atomic
+from vllm_variants.system import links as links_module
 
 FIRST = "0123456789abcdef-vllm-python312-cuda12_9-sm90-0.13.0"
 SECOND = "fedcba9876543210-vllm-python312-cuda12_9-sm90-arm64-0.11.2"

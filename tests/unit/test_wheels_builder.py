@@ -16,9 +16,8 @@ import pytest
 import toy_index
 from toy_index import ToyIndex
 
-from vllm_variants import interpreters, matrix, process, results
 from vllm_variants.builders import Request
-from vllm_variants.builders.wheels import Wheels
+from vllm_variants.builders.wheels.builder import Wheels
 from vllm_variants.errors import (
     AuditError,
     Error,
@@ -28,8 +27,11 @@ from vllm_variants.errors import (
     UnsupportedError,
     UsageError,
 )
-from vllm_variants.results import Result
+from vllm_variants.machine import interpreters
+from vllm_variants.model import matrix, results
+from vllm_variants.model.results import Result
 from vllm_variants.store import Store
+from vllm_variants.system import process
 
 MATRIX = matrix.load()
 HOST = matrix.host_system()

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from vllm_variants import data, locks, matrix
-from vllm_variants.matrix import Release
+from vllm_variants import data
+from vllm_variants.builders.wheels import locks
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Release
 
 VLLM = """\
 __version__ = "{version}"

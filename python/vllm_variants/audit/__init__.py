@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vllm_variants.audit.expectations import Expectations
+from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.find import closure, sources
 from vllm_variants.audit.library import LibraryAudit, audit_library
 from vllm_variants.audit.report import AuditReport, Finding, Verdict, judge
-from vllm_variants.capability import Capability
+from vllm_variants.model.capability import Capability
 
 __all__ = [
     "AuditReport",

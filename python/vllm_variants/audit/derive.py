@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vllm_variants.audit.find import sources
-from vllm_variants.capability import Capability, Fit, choose
 from vllm_variants.errors import UsageError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, containers
 from vllm_variants.fatbin.rewrite import device_sections
+from vllm_variants.model.capability import Capability, Fit, choose
 
 _HEAD = """\
 # What the published wheels of vLLM {release} hold for each SM. Made by

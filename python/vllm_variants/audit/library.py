@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_variants.capability import Capability, Fit, Target, choose, fit
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin import ptx
 from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import device_sections
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.fatbin.stub import is_stub
+from vllm_variants.model import toolkits as ptx
+from vllm_variants.model.capability import Capability, Fit, Target, choose, fit
 
 SCATTERED_SECTIONS = (".cask_resource", ".ldata", ".lrodata")
 """Sections that may hold containers among other data; nothing is dropped from them unless asked."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from vllm_variants.audit.expectations import Expectations
+from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
-from vllm_variants.capability import Capability
 from vllm_variants.fatbin.library import SMALLEST_HOLE
+from vllm_variants.model.capability import Capability
 
 
 class Verdict(StrEnum):

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants import results
-from vllm_variants.audit import expectations
-from vllm_variants.audit.expectations import Expectations
+from vllm_variants.audit import contents as expectations
+from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit
-from vllm_variants.capability import Capability
-from vllm_variants.results import Manifest
+from vllm_variants.model import results
+from vllm_variants.model.capability import Capability
+from vllm_variants.model.results import Manifest
 
 _VLLM = re.compile(r"vllm-([^-+]+)(?:\+[^-]*)?(?:-.*\.whl|\.dist-info)")
 _MACHINE = re.compile(r"(x86_64|aarch64)(?:\.whl)?\s*$", re.MULTILINE)

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_variants.capability import Capability, Choice, Fit, Kind, Target, choose, fit
 from vllm_variants.errors import InputError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import Source
 from vllm_variants.fatbin.stub import is_stub
+from vllm_variants.model.capability import Capability, Choice, Fit, Kind, Target, choose, fit
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants.matrix import Release, Variant
+from vllm_variants.model.matrix import Release, Variant
 
 Say = Callable[[str], None]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from vllm_variants.builders.outcomes import Outcome, Status
-from vllm_variants.reporting import xml_text
+from vllm_variants.system.reporting import xml_text
 
 _JUNIT = {Status.FAILED: "failure", Status.INTERRUPTED: "error", Status.SKIPPED: "skipped"}
 _MARK = {Status.BUILT: "✅", Status.FAILED: "❌", Status.INTERRUPTED: "⏹", Status.SKIPPED: "⏭"}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vllm_variants.audit import AuditReport, LibraryAudit
     from vllm_variants.audit.subject import Subject
     from vllm_variants.audit.why import Why
-    from vllm_variants.capability import Capability
+    from vllm_variants.model.capability import Capability
 
 
 def audit(
@@ -91,9 +91,9 @@ def _alone(mode: str, options: Mapping[str, object]) -> None:
 
 
 def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bool) -> tuple[Subject, ...]:
-    from vllm_variants import matrix
     from vllm_variants.audit.find import examined
     from vllm_variants.audit.subject import subjects
+    from vllm_variants.model import matrix
 
     rows = matrix.load()
     capability = device(sm) if sm is not None else None
@@ -213,7 +213,7 @@ def _show_libraries(report: AuditReport) -> None:
 
 
 def _row(library: LibraryAudit, judged: bool) -> list[str]:
-    from vllm_variants.capability import Fit
+    from vllm_variants.model.capability import Fit
 
     targets: dict[str, int] = {}
     for (kind, target), held in sorted(library.held.items(), key=lambda item: (item[0][0], item[0][1])):
@@ -293,8 +293,8 @@ def _show_why(name: str, capability: Capability, found: Sequence[Why]) -> None:
 
 
 def _derive(wheels: list[Path]) -> None:
-    from vllm_variants import matrix
     from vllm_variants.audit.derive import derive
+    from vllm_variants.model import matrix
 
     devices = {variant.capability for variant in matrix.load().variants.values()}
     typer.echo(derive(wheels, devices), nl=False)

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_variants import detection, gpus, matrix
 from vllm_variants.cli.build_options import Via, path, require_compatible
 from vllm_variants.cli.options import ReleaseName, VariantNames
 from vllm_variants.cli.output import Json, say
 from vllm_variants.errors import UsageError
-from vllm_variants.matrix import Matrix, Release, Variant
+from vllm_variants.machine import detection, gpus
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Matrix, Release, Variant
 
 
 class Engine(StrEnum):

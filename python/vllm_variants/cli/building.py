@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_variants.builders.nix import Options
 from vllm_variants.builders.outcomes import Builder
+from vllm_variants.builders.source.nix import Options
 from vllm_variants.cli.output import err
 from vllm_variants.errors import UsageError
-from vllm_variants.progress import draws
+from vllm_variants.system.progress import draws
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def options(
     signing_key: Path | None,
 ) -> Options:
     """The batch's options; `UsageError` for a cache or a key that is none."""
-    from vllm_variants.builders.finishing import Cache
+    from vllm_variants.builders.source.finishing import Cache
 
     cache = Cache(push, signing_key) if push else None
     return Options(cores, max_jobs, keep_going, retries, logs, cache)
@@ -43,7 +43,7 @@ def options(
 
 def wheels(keep_going: bool) -> Builder:
     """The builder that installs published wheels."""
-    from vllm_variants.builders.wheels import Wheels
+    from vllm_variants.builders.wheels.builder import Wheels
     from vllm_variants.store import Store
 
     return Wheels(Store.default(), keep_going)
@@ -51,8 +51,10 @@ def wheels(keep_going: bool) -> Builder:
 
 def nix(how: NixChoices, options: Options) -> Builder:
     """The builder that has the machine's Nix compile, or nix-fast-build where that engine is chosen."""
-    from vllm_variants.builders import display, fast_build, nix_command
-    from vllm_variants.builders.nix import NixBuilder
+    from vllm_variants.builders import display
+    from vllm_variants.builders.source import fast_build
+    from vllm_variants.builders.source.nix import NixBuilder
+    from vllm_variants.nix import command as nix_command
 
     found = nix_command.find(
         how.flake,
@@ -70,7 +72,7 @@ def nix(how: NixChoices, options: Options) -> Builder:
 def flox(options: Options) -> Builder:
     """The builder that runs `flox build` for one variant after the other."""
     from vllm_variants.builders import display
-    from vllm_variants.builders import flox as builder
+    from vllm_variants.builders.source import flox as builder
 
     found = builder.find(options.cores, options.retries, options.logs, options.keep_going)
     if draws():

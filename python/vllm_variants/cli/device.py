@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_variants.capability import Capability
+from vllm_variants.model.capability import Capability
 
 
 def device(text: str) -> Capability:
@@ -10,6 +10,6 @@ def device(text: str) -> Capability:
     try:
         return Capability.parse(text)
     except ValueError:
-        from vllm_variants import matrix
+        from vllm_variants.model import matrix
 
         return matrix.load().parse(text).variant.capability

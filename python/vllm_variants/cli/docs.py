@@ -6,9 +6,12 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import data, flox, generated, matrix
+from vllm_variants import data
 from vllm_variants.cli.output import say
 from vllm_variants.errors import ExitCode
+from vllm_variants.maintain import docs as generated
+from vllm_variants.maintain import flox
+from vllm_variants.model import matrix
 
 
 def docs(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_variants import matrix
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json
 from vllm_variants.errors import UsageError
+from vllm_variants.model import matrix
 from vllm_variants.store import Store
 
 if TYPE_CHECKING:
-    from vllm_variants.doctor import Finding
+    from vllm_variants.doctor.wheels import Finding
 
 _MARK = {"ok": "[green]ok[/green]     ", "note": "[yellow]note[/yellow]   ", "problem": "[red]problem[/red]"}
 
@@ -34,7 +34,7 @@ def doctor(
     Problems end in the exit code of the first one: 6 for disk, memory and network, 4 for a missing
     Python or uv, 3 for what this machine cannot do.
     """
-    from vllm_variants.doctor import State, examine
+    from vllm_variants.doctor.wheels import State, examine
 
     rows = matrix.load()
     findings = []
@@ -53,8 +53,9 @@ def doctor(
 
 
 def _pinned(rows: matrix.Matrix) -> Iterator[Finding]:
-    from vllm_variants import data, nixpkgs
-    from vllm_variants.builders import nix_command
+    from vllm_variants import data
+    from vllm_variants.nix import command as nix_command
+    from vllm_variants.nix import pinned as nixpkgs
 
     root = data.checkout()
     if root is None:

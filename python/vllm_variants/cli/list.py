@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import detection, gpus, matrix, store
+from vllm_variants import store
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json, say, size, table
-from vllm_variants.matrix import Matrix, Release, Variant
+from vllm_variants.machine import detection, gpus
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Matrix, Release, Variant
 
 
 def list_variants(

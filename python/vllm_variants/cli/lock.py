@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import locks, matrix
+from vllm_variants.builders.wheels import locks
 from vllm_variants.cli.output import say
+from vllm_variants.model import matrix
 
 
 def lock(

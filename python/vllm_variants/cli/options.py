@@ -16,7 +16,7 @@ def named_path(text: str) -> Path:
 
 
 def _variants(incomplete: str) -> list[tuple[str, str]]:
-    from vllm_variants import matrix
+    from vllm_variants.model import matrix
 
     rows = matrix.load().variants.values()
     return [
@@ -27,7 +27,7 @@ def _variants(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _releases(incomplete: str) -> list[str]:
-    from vllm_variants import matrix
+    from vllm_variants.model import matrix
 
     return [name for name in matrix.load().releases if name.startswith(incomplete)]
 

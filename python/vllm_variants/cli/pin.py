@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_variants import data, matrix
+from vllm_variants import data
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json, say, table
 from vllm_variants.errors import Error, UsageError
-from vllm_variants.matrix import Release, Variant
+from vllm_variants.model import matrix
+from vllm_variants.model.matrix import Release, Variant
 
 if TYPE_CHECKING:
-    from vllm_variants.builders.nix_command import Nix
-    from vllm_variants.pins import Pin
+    from vllm_variants.maintain.pins import Pin
+    from vllm_variants.nix.command import Nix
 
 
 def pin(
@@ -30,8 +31,9 @@ def pin(
     as_json: Json = False,
 ) -> None:
     """Move the pin of a release: variants.toml, flake.nix, flake.lock and the tables, all or none."""
-    from vllm_variants import pins, prefetch
-    from vllm_variants.builders import nix_command
+    from vllm_variants.maintain import pins
+    from vllm_variants.nix import command as nix_command
+    from vllm_variants.nix import prefetch
 
     root = data.checkout()
     assert root is not None  # registered in a checkout only
@@ -58,8 +60,9 @@ def _evaluate(
     nix: Nix, root: Path, texts: Mapping[Path, str], release: Release, variants: Sequence[Variant]
 ) -> None:
     """Evaluate a variant with the new files, somewhere else; raises an `Error` when it does not."""
-    from vllm_variants import pins
-    from vllm_variants.builders import Request, nix_eval
+    from vllm_variants.builders import Request
+    from vllm_variants.maintain import pins
+    from vllm_variants.nix import evaluation as nix_eval
 
     for variant in variants:
         say(f"evaluating {variant.short} with it …")

@@ -12,12 +12,12 @@ import typer
 from vllm_variants.cli.device import device
 from vllm_variants.cli.output import Json, out, print_json, say, size, table
 from vllm_variants.errors import Error, InputError, Interrupted, MissingError, UsageError
-from vllm_variants.progress import bar
+from vllm_variants.system.progress import bar
 
 if TYPE_CHECKING:
-    from vllm_variants.capability import Capability
     from vllm_variants.fatbin.library import Options
-    from vllm_variants.fatbin.slim import SlimReport
+    from vllm_variants.fatbin.tree import SlimReport
+    from vllm_variants.model.capability import Capability
 
 
 def _path(text: str) -> Path:
@@ -93,7 +93,7 @@ def _is_folder(path: Path) -> bool:
 
 def _device(text: str, force: bool) -> Capability:
     """The device that `text` means, one of the matrix unless that is not wanted."""
-    from vllm_variants import matrix
+    from vllm_variants.model import matrix
 
     found = device(text)
     rows = matrix.load().variants.values()
@@ -110,7 +110,7 @@ def _tree(
     path: Path, output: Path | None, devices: list[Capability], options: Options, jobs: int, link: bool
 ) -> SlimReport:
     from vllm_variants.fatbin.copy import slimmed_copy
-    from vllm_variants.fatbin.slim import Stopped, slim_tree
+    from vllm_variants.fatbin.tree import Stopped, slim_tree
 
     with bar("slimming") as advance:
 
@@ -131,10 +131,10 @@ def _tree(
 
 
 def _file(path: Path, output: Path | None, devices: list[Capability], options: Options) -> SlimReport:
-    from vllm_variants import atomic
     from vllm_variants.fatbin.copy import refuse_output
     from vllm_variants.fatbin.library import copy_file, slim_file
-    from vllm_variants.fatbin.slim import UNREMARKABLE, SlimReport
+    from vllm_variants.fatbin.tree import UNREMARKABLE, SlimReport
+    from vllm_variants.system import atomic
 
     path = path.resolve()  # a symbolic link stays one
     if output:

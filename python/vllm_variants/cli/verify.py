@@ -17,12 +17,12 @@ from vllm_variants.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vllm_variants.results import Result
+    from vllm_variants.model.results import Result
+    from vllm_variants.verify.catalogue import Check
     from vllm_variants.verify.comparison import Compared
-    from vllm_variants.verify.expectations import Check
+    from vllm_variants.verify.judgement import Judged
     from vllm_variants.verify.processes import Subject
     from vllm_variants.verify.running import Plan
-    from vllm_variants.verify.verdicts import Judged
 
 
 def verify(
@@ -62,7 +62,8 @@ def verify(
     Every kernel's output is held against a float64 reference on random inputs. Exit code 5: a check
     failed, or none could run; 3: this machine has no GPU, or another one, or too old a driver.
     """
-    from vllm_variants.verify import expectations, running
+    from vllm_variants.verify import catalogue as expectations
+    from vllm_variants.verify import running
 
     checks = expectations.select(expectations.read(), only or ())
     if listed:
@@ -98,7 +99,7 @@ def _fresh() -> int:
 def _results(
     variant: str | None, release: str | None, path: Path | None, compare: Path | None
 ) -> tuple[Result, Result | None]:
-    from vllm_variants import matrix
+    from vllm_variants.model import matrix
     from vllm_variants.verify import preflight
 
     wanted = matrix.load().parse(variant).variant if variant else None
@@ -111,7 +112,8 @@ def _results(
 
 def _machine(found: Result) -> tuple[Subject, dict[str, Any]]:
     """What to run, and the facts of the report: result, machine, GPU."""
-    from vllm_variants import __version__, gpus
+    from vllm_variants import __version__
+    from vllm_variants.machine import gpus
     from vllm_variants.verify import preflight
 
     machine = gpus.machine()
@@ -132,7 +134,8 @@ def _machine(found: Result) -> tuple[Subject, dict[str, Any]]:
 
 
 def _check(found: Result, checks: Sequence[Check], plan: Plan, junit: Path | None, as_json: bool) -> None:
-    from vllm_variants.verify import reports, running, verdicts
+    from vllm_variants.verify import judgement as verdicts
+    from vllm_variants.verify import reports, running
 
     subject, about = _machine(found)
     by_name = {each.name: each for each in checks}
@@ -156,7 +159,7 @@ def _check(found: Result, checks: Sequence[Check], plan: Plan, junit: Path | Non
 
 def _table(judged: list[Judged]) -> Table:
     from vllm_variants.verify import reports
-    from vllm_variants.verify.verdicts import Verdict
+    from vllm_variants.verify.judgement import Verdict
 
     rows = table("check", "status", "error of its tolerance", "median time", "image")
     colour = {Verdict.FAILED: "red", Verdict.SKIPPED: "dim", Verdict.OPEN: "yellow"}
@@ -167,7 +170,7 @@ def _table(judged: list[Judged]) -> Table:
 
 
 def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
-    from vllm_variants.verify import verdicts
+    from vllm_variants.verify import judgement as verdicts
 
     for one in judged:
         if one.verdict is not verdicts.Verdict.PASSED:
@@ -207,7 +210,7 @@ def _compare(found: Result, other: Result, checks: Sequence[Check], plan: Plan, 
 
 
 def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_json: bool) -> None:
-    from vllm_variants import matrix
+    from vllm_variants.model import matrix
 
     release_name = matrix.load().release(release).name
     sms = (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 from functools import lru_cache
 
-from vllm_variants.capability import Capability, Kind, Target
 from vllm_variants.fatbin.source import Malformed, Source, find_all, next_nonzero
+from vllm_variants.model.capability import Capability, Kind, Target
 
 MAGIC = struct.pack("<I", 0xBA55ED50)
 CONTAINER_HEADER = struct.Struct("<IHHQ")

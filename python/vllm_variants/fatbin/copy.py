@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from vllm_variants import atomic
 from vllm_variants.errors import Error, InputError, MissingError, UsageError
 from vllm_variants.fatbin.library import Unwritable, copy_file
-from vllm_variants.fatbin.slim import SlimReport, regular_files
+from vllm_variants.fatbin.tree import SlimReport, regular_files
+from vllm_variants.system import atomic
 
 _WRITER = ".vllm-variants-writer"
 """The file in an unfinished copy that its writer holds locked."""

@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from vllm_variants import atomic
-from vllm_variants.capability import Capability, choose
 from vllm_variants.errors import Error, InputError, ResourceError, UsageError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
+from vllm_variants.fatbin.proof import verify
 from vllm_variants.fatbin.rewrite import (
     Copy,
     Rewrite,
@@ -35,7 +34,8 @@ from vllm_variants.fatbin.rewrite import (
 )
 from vllm_variants.fatbin.source import MappedFile, mapped
 from vllm_variants.fatbin.stub import is_stub
-from vllm_variants.fatbin.verify import verify
+from vllm_variants.model.capability import Capability, choose
+from vllm_variants.system import atomic
 
 SMALLEST_HOLE = 0x10000
 """Bytes; a smaller hole saves less than its segment costs at load time."""

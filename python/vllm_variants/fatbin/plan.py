@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vllm_variants.capability import Capability, Fit, Kind, Target, choose, fit
 from vllm_variants.fatbin.container import Container, Image
+from vllm_variants.model.capability import Capability, Fit, Kind, Target, choose, fit
 
 
 def kept_images(container: Container, devices: Sequence[Capability], keep_ptx: bool = False) -> list[Image]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vllm_variants.capability import Capability
 from vllm_variants.fatbin.container import (
     CONTAINER_HEADER,
     Container,
@@ -24,6 +23,7 @@ from vllm_variants.fatbin.layout import Layout, Shift
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
 from vllm_variants.fatbin.stub import Stub, stub_for
+from vllm_variants.model.capability import Capability
 
 DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 """Sections that hold containers and zeros, nothing else."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 
-from vllm_variants.capability import Kind, Target
 from vllm_variants.fatbin.container import Container, Flag, Image
 from vllm_variants.fatbin.source import Source
+from vllm_variants.model.capability import Kind, Target
 
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vllm_variants.capability import Capability
 from vllm_variants.errors import Error, Interrupted, ResourceError
 from vllm_variants.fatbin import library
+from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.source import Malformed
-from vllm_variants.fatbin.verify import Wrong
+from vllm_variants.model.capability import Capability
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

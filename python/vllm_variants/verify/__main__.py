@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.errors import Error, ExitCode
-from vllm_variants.verify import comparison, expectations, processes, reports, running, verdicts
-from vllm_variants.verify.expectations import Check
+from vllm_variants.verify import catalogue as expectations
+from vllm_variants.verify import comparison, processes, reports, running
+from vllm_variants.verify import judgement as verdicts
+from vllm_variants.verify.catalogue import Check
 
 
 def _arguments() -> argparse.Namespace:

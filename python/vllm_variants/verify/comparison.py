@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from vllm_variants.verify import running
-from vllm_variants.verify.expectations import Check
+from vllm_variants.verify.catalogue import Check
 from vllm_variants.verify.processes import Subject
 from vllm_variants.verify.running import Outcome, Plan
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_variants import results
 from vllm_variants.errors import InputError, MissingError, UnsupportedError
-from vllm_variants.gpus import Gpu, Machine, visible
-from vllm_variants.results import Result
+from vllm_variants.machine.gpus import Gpu, Machine, visible
+from vllm_variants.model import results
+from vllm_variants.model.results import Result
 from vllm_variants.verify.processes import Subject
 
 DETECT = "vllm-variants detect"

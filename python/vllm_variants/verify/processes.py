@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vllm_variants import orphans
-from vllm_variants.verify.expectations import CHECKS, Check
+from vllm_variants.system import orphans
+from vllm_variants.verify.catalogue import CHECKS, Check
 
 GONE = 2.0  # seconds that killed processes have to disappear
 CLOSING = 10.0  # seconds between the end of a process's output and its own (it gives the GPU back)

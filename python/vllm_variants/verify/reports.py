@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_variants import reporting
-from vllm_variants.reporting import xml_text
-from vllm_variants.verify.verdicts import Judged, Verdict, summarise
+from vllm_variants.system import reporting
+from vllm_variants.system.reporting import xml_text
+from vllm_variants.verify.judgement import Judged, Verdict, summarise
 
 
 def document(judged: Sequence[Judged], about: Mapping[str, Any]) -> dict[str, Any]:

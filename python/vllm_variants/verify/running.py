@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.errors import UsageError, resource_error
-from vllm_variants.verify.expectations import Check
+from vllm_variants.verify.catalogue import Check
 from vllm_variants.verify.processes import Process, Subject
 
 LOADING = 240.0  # seconds that the imports of one check may take

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_variants.builders.build_logs import BuildLogs
-from vllm_variants.builders.nix_events import Activity, LogLine, Started, Stopped
-from vllm_variants.builders.nix_progress import Tracker
+from vllm_variants.builders.source.logs import BuildLogs
+from vllm_variants.nix.events import Activity, LogLine, Started, Stopped
+from vllm_variants.nix.progress import Tracker
 
 
 def drv(digit: str, name: str) -> str:

@@ -12,11 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "e2e"))
 import source_model
 
-from vllm_variants import matrix, results
-from vllm_variants.audit import expectations
-from vllm_variants.builders import Request, closure_audit
+from vllm_variants.audit import contents as expectations
+from vllm_variants.builders import Request
+from vllm_variants.builders.source import closure_audit
 from vllm_variants.errors import AuditError, Error
-from vllm_variants.results import Result
+from vllm_variants.model import matrix, results
+from vllm_variants.model.results import Result
 
 ROWS = matrix.load()
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import matrix
-from vllm_variants.builders import Request, fast_build
-from vllm_variants.builders.nix import Options
-from vllm_variants.builders.nix_command import Nix
+from vllm_variants.builders import Request
 from vllm_variants.builders.outcomes import Status
+from vllm_variants.builders.source import fast_build
+from vllm_variants.builders.source.nix import Options
+from vllm_variants.model import matrix
+from vllm_variants.nix.command import Nix
 
 # As version 2.0 does: so many workers take from a queue, and the end waits until the queue is empty.
 PROGRAM = """#!{python}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants import memory
+from vllm_variants.machine import memory
 
 GB = 1_000_000_000
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants.builders.nix_command import Configuration, Nix, first_error, new_enough
+from vllm_variants.nix.command import Configuration, Nix, first_error, new_enough
 
 
 def configured(**settings: object) -> Configuration:

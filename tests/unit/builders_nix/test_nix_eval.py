@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import matrix
-from vllm_variants.builders import Request, nix_eval
-from vllm_variants.builders.nix_command import Nix
-from vllm_variants.builders.nix_eval import Derivation, Refusal
+from vllm_variants.builders import Request
+from vllm_variants.model import matrix
+from vllm_variants.nix import evaluation as nix_eval
+from vllm_variants.nix.command import Nix
+from vllm_variants.nix.evaluation import Derivation, Refusal
 
 ROWS = matrix.load()
 GB = 1_000_000_000

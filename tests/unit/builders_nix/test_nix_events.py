@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants.builders.nix_events import (
+from vllm_variants.nix.events import (
     Activity,
     Event,
     Expected,

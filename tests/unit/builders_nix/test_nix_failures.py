@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_variants.builders.nix_failures import failure, out_of_memory, transfer_failure
-from vllm_variants.builders.nix_progress import Build
 from vllm_variants.errors import Error, ExitCode, ResourceError, UnsupportedError
+from vllm_variants.nix.failures import failure, out_of_memory, transfer_failure
+from vllm_variants.nix.progress import Build
 
 DRV = "/nix/store/" + "a" * 32 + "-python3.12-torch-2.9.1.drv"
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from vllm_variants import matrix, nix_findings
-from vllm_variants.builders.nix_command import Configuration, Nix
-from vllm_variants.doctor import Finding, State
+from vllm_variants.doctor.wheels import Finding, State
+from vllm_variants.model import matrix
+from vllm_variants.nix import findings as nix_findings
+from vllm_variants.nix.command import Configuration, Nix
 
 Usage = namedtuple("Usage", "total used free")
 GB = 1_000_000_000

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-from vllm_variants.builders.nix_events import LogLine, parse
-from vllm_variants.builders.nix_progress import Tracker, store_name
+from vllm_variants.nix.events import LogLine, parse
+from vllm_variants.nix.progress import Tracker, store_name
 
 LOGS = Path(__file__).parent / "logs"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.builders import nix_run
-from vllm_variants.builders.nix_events import Event, LogLine
+from vllm_variants.builders.source import nix_run
 from vllm_variants.errors import Interrupted
+from vllm_variants.nix.events import Event, LogLine
 
 # Says what it is told, then goes on until SIGINT; then it says 300 kB more, takes a while to stop its
 # builders as Nix does, and notes when it ended.

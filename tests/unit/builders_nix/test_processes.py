@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.builders.processes import run_all
 from vllm_variants.errors import Interrupted
+from vllm_variants.system.concurrent import run_all
 
 
 def shell(text: str) -> list[str]:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants import reporting
 from vllm_variants.builders import reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.errors import AuditError, Error, ExitCode, ResourceError
+from vllm_variants.system import reporting
 
 BUILT = Outcome(
     "vllm-python312-cuda12_9-sm90",

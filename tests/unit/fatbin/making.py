@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.capability import Capability, Kind, Target
 from vllm_variants.fatbin.stub import empty_cubin
+from vllm_variants.model.capability import Capability, Kind, Target
 
 SHARED = 3
 X86_64, AARCH64 = 62, 183

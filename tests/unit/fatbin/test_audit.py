@@ -10,18 +10,18 @@ import pytest
 import toml
 from making import Made, capabilities, container, cubin, library, ptx, section
 
-from vllm_variants import matrix
 from vllm_variants.audit import Verdict, audit_tree, collect
-from vllm_variants.audit import expectations as expected
+from vllm_variants.audit import contents as expected
+from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.derive import derive
-from vllm_variants.audit.expectations import Expectations
 from vllm_variants.audit.library import audit_library
 from vllm_variants.audit.report import AuditReport
 from vllm_variants.audit.why import why
-from vllm_variants.capability import Capability, Fit
 from vllm_variants.errors import InputError, MissingError, UsageError
-from vllm_variants.fatbin.slim import slim_tree
 from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.tree import slim_tree
+from vllm_variants.model import matrix
+from vllm_variants.model.capability import Capability, Fit
 
 (HOPPER,) = capabilities("9.0")
 (ADA,) = capabilities("8.9")

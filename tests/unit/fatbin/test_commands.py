@@ -164,7 +164,7 @@ def test_a_broken_result_is_not_hidden_by_a_good_one_beside_it(
 
 def _expected(release: str, sm: str) -> dict[str, int]:
     """Libraries of a release's wheel → how many containers are of use to an SM."""
-    from vllm_variants.audit import expectations
+    from vllm_variants.audit import contents as expectations
 
     known = expectations.load(release, "x86_64-linux")
     assert known

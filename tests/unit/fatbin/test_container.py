@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import Made, container, cubin, library, ptx, section
 
-from vllm_variants.capability import Kind
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import source as source_module
 from vllm_variants.fatbin.container import Container, containers, scattered_containers
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import Malformed, WheelMember, find_all, mapped, next_nonzero
+from vllm_variants.model.capability import Kind
 
 
 class Memory:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from making import Made, capabilities, container
 from test_container import Memory
 
-from vllm_variants.capability import Capability, Kind, fit
 from vllm_variants.fatbin.container import Container, container_at
 from vllm_variants.fatbin.plan import kept_images
+from vllm_variants.model.capability import Capability, Kind, fit
 
 
 def held(text: str) -> Container:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_variants import matrix
-from vllm_variants.fatbin import ptx
+from vllm_variants.model import matrix
+from vllm_variants.model import toolkits as ptx
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making import AARCH64, X86_64, Made, capabilities, container, cubin, library, listed, ptx, section
 
-from vllm_variants.capability import Capability
 from vllm_variants.errors import ExitCode, UsageError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import library as library_module
@@ -29,6 +28,7 @@ from vllm_variants.fatbin.library import Untouched, Unwritable, copy_file, slim_
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import containers_in, device_sections, resource_sections
 from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.model.capability import Capability
 
 HOPPER = capabilities("9.0")
 

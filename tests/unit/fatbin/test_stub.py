@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from making import Made, cubin, cuobjdump, library, listed, ptx, section
 
-from vllm_variants.capability import Capability, Target
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import mapped
 from vllm_variants.fatbin.stub import empty_cubin, is_stub
+from vllm_variants.model.capability import Capability, Target
 
 OLDER = ["sm_50", "sm_52", "sm_60", "sm_61", "sm_70", "sm_72", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89"]
 NEWER = [

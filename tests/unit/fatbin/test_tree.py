@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from making import capabilities, cubin, library, section
 
-from vllm_variants import atomic
 from vllm_variants.errors import ExitCode, Interrupted, ResourceError, UsageError
 from vllm_variants.fatbin import library as library_module
-from vllm_variants.fatbin import slim as slim_module
+from vllm_variants.fatbin import tree as slim_module
 from vllm_variants.fatbin import workers
 from vllm_variants.fatbin.copy import slimmed_copy
-from vllm_variants.fatbin.slim import SlimReport, Stopped, slim_tree
-from vllm_variants.fatbin.verify import Wrong
+from vllm_variants.fatbin.proof import Wrong
+from vllm_variants.fatbin.tree import SlimReport, Stopped, slim_tree
+from vllm_variants.system import atomic
 
 Inodes = dict[tuple[int, int], tuple[int, list[str]]]
 HOPPER = capabilities("9.0")

@@ -14,9 +14,9 @@ from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
 from vllm_variants.fatbin import library as writer
 from vllm_variants.fatbin.library import slim_file
+from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import Copy, containers_in, device_sections, pieces
 from vllm_variants.fatbin.source import Malformed, mapped
-from vllm_variants.fatbin.verify import Wrong
 
 HOPPER = capabilities("9.0")
 FATBIN = section(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import matrix
 from vllm_variants.errors import InputError, UsageError
-from vllm_variants.verify import expectations
-from vllm_variants.verify.expectations import CHECKS
+from vllm_variants.model import matrix
+from vllm_variants.verify import catalogue as expectations
+from vllm_variants.verify.catalogue import CHECKS
 
 ALL = expectations.read()
 BY_NAME = {check.name: check for check in ALL}

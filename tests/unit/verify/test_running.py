@@ -17,7 +17,7 @@ import stand_in
 
 from vllm_variants.errors import UsageError
 from vllm_variants.verify import processes, running
-from vllm_variants.verify.expectations import Check, Support
+from vllm_variants.verify.catalogue import Check, Support
 
 ANYWHERE = Support(None, frozenset())
 

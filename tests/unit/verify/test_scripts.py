@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_variants.verify.expectations import CHECKS
+from vllm_variants.verify.catalogue import CHECKS
 
 TORCH = """\
 import types

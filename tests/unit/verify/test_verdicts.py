@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_variants.verify import reports, running, verdicts
-from vllm_variants.verify.expectations import Check, Support
-from vllm_variants.verify.verdicts import Judged, Verdict
+from vllm_variants.verify import judgement as verdicts
+from vllm_variants.verify import reports, running
+from vllm_variants.verify.catalogue import Check, Support
+from vllm_variants.verify.judgement import Judged, Verdict
 
 HOPPER = Check("machete.x", "weights", "…", 1, 1, Support(frozenset({"sm90"}), frozenset({"sm100"})))
 STATUSES = ("ok", "failed", "unsupported", "skipped")

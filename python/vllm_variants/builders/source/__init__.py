@@ -1,0 +1,1 @@
+"""The builders that compile vLLM from source: Nix, nix-fast-build, Flox."""

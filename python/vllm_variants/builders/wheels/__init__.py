@@ -1,0 +1,1 @@
+"""The default builder: published wheels, hash-locked, slimmed to one SM."""

@@ -1,0 +1,1 @@
+"""What is amiss on this machine, and the command that helps."""

@@ -1,0 +1,202 @@
+"""Findings about this machine: what a build and a result need, and the command that mends what is amiss."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from vllm_variants.builders.wheels import locks
+from vllm_variants.errors import Error, ExitCode, MissingError, system_error
+from vllm_variants.machine import detection, gpus, interpreters, memory
+from vllm_variants.model.matrix import Matrix, Release
+from vllm_variants.store import Store
+from vllm_variants.system import process
+
+# Measured on a 2-core machine with release 0.13.0 (docs/measurements.md): uv's unpacked wheels plus
+# the files that slimming rewrites, and the peak of uv's memory while it unpacks.
+DISK_FIRST = 14_000_000_000
+DISK_NEXT = 3_000_000_000
+MEMORY = 1_000_000_000
+
+
+class State(StrEnum):
+    """How a finding stands: fine, worth knowing, or in the way of a build."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report. `code` is what a problem makes the doctor end in."""
+
+    about: str
+    state: State
+    text: str
+    mend: str | None = None
+    code: ExitCode = ExitCode.UNSUPPORTED
+
+    @classmethod
+    def failed(cls, about: str, failure: Error | OSError) -> Finding:
+        """The problem that something could not be examined at all."""
+        error = failure if isinstance(failure, Error) else system_error(failure)
+        return cls(about, State.PROBLEM, error.message, error.mend, error.exit_code)
+
+    def as_dict(self) -> dict[str, object]:
+        """The finding as JSON."""
+        return {"about": self.about, "state": self.state.value, "text": self.text, "mend": self.mend}
+
+
+def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]:
+    """Every finding, as it is made: some ask the network or start a program."""
+    from vllm_variants.nix import findings as nix_findings
+
+    yield _examined("GPU", lambda: _gpu(matrix, release))
+    yield _examined("uv", _uv)
+    yield from examine_for_wheels(release, store.root)
+    yield _compiler()
+    yield from nix_findings.examine()
+
+
+def examine_for_wheels(release: Release, folder: Path) -> Iterator[Finding]:
+    """What a build by the `wheels` builder with its store in `folder` needs."""
+    yield _examined("Python", lambda: _python(release))
+    yield _glibc()
+    yield _examined("disk", lambda: _disk(folder))
+    yield _examined("memory", _memory)
+    yield _examined("index", lambda: _index(release))
+
+
+def _examined(about: str, look: Callable[[], Finding]) -> Finding:
+    """What `look` found, or the problem that it failed: the doctor goes on with the rest."""
+    try:
+        return look()
+    except (Error, OSError) as failure:
+        return Finding.failed(about, failure)
+
+
+def _gpu(matrix: Matrix, release: Release) -> Finding:
+    machine = gpus.machine()
+    found = detection.detect(machine, matrix, release)
+    if machine.problem:
+        return Finding("GPU", State.NOTE, machine.problem, "none needed to build; results run where a GPU is")
+    names = ", ".join(f"{g.gpu.name} ({g.gpu.capability})" for g in found.gpus)
+    if not found.variants:
+        return Finding("GPU", State.PROBLEM, f"{names}, driver {machine.driver}: {found.explain()}")
+    shorts = ", ".join(v.short for v in found.variants)
+    return Finding("GPU", State.OK, f"{names}, driver {machine.driver} → {shorts}")
+
+
+def _python(release: Release) -> Finding:
+    found = interpreters.find(release.stack.python)
+    return Finding("Python", State.OK, f"{found.version} {found.found}: {found.path}")
+
+
+def _uv() -> Finding:
+    named = os.environ.get("VLLM_VARIANTS_UV")
+    told = _told_by_uv(["--version"])
+    match = re.match(r"uv (\d[\w.]*)", told.stdout)
+    if told.returncode or not match:
+        raise MissingError(
+            f"{process.uv()} is no uv: `--version` ended with {told.returncode} and says no version",
+            mend=_uv_mend(),
+        )
+    origin = f"{named}, which VLLM_VARIANTS_UV names" if named else "brought by vllm-variants"
+    return Finding("uv", State.OK, f"uv {match[1]} ({origin})")
+
+
+def _told_by_uv(arguments: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run uv to its end; `MissingError` when it cannot be run."""
+    command = [process.uv(), *arguments]
+    try:
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise MissingError(f"uv cannot be run ({command[0]}): {error.strerror}", mend=_uv_mend()) from error
+
+
+def _uv_mend() -> str:
+    if os.environ.get("VLLM_VARIANTS_UV"):
+        return "correct VLLM_VARIANTS_UV, or unset it"
+    return "install vllm-variants again; in a checkout: rm -r .venv"
+
+
+def _glibc() -> Finding:
+    name, version = platform.libc_ver()
+    needed = locks.GLIBC.replace("_", ".")
+    if name != "glibc":
+        return Finding(
+            "C library", State.PROBLEM, f"the wheels need glibc {needed}, this system has {name or 'another'}"
+        )
+    new_enough = _numbers(version) >= _numbers(needed)
+    state = State.OK if new_enough else State.PROBLEM
+    mend = None if new_enough else "use a newer distribution, or a container of one"
+    return Finding("C library", state, f"glibc {version} (the wheels need {needed})", mend)
+
+
+def _disk(folder: Path) -> Finding:
+    free = free_bytes(folder)
+    text = f"{free / 1e9:.0f} GB free for {folder}"
+    needs = f"a first build takes {DISK_FIRST / 1e9:.0f} GB, each further variant {DISK_NEXT / 1e9:.0f} GB"
+    if free >= DISK_FIRST:
+        return Finding("disk", State.OK, f"{text} ({needs})")
+    state = State.NOTE if free >= DISK_NEXT else State.PROBLEM
+    return Finding(
+        "disk",
+        state,
+        f"{text}; {needs}",
+        "vllm-variants gc, uv cache prune, or set XDG_DATA_HOME elsewhere",
+        ExitCode.RESOURCES,
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk that holds `folder`, or will when it is made; `OSError` when it cannot be."""
+    while True:
+        try:
+            return shutil.disk_usage(folder).free
+        except (FileNotFoundError, NotADirectoryError):
+            if folder == folder.parent:
+                raise
+            folder = folder.parent
+
+
+def _memory() -> Finding:
+    free = memory.available()
+    text = f"{free / 1e9:.1f} GB available (a build with wheels peaks below {MEMORY / 1e9:.0f} GB)"
+    if free >= MEMORY:
+        return Finding("memory", State.OK, text)
+    return Finding("memory", State.PROBLEM, text, "close something large", ExitCode.RESOURCES)
+
+
+def _index(release: Release) -> Finding:
+    # Asks for one small package's versions, through the same client and settings as a build.
+    command = ["pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
+    told = _told_by_uv([*command, "--python-version", release.stack.python, "-"], "toml")
+    if told.returncode == 0:
+        return Finding("index", State.OK, "the package index answers")
+    reason = next(iter(told.stderr.strip().splitlines()), "no answer")
+    mend = "check the network, or name a mirror: UV_DEFAULT_INDEX=https://…"
+    text = f"the package index does not answer: {reason}"
+    return Finding("index", State.PROBLEM, text, mend, ExitCode.RESOURCES)
+
+
+def _compiler() -> Finding:
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and (path := shutil.which(name)):
+            return Finding("C compiler", State.OK, f"{path} (no build needs it; Triton does, when vLLM runs)")
+    text = "none: no build needs it, but Triton compiles a small launcher with it when vLLM first runs"
+    return Finding("C compiler", State.NOTE, text, "sudo apt install gcc, or your system's")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))

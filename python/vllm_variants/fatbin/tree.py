@@ -1,0 +1,272 @@
+"""Slim a tree: every library in it, on all cores.
+
+Symbolic links are left alone: what they point to is slimmed where it lies, if it lies in the tree.
+Names of one inode in the tree stay names of one inode. Names of it outside the tree, a package
+cache's for instance, keep the old bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.errors import InputError, Interrupted, ResourceError
+from vllm_variants.fatbin import workers
+from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, Options
+from vllm_variants.fatbin.source import open_regular
+from vllm_variants.fatbin.worker import slimmed
+from vllm_variants.model.capability import Capability
+from vllm_variants.system import atomic
+
+Progress = Callable[[int, int, str], None]
+"""Called after each library: bytes done, bytes in all, the library's path in the tree."""
+
+
+@dataclass(frozen=True)
+class SlimReport:
+    """What slimming did to a tree. `before` and `after` count each inode of the whole tree once, in bytes."""
+
+    root: str
+    devices: tuple[Capability, ...]
+    before: int
+    after: int
+    files: tuple[FileReport, ...]
+
+    @property
+    def saved(self) -> int:
+        """Bytes."""
+        return self.before - self.after
+
+    @property
+    def changed(self) -> list[FileReport]:
+        return [file for file in self.files if file.changed]
+
+    @property
+    def failed(self) -> list[FileReport]:
+        """Files that something outside them kept from being slimmed: another run may succeed."""
+        return [file for file in self.files if file.failed]
+
+    @property
+    def unserved(self) -> list[str]:
+        """The devices (`sm90`) for which nothing in any of the libraries runs."""
+        judged = [file for file in self.files if not file.failed]
+        return [d.sm for d in self.devices if judged and all(d.sm in file.unserved for file in judged)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "root": self.root,
+            "devices": [str(device) for device in self.devices],
+            "before": self.before,
+            "after": self.after,
+            "ratio": round(self.after / self.before, 4) if self.before else 1.0,
+            "files": [file.as_dict() for file in self.files],
+        }
+
+
+class Stopped(Interrupted):
+    """The slimming of a tree was stopped: `slimmed` of its `libraries` are, the rest are as they were."""
+
+    def __init__(self, slimmed: int, libraries: int) -> None:
+        super().__init__()
+        self.slimmed, self.libraries = slimmed, libraries
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A file to slim: its inode (device, number), its size in bytes, and its names."""
+
+    inode: tuple[int, int]
+    size: int
+    names: tuple[Path, ...]
+
+    @property
+    def replaced(self) -> bool:
+        """Whether its first name belongs to another file now."""
+        with suppress(OSError):
+            status = self.names[0].lstat()
+            return (status.st_dev, status.st_ino) != self.inode
+        return False
+
+
+def slim_tree(
+    root: Path,
+    sms: Sequence[Capability],
+    *,
+    keep_ptx: bool = False,
+    resources: bool = True,
+    progress: Progress = lambda done, total, path: None,
+    jobs: int | None = None,
+    durable: bool = True,
+) -> SlimReport:
+    """Slim every library under `root`, in place, for devices `sms`.
+
+    Files are replaced, never written to. `resources`: see `library.slim_file`. `jobs` processes
+    work (default and 0: one a core). `durable`: each new file is on the disk before it replaces an
+    old one; a tree that nobody uses yet does not need that. A library that is malformed, or whose
+    new file could not be proven, is kept as it is, and its report says why; so is what could not be
+    read or written, and its report is `failed`. Raises `Stopped` for `Interrupted`, and
+    `ResourceError` when there is no room.
+    """
+    unreadable: list[FileReport] = []
+    inodes = _without_leftovers(regular_files(root, _noting(unreadable, root)))
+    before = sum(size for size, _ in inodes.values())
+    work = [
+        _Library(inode, size, tuple(Path(name) for name in names))
+        for inode, (size, names) in sorted(inodes.items(), key=lambda each: each[1], reverse=True)
+        if size >= SMALLEST_HOLE and _is_readable_elf(names[0], _noting(unreadable, root))
+    ]
+    options = Options(keep_ptx=keep_ptx, resources=resources, durable=durable)
+    total, done, reports = sum(library.size for library in work), 0, unreadable
+    try:
+        with closing(_slimmed(work, sms, options, jobs or len(os.sched_getaffinity(0)))) as ready:
+            for library, report in ready:
+                if report.changed:
+                    reports += _relinked(library, root)
+                done += library.size
+                name = str(library.names[0].relative_to(root))
+                progress(done, total, name)
+                if report.containers or report.kept not in UNREMARKABLE:
+                    reports.append(replace(report, path=name))
+    except BaseException as error:
+        for library in work:  # a worker that was killed could not do it
+            atomic.remove_leftovers_of(library.names[0])
+        if isinstance(error, Interrupted):
+            raise Stopped(sum(library.replaced for library in work), len(work)) from error
+        raise
+    saved = sum(report.before - report.after for report in reports)
+    return SlimReport(
+        str(root), tuple(sms), before, before - saved, tuple(sorted(reports, key=lambda r: r.path))
+    )
+
+
+UNREMARKABLE = ("no ELF64 library", "no device code")
+
+
+def _relinked(library: _Library, root: Path) -> list[FileReport]:
+    """Make the library's other names names of its new file; the reports of those that stay what they were."""
+    failed = []
+    first, *others = library.names
+    for name in others:
+        try:
+            atomic.hard_link(name, first)
+        except OSError as error:
+            why = f"cannot be written: {error.strerror}"
+            failed.append(FileReport(str(name.relative_to(root)), 0, 0, kept=why, failed=True))
+    return failed
+
+
+Unreadable = Callable[[str, OSError], None]
+"""Called for a file or folder that cannot be read, with its path."""
+
+
+def _raise(path: str, error: OSError) -> None:
+    raise error
+
+
+def _noting(reports: list[FileReport], root: Path) -> Unreadable:
+    def note(path: str, error: OSError) -> None:
+        name = str(Path(path).relative_to(root))
+        reports.append(FileReport(name, 0, 0, kept=f"cannot be read: {error.strerror}", failed=True))
+
+    return note
+
+
+def regular_files(
+    root: Path, unreadable: Unreadable = _raise
+) -> dict[tuple[int, int], tuple[int, list[str]]]:
+    """Per inode (device, number) below `root`: its size in bytes and its names, sorted.
+
+    Raises `OSError` for a folder that cannot be read, unless `unreadable` takes it.
+    """
+    found: dict[tuple[int, int], tuple[int, list[str]]] = {}
+    folders = [os.fspath(root)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        _note(entry, found)
+        except OSError as error:
+            unreadable(folder, error)
+    for _, names in found.values():
+        names.sort()
+    return found
+
+
+def _note(entry: os.DirEntry[str], found: dict[tuple[int, int], tuple[int, list[str]]]) -> None:
+    with suppress(FileNotFoundError):  # removed since the folder was read
+        status = entry.stat(follow_symlinks=False)
+        found.setdefault((status.st_dev, status.st_ino), (status.st_size, []))[1].append(entry.path)
+
+
+def _without_leftovers(
+    inodes: dict[tuple[int, int], tuple[int, list[str]]],
+) -> dict[tuple[int, int], tuple[int, list[str]]]:
+    """Remove what runs that were killed left aside, and pass over what runs under way have there."""
+    found = {}
+    for inode, (size, names) in inodes.items():
+        if others := [name for name in names if not _is_aside(Path(name))]:
+            found[inode] = size, others
+    return found
+
+
+def _is_aside(path: Path) -> bool:
+    if atomic.leftover_target(path) is None:
+        return False
+    with suppress(OSError):
+        atomic.remove_leftover(path)
+    return True
+
+
+def is_elf(name: str) -> bool:
+    """Whether a file begins as an ELF file does. Raises `OSError`, or `InputError` for no regular file."""
+    descriptor = open_regular(name)
+    try:
+        return os.pread(descriptor, 4, 0) == b"\x7fELF"
+    finally:
+        os.close(descriptor)
+
+
+def _is_readable_elf(name: str, unreadable: Unreadable) -> bool:
+    try:
+        return is_elf(name)
+    except (FileNotFoundError, InputError):  # removed or replaced since the folder was read
+        return False
+    except OSError as error:
+        unreadable(name, error)
+        return False
+
+
+def _slimmed(
+    work: Sequence[_Library], devices: Sequence[Capability], options: Options, jobs: int
+) -> Generator[tuple[_Library, FileReport], None, None]:
+    """Each library with its report, as they become ready."""
+    if jobs == 1 or len(work) < 2 or not sys.executable:
+        for library in work:
+            yield library, slimmed(library.names[0], list(devices), options)
+        return
+    texts = [str(device) for device in devices]
+    requests = [
+        {"path": os.fsencode(library.names[0]).decode("latin-1"), "devices": texts, "options": options}
+        for library in work
+    ]
+    with closing(workers.answers(workers.command(), requests, jobs)) as answers:
+        for index, answer in answers:
+            yield work[index], _report(answer)
+
+
+def _report(answer: dict[str, Any]) -> FileReport:
+    """A worker's answer; raises the `ResourceError` that it met."""
+    if "crash" in answer:
+        raise RuntimeError(f"a process that slimmed failed:\n{answer['crash']}")
+    if "error" in answer:
+        raise ResourceError(answer["error"], mend=answer["mend"])
+    return FileReport(**{**answer["report"], "unserved": tuple(answer["report"]["unserved"])})

@@ -1,0 +1,154 @@
+"""Which variants a machine's GPUs need, with the reason for each accept and reject."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_variants.errors import UnsupportedError
+from vllm_variants.machine.gpus import Gpu, Machine
+from vllm_variants.model import toolkits as ptx
+from vllm_variants.model.capability import Capability, Fit, Kind, Target, fit
+from vllm_variants.model.matrix import Matrix, Release, Variant
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a variant serves a GPU of this machine, and why; `fit` is that of a plain cubin."""
+
+    variant: Variant
+    accepted: bool
+    fit: Fit
+    reason: str
+
+    def as_dict(self) -> dict[str, object]:
+        """The verdict as JSON."""
+        return {
+            "variant": self.variant.short,
+            "accepted": self.accepted,
+            "fit": self.fit.value,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class GpuDetection:
+    """One GPU: a verdict for every variant of the matrix, and the variant to use, if any."""
+
+    gpu: Gpu
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def chosen(self) -> Verdict | None:
+        """The accepted variant of the highest capability."""
+        accepted = [v for v in self.verdicts if v.accepted]
+        return max(accepted, key=lambda v: v.variant.capability, default=None)
+
+    @property
+    def nearest(self) -> Verdict | None:
+        """Where nothing is accepted: what comes closest, its images first, then its capability."""
+
+        def distance(verdict: Verdict) -> tuple[bool, int, int]:
+            has, wants = verdict.variant.capability, self.gpu.capability
+            return not verdict.fit, abs(has.major - wants.major), abs(has.minor - wants.minor)
+
+        return min(self.verdicts, key=distance, default=None)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A machine and what each of its GPUs needs."""
+
+    machine: Machine
+    release: Release
+    gpus: tuple[GpuDetection, ...]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants to build, each once, in the order of the GPUs."""
+        chosen = (found.chosen for found in self.gpus)
+        return tuple(dict.fromkeys(verdict.variant for verdict in chosen if verdict))
+
+    def as_dict(self) -> dict[str, object]:
+        """Machine, GPUs, verdicts and what to build, as JSON."""
+        return {
+            "machine": self.machine.as_dict(),
+            "release": self.release.name,
+            "variants": [variant.name(self.release) for variant in self.variants],
+            "reservation": self.reservation(),
+            "gpus": [
+                {
+                    **found.gpu.as_dict(),
+                    "variant": found.chosen.variant.name(self.release) if found.chosen else None,
+                    "verdicts": [verdict.as_dict() for verdict in found.verdicts],
+                }
+                for found in self.gpus
+            ],
+        }
+
+    def require(self) -> tuple[Variant, ...]:
+        """The variants to build; `UnsupportedError` says why there are none."""
+        if self.variants:
+            return self.variants
+        if self.machine.problem:
+            raise UnsupportedError(
+                self.machine.problem, mend="name a variant instead, e.g. `vllm-variants build sm90`"
+            )
+        raise UnsupportedError(self.explain())
+
+    def explain(self) -> str:
+        """Why the GPUs that get no variant get none."""
+        return "; ".join(self.why_none(found) for found in self.gpus if not found.chosen)
+
+    def reservation(self) -> str | None:
+        """What a driver that runs the release cannot do for it, as a sentence; None: nothing.
+
+        A driver compiles only the PTX of toolkits that are not newer than itself (`fatbin/ptx.py`).
+        """
+        oldest = ptx.driver_of(self.release.stack.cuda)
+        if not self.variants or not oldest or not self.machine.older_than(str(oldest)):
+            return None
+        return (
+            f"driver {self.machine.driver} runs this release, but PTX of CUDA {self.release.stack.cuda} is"
+            f" compiled by {oldest} and later only: kernels that have nothing else for a GPU will fail"
+            " (`vllm-variants audit RESULT` counts them)"
+        )
+
+    def why_none(self, found: GpuDetection) -> str:
+        """One clause on why no variant serves this GPU, with the nearest one."""
+        gpu, near = found.gpu, found.nearest
+        head = f"no variant serves GPU {gpu.index}, {gpu.name} ({gpu.capability})"
+        return f"{head}: the nearest is {near.variant.short}, but {near.reason}" if near else head
+
+
+def detect(machine: Machine, matrix: Matrix, release: Release) -> Detection:
+    """Judge every variant for every GPU of `machine`."""
+    found = tuple(
+        GpuDetection(gpu, tuple(judge(gpu.capability, v, machine, release) for v in matrix.variants.values()))
+        for gpu in machine.gpus
+    )
+    return Detection(machine, release, found)
+
+
+def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Verdict:
+    """Whether `variant` of `release` serves a GPU of `capability` in `machine`, and why."""
+    how = fit(Kind.CUBIN, Target(variant.capability), capability)
+    obstacle = _obstacle(variant, machine, release)
+    if not how:
+        return Verdict(variant, False, how, f"code for {variant.capability} never runs on {capability}")
+    if obstacle:
+        return Verdict(variant, False, how, obstacle)
+    if how is Fit.NATIVE:
+        return Verdict(variant, True, how, f"built for exactly {capability}")
+    note = f"its {variant.capability} images run on {capability}, but those with an `a` suffix do not"
+    return Verdict(variant, True, how, note)
+
+
+def _obstacle(variant: Variant, machine: Machine, release: Release) -> str | None:
+    if variant.system != machine.system:
+        return f"it is for {variant.system} and this host is {machine.system}"
+    if machine.older_than(release.stack.driver):
+        return (
+            f"release {release.name} (CUDA {release.stack.cuda}) needs driver {release.stack.driver} "
+            f"or later and this host has {machine.driver}"
+        )
+    return None

@@ -1,0 +1,1 @@
+"""What only a checkout needs: pins, generated docs, Flox's expressions."""

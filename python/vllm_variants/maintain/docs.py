@@ -1,0 +1,106 @@
+"""Text that is computed: tables in README.md and docs/, of the matrix and of recorded runs, and Flox's part.
+
+In a Markdown file a generated part stands between `<!-- generated: NAME -->` and
+`<!-- end generated -->`; NAME is one that `_tables` knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from vllm_variants.errors import ExitCode, InputError
+from vllm_variants.maintain import flox
+from vllm_variants.model.matrix import Matrix, Related
+
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+
+def variants(matrix: Matrix) -> str:
+    """The variant table of the README."""
+    rows = [
+        (
+            f"`{v.short}`",
+            str(v.capability),
+            v.architecture,
+            ", ".join(v.gpus) + _related(v.related),
+            f"`{v.system}`",
+        )
+        for v in matrix.variants.values()
+    ]
+    return _table(("variant", "compute capability", "architecture", "GPUs", "system"), rows)
+
+
+def versions(matrix: Matrix) -> str:
+    """The version matrix: a row a release."""
+    rows = [
+        (
+            f"**{r.name}**" + (" (default)" if r == matrix.default else ""),
+            r.stack.python,
+            r.stack.cuda,
+            r.stack.torch,
+            " and ".join(r.stack.cutlass),
+            f"≥ {r.stack.driver}",
+            f"`{r.nixpkgs[:7]}`",
+        )
+        for r in matrix.releases.values()
+    ]
+    return _table(("release (vLLM)", "Python", "CUDA", "torch", "CUTLASS", "driver", "nixpkgs"), rows)
+
+
+def names(matrix: Matrix) -> str:
+    """The full names of the default release's variants."""
+    rows = [(f"`{v.short}`", f"`{v.name(matrix.default)}`") for v in matrix.variants.values()]
+    return _table(("short name", "full name: Nix package, Flox build, result link"), rows)
+
+
+def exit_codes() -> str:
+    """The exit codes of the command line."""
+    return _table(("code", "meaning"), [(str(int(code)), code.meaning) for code in ExitCode])
+
+
+def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
+    """Every generated part by its name, for the checkout at `root`."""
+    from vllm_variants.verify import evidence
+
+    recorded = root / "docs" / "evidence"
+    return {
+        "variants": lambda: variants(matrix),
+        "versions": lambda: versions(matrix),
+        "names": lambda: names(matrix),
+        "exit-codes": exit_codes,
+        "runs": lambda: _table(*evidence.runs(recorded)),
+        "outcomes": lambda: _table(*evidence.outcomes(recorded)),
+    }
+
+
+def refresh(text: str, tables: Mapping[str, Callable[[], str]], where: str) -> str:
+    """`text` with every generated part made anew; `InputError` for a part nobody generates."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in tables:
+            raise InputError(
+                f"{where}: nothing generates {name!r}", mend=f"choose one of {', '.join(tables)}"
+            )
+        return f"{match[1]}{tables[name]()}\n{match[3]}"
+
+    return _PART.sub(part, text)
+
+
+def files(root: Path, matrix: Matrix) -> dict[Path, str]:
+    """Every file with generated text → what it should hold."""
+    pages = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    tables = _tables(root, matrix)
+    made = {page: refresh(page.read_text(encoding="utf-8"), tables, page.name) for page in pages}
+    return made | {root / path: text for path, text in flox.expressions(matrix).items()}
+
+
+def _related(related: Sequence[Related]) -> str:
+    return "".join(f"; {r.capability}¹: {', '.join(r.gpus)}" for r in related)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,1 @@
+"""What the project is about, as values: capabilities, releases and variants, results."""

@@ -1,0 +1,186 @@
+"""Read `variants.toml`, and say of a broken one which line to mend and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import toml
+
+from vllm_variants.errors import InputError
+from vllm_variants.model.capability import Capability
+from vllm_variants.model.matrix import SYSTEMS, Matrix, Related, Release, Stack, Variant
+
+T = TypeVar("T")
+_SHORT = re.compile(r"sm\d{2,3}(-arm64)?")
+_RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
+"""A version; it names files, so nothing else may stand in it."""
+_RELEASE_KEYS = ("nixpkgs", "python", "cuda", "driver", "torch", "cutlass")
+_VARIANT_KEYS = ("capability", "architecture", "system", "gpus", "related")
+_COMPARE = "compare it with the committed one"
+
+
+def read(path: Path) -> Matrix:
+    """The matrix in the file `path`; `InputError` names the line of what is broken, and the mend."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the matrix {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", mend="save it as UTF-8") from error
+    return _Reader(path, text).matrix()
+
+
+class _Reader:
+    """Turns the text of a matrix into values, knowing the line of everything it refuses."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path, self._text = path, text
+        try:
+            self._tables: dict[str, Any] = toml.loads(text)
+        except toml.TomlDecodeError as error:
+            raise InputError(
+                f"{path}:{error.lineno}: not valid TOML: {error.msg}", mend=f"correct line {error.lineno}"
+            ) from error
+        except RecursionError as error:
+            raise InputError(f"{path}: not valid TOML: nested too deeply", mend=_COMPARE) from error
+        except (IndexError, TypeError) as error:  # toml 0.10 lets these escape on some broken lines
+            raise InputError(f"{path}: not valid TOML", mend=_COMPARE) from error
+
+    def matrix(self) -> Matrix:
+        releases = {name: self._release(name) for name in self._table("release")}
+        variants = {short: self._variant(short) for short in self._table("variant")}
+        default = self._value((), "default-release", str)
+        self._only((), ("default-release", "release", "variant"))
+        self._each_gpu_once(variants.values())
+        if default not in releases:
+            raise self._refusal(
+                (), "default-release", f"names {default!r}, which has no table", f'add [release."{default}"]'
+            )
+        return Matrix(releases[default], MappingProxyType(releases), MappingProxyType(variants))
+
+    def _release(self, name: str) -> Release:
+        at = ("release", name)
+        if not _RELEASE.fullmatch(name):
+            raise self._refusal(at, None, "is no version", 'write [release."0.13.0"]')
+        self._only(at, _RELEASE_KEYS)
+        revision = self._value(at, "nixpkgs", str)
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
+        numbers = {}
+        for key in ("python", "cuda", "driver", "torch"):
+            numbers[key] = self._value(at, key, str)
+            if not re.fullmatch(r"\d+(\.\d+)*", numbers[key]):
+                raise self._refusal(at, key, f"is {numbers[key]!r}", 'write a version such as "12.9"')
+        return Release(name, revision, Stack(**numbers, cutlass=self._strings(at, "cutlass")))
+
+    def _variant(self, short: str) -> Variant:
+        at = ("variant", short)
+        if not _SHORT.fullmatch(short):
+            raise self._refusal(at, None, "is no short name", "write [variant.sm90] or [variant.sm90-arm64]")
+        self._only(at, _VARIANT_KEYS)
+        variant = Variant(
+            short,
+            self._capability(at, self._value(at, "capability", str)),
+            self._value(at, "architecture", str),
+            self._value(at, "system", str),
+            self._strings(at, "gpus"),
+            tuple(self._related(at, row) for row in self._value(at, "related", list, default=[])),
+        )
+        if variant.system not in SYSTEMS:
+            raise self._refusal(at, "system", f"is {variant.system!r}", f"write one of {', '.join(SYSTEMS)}")
+        computed = variant.capability.sm + ("-arm64" if variant.system == "aarch64-linux" else "")
+        if computed != short:
+            raise self._refusal(
+                at, "capability", f"and system make {computed}", f"call the table [variant.{computed}]"
+            )
+        return variant
+
+    def _related(self, at: tuple[str, ...], row: object) -> Related:
+        match row:
+            case {"capability": str(capability), "gpus": list(gpus)} if all(isinstance(g, str) for g in gpus):
+                return Related(self._capability(at, capability), tuple(gpus))
+        raise self._refusal(at, "related", "is not understood", '[{ capability = "10.3", gpus = ["B300"] }]')
+
+    def _only(self, at: tuple[str, ...], known: Sequence[str]) -> None:
+        """Refuse a key that nobody reads: it is a known one, mistyped, or meant for another table."""
+        table = self._tables
+        for part in at:
+            table = table[part]
+        for key in table:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                mend = f"write {near[0]}" if near else f"known are: {', '.join(known)}"
+                raise self._refusal(at, key, "is not known", mend)
+
+    def _each_gpu_once(self, variants: Iterable[Variant]) -> None:
+        """Refuse a GPU that two variants list, for it has one compute capability."""
+        listed: dict[str, str] = {}
+        for variant in variants:
+            for gpu in variant.all_gpus:
+                if (other := listed.setdefault(gpu.lower(), variant.short)) != variant.short:
+                    raise self._refusal(
+                        ("variant", variant.short),
+                        "gpus",
+                        f"has {gpu}, and [variant.{other}] too",
+                        "keep one",
+                    )
+
+    def _capability(self, at: tuple[str, ...], text: str) -> Capability:
+        if re.fullmatch(r"\d+\.\d", text):
+            return Capability.parse(text)
+        raise self._refusal(at, "capability", f"is {text!r}", 'write a compute capability such as "9.0"')
+
+    def _table(self, name: str) -> Mapping[str, Any]:
+        table = self._tables.get(name)
+        if isinstance(table, dict) and all(isinstance(row, dict) for row in table.values()):
+            return table
+        raise InputError(
+            f"{self._path}: there is no [{name}.…] table", mend="see the committed variants.toml"
+        )
+
+    def _value(self, at: tuple[str, ...], key: str, kind: type[T], default: T | None = None) -> T:
+        table = self._tables
+        for part in at:
+            table = table[part]
+        value = table.get(key, default)
+        if value is None:
+            raise self._refusal(
+                at, None, f"has no {key}", f'add {key} = "…"' if kind is str else f"add {key} = […]"
+            )
+        if not isinstance(value, kind):
+            raise self._refusal(
+                at, key, f"is {value!r}", 'quote it: "…"' if kind is str else "write a list: […]"
+            )
+        return value
+
+    def _strings(self, at: tuple[str, ...], key: str) -> tuple[str, ...]:
+        values = self._value(at, key, list)
+        if not values or not all(isinstance(v, str) for v in values):
+            raise self._refusal(at, key, f"is {values!r}", 'write a list of names: ["…", "…"]')
+        return tuple(values)
+
+    def _refusal(self, at: tuple[str, ...], key: str | None, what: str, mend: str) -> InputError:
+        table = ".".join(f'"{part}"' if "." in part else part for part in at)
+        where = f"{self._path}:{self._line(table, key)}"
+        name = f"[{table}]" if table else ""
+        return InputError(f"{where}: {' '.join(filter(None, (name, key)))} {what}", mend=mend)
+
+    def _line(self, table: str, key: str | None) -> int:
+        """The 1-based line of `key` inside `[table]`, of the table's head, or 1."""
+        inside, head = not table, 1
+        for number, line in enumerate(self._text.splitlines(), 1):
+            line = line.strip()
+            if line.startswith("["):
+                inside = line.split("#")[0].strip() == f"[{table}]"
+                head = number if inside else head
+            if inside and (key is None or re.match(rf"{re.escape(key)}\s*=", line)):
+                return number
+            if not table and key and re.match(rf"\[{re.escape(key)}[].]", line):
+                return number
+        return head

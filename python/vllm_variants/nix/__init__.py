@@ -1,0 +1,1 @@
+"""The seam to Nix: its program, evaluation, events, failures."""
