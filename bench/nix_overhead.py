@@ -26,6 +26,7 @@ import checkout
 import source_model
 
 from vllm_variants.model import matrix
+from vllm_variants.model.platforms import host_system
 
 SETTINGS = "experimental-features = nix-command flakes\nsubstituters =\nsandbox = false\nflake-registry =\n"
 
@@ -43,7 +44,7 @@ class Bench:
             "XDG_STATE_HOME": str(folder / "state"),
         }
         self.release = matrix.load().default
-        self.variants = matrix.load().for_system(matrix.host_system())
+        self.variants = matrix.load().for_system(host_system())
 
     def model(self) -> str:
         """The address of a model that was never built."""
@@ -57,7 +58,7 @@ class Bench:
 
     def plain(self, model: str) -> float:
         """`nix build` of all of them."""
-        parent = f'path:{self.checkout}#legacyPackages.{matrix.host_system()}.releases."{self.release.name}"'
+        parent = f'path:{self.checkout}#legacyPackages.{host_system()}.releases."{self.release.name}"'
         command = ["nix", "build", "--keep-going", "--max-jobs", str(self.jobs), "--cores", "1"]
         command += ["--no-write-lock-file", "--override-input", "nixpkgs", model]
         command += ["--out-link", str(self.links() / "result")]

@@ -30,7 +30,7 @@ from typing import Self
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, resource_error
 from vllm_variants.model import results
 from vllm_variants.model.results import DamagedError, Result
-from vllm_variants.system import atomic, links
+from vllm_variants.system import atomic, folders, links
 
 _ENTRY = re.compile(r"[0-9a-f]{16}-.+-(?P<short>sm\d+(-arm64)?)-(?P<release>.+)")
 _BUILDING = re.compile(r"(?P<entry>[0-9a-f]{16}-.+)\.[^.]+")
@@ -109,9 +109,7 @@ class Store:
     @classmethod
     def default(cls) -> Self:
         """The store in `$XDG_DATA_HOME`, or in `~/.local/share` without it."""
-        named = os.environ.get("XDG_DATA_HOME", "")
-        base = Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "share"
-        return cls(base / "vllm-variants")
+        return cls(folders.data())
 
     def path(self, entry: str) -> Path:
         """Where the entry of that name is, or will be."""

@@ -48,7 +48,7 @@ def test_it_brings_locks_and_expectations(installed: Path) -> None:
 from vllm_variants import data, locks, matrix
 from vllm_variants.audit import expectations
 rows = matrix.load()
-pairs = [(release, system) for release in rows.releases.values() for system in matrix.SYSTEMS]
+pairs = [(release, system) for release in rows.releases.values() for system in SYSTEMS]
 digests = [locks.find(*pair).digest[:7] for pair in pairs]
 print(data.checkout(), digests, all(expectations.load(release, "x86_64-linux") for release in rows.releases))
 """

@@ -17,6 +17,7 @@ import pytest
 from vllm_variants.doctor import wheels as doctor
 from vllm_variants.doctor.wheels import State
 from vllm_variants.model import matrix
+from vllm_variants.model.platforms import host_system
 from vllm_variants.model.results import Result, read
 
 # One worker only: its tests share the one build.
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.network, pytest.mark.xdist_group("real-variant")]
 
 RELEASE = matrix.load().default
 SHORT = "sm90"
-HOST = matrix.host_system()
+HOST = host_system()
 
 
 def _obstacle() -> str | None:

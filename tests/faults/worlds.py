@@ -27,6 +27,7 @@ from making import cubin, library, ptx, section
 
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
+from vllm_variants.model.platforms import host_system
 
 PACKAGE = Path(matrix.__file__).resolve().parent
 RELEASES = ("0.13.0", "0.11.2")
@@ -349,7 +350,7 @@ def _compiled(to: Path, fatbin: bytes, scratch: Path) -> None:
 
 
 def _wheels(wheels: Path, tree: Path, locks: Path) -> None:
-    system = matrix.host_system().partition("-")[0]
+    system = host_system().partition("-")[0]
     wheels.mkdir()
     torch = {
         "torch/__init__.py": b"",

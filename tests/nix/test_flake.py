@@ -12,7 +12,8 @@ from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
 
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Release
+from vllm_variants.model.platforms import SYSTEMS
+from vllm_variants.model.variants import Release
 
 MATRIX = matrix.load()
 X86, ARM = "x86_64-linux", "aarch64-linux"
@@ -37,7 +38,7 @@ def test_the_flake_asks_for_what_is_locked(release: Release) -> None:
 
 
 def test_names_are_those_of_the_python_side(nix: Nix, checkout: Path) -> None:
-    for system in matrix.SYSTEMS:
+    for system in SYSTEMS:
         homed = [variant for variant in MATRIX.variants.values() if variant.system == system]
         expected = {name for v in homed for name in (v.short, v.name(MATRIX.default))} | {"cli", "default"}
         assert set(nix.flake(f"path:{checkout}#packages.{system}", "builtins.attrNames")) == expected
@@ -122,8 +123,7 @@ def test_flake_show_names_every_output(nix: Nix, checkout: Path) -> None:
 def test_hydra_has_each_job_once(nix: Nix, checkout: Path) -> None:
     names = "builtins.mapAttrs (_: builtins.mapAttrs (_: builtins.attrNames))"
     shorts = {
-        system: sorted(v.short for v in MATRIX.variants.values() if v.system == system)
-        for system in matrix.SYSTEMS
+        system: sorted(v.short for v in MATRIX.variants.values() if v.system == system) for system in SYSTEMS
     }
     jobs = nix.flake(f"path:{checkout}#hydraJobs", names)
     assert jobs == {"packages": shorts, "audits": shorts, "gpuChecks": shorts}

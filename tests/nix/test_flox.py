@@ -11,16 +11,17 @@ import pytest
 from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
 
+from vllm_variants.builders.source.flox import EXPRESSIONS
 from vllm_variants.maintain import flox
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Variant
+from vllm_variants.model.variants import Variant
 
 MATRIX = matrix.load()
 
 
 def called_by_flox(root: Path, variant: Variant, system: str) -> str:
     """As Flox's package builder calls a file: callPackage from a nixpkgs of its own."""
-    file = root / flox.FOLDER / f"{variant.name(MATRIX.default)}.nix"
+    file = root / EXPRESSIONS / f"{variant.name(MATRIX.default)}.nix"
     return (
         f'((import {MODEL} {{ system = "{system}"; config.allowUnfree = true; }}).callPackage {file} {{ }})'
     )
@@ -36,8 +37,8 @@ def test_a_file_that_is_no_variants_is_found(tmp_path: Path) -> None:
     for path in flox.expressions(MATRIX):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    (tmp_path / flox.FOLDER / "helper.nix").touch()
-    assert flox.strays(tmp_path, MATRIX) == [tmp_path / flox.FOLDER / "helper.nix"]
+    (tmp_path / EXPRESSIONS / "helper.nix").touch()
+    assert flox.strays(tmp_path, MATRIX) == [tmp_path / EXPRESSIONS / "helper.nix"]
 
 
 @pytest.mark.parametrize("variant", MATRIX.variants.values(), ids=lambda variant: variant.short)

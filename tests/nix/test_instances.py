@@ -11,6 +11,7 @@ import pytest
 from real_nix import Nix, point_at_model
 
 from vllm_variants.model import matrix
+from vllm_variants.model.platforms import SYSTEMS
 
 MATRIX = matrix.load()
 MARK = "trace: a nixpkgs for "
@@ -25,7 +26,7 @@ builtins.trace "a nixpkgs for ${arguments.system} ${toString arguments.config.cu
 # One package set a variant of the default release, and a plain one a system: nothing twice.
 ONE_EACH = Counter(
     [f"{variant.system} {variant.capability}" for variant in MATRIX.variants.values()]
-    + [f"{system} plain" for system in matrix.SYSTEMS]
+    + [f"{system} plain" for system in SYSTEMS]
 )
 
 
@@ -100,7 +101,7 @@ def test_names_and_descriptions_of_all_variants_need_no_package_set(nix: Nix, co
 
 def test_flake_show_makes_plain_package_sets_only(nix: Nix, counted: Path) -> None:
     assert instances(nix, "flake", "show", "--all-systems", f"path:{counted}") == {
-        f"{system} plain": 1 for system in matrix.SYSTEMS
+        f"{system} plain": 1 for system in SYSTEMS
     }
 
 

@@ -15,7 +15,7 @@ from real_nix import Nix
 
 from vllm_variants.doctor.wheels import State
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Release
+from vllm_variants.model.variants import Release
 from vllm_variants.nix import command as nix_command
 from vllm_variants.nix import pinned as nixpkgs
 

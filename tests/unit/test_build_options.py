@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.builders import Request
 from vllm_variants.builders.outcomes import Status, outcome_of
 from vllm_variants.cli.batch_report import BatchReport
 from vllm_variants.errors import ResourceError
 from vllm_variants.model import matrix
+from vllm_variants.model.requests import Request
 
 LONG = "x" * 300
 

@@ -11,10 +11,10 @@ import pytest
 
 from vllm_variants.cli import app
 from vllm_variants.doctor import wheels as doctor
-from vllm_variants.doctor.wheels import Finding, State
 from vllm_variants.errors import ExitCode
 from vllm_variants.machine import gpus
 from vllm_variants.model import matrix
+from vllm_variants.model.findings import Finding, State
 from vllm_variants.nix import findings as nix_findings
 from vllm_variants.store import Store
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_variants.errors import InputError, UsageError
-from vllm_variants.model import matrix, matrix_file
+from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability
-from vllm_variants.model.matrix import Matrix, Release, Stack, Variant
+from vllm_variants.model.variants import Matrix, Release, Stack, Variant
 
 MATRIX = matrix.load()
 SHORTS = ["sm70", "sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm90-arm64", "sm100-arm64"]
@@ -41,7 +41,7 @@ def test_every_way_to_write_a_variant_leads_back_to_it(variant: Variant, release
     capability = variant.capability
     ways += [str(capability), f"{capability.major}{capability.minor}"]
     for way in ways:
-        assert Variant.parse(way, MATRIX, system=variant.system).variant == variant
+        assert MATRIX.parse(way, system=variant.system).variant == variant
 
 
 @given(st.sampled_from([(v, gpu) for v in MATRIX.variants.values() for gpu in v.all_gpus]))
@@ -131,7 +131,7 @@ gpus = ["H100"]
 def read(tmp_path: Path, text: str) -> Matrix:
     path = tmp_path / "variants.toml"
     path.write_text(text, encoding="utf-8")
-    return matrix_file.read(path)
+    return matrix.read(path)
 
 
 def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_matrix_without_variants_is_refused(tmp_path: Path) -> None:
 
 def test_an_absent_matrix_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        matrix_file.read(tmp_path / "none.toml")
+        matrix.read(tmp_path / "none.toml")
 
 
 SECOND = """
@@ -213,7 +213,7 @@ def test_a_matrix_that_is_no_text_of_ours_is_one_sentence(tmp_path: Path, conten
     path = tmp_path / "variants.toml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=says):
-        matrix_file.read(path)
+        matrix.read(path)
 
 
 def test_an_unknown_release_gets_the_nearest_name() -> None:

@@ -11,18 +11,19 @@ import toy_index
 from toy_index import ToyIndex
 
 from vllm_variants import data
-from vllm_variants.builders import Request
 from vllm_variants.builders.wheels import locks
 from vllm_variants.builders.wheels.builder import Wheels
 from vllm_variants.errors import Error, InputError, MissingError
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
+from vllm_variants.model.platforms import host_system
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 from vllm_variants.store import Store
 from vllm_variants.system import uv
 
 MATRIX = matrix.load()
-HOST = matrix.host_system()
+HOST = host_system()
 MINOR = MATRIX.default.stack.python
 
 try:

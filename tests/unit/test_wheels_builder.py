@@ -16,7 +16,6 @@ import pytest
 import toy_index
 from toy_index import ToyIndex
 
-from vllm_variants.builders import Request
 from vllm_variants.builders.wheels.builder import Wheels
 from vllm_variants.errors import (
     AuditError,
@@ -29,12 +28,14 @@ from vllm_variants.errors import (
 )
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix, results
+from vllm_variants.model.platforms import host_system
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 from vllm_variants.store import Store
 from vllm_variants.system import process
 
 MATRIX = matrix.load()
-HOST = matrix.host_system()
+HOST = host_system()
 MINOR = MATRIX.default.stack.python
 NAME = f"vllm-python312-cuda12_9-sm90{'-arm64' if HOST.startswith('aarch64') else ''}"
 

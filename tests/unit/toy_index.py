@@ -20,7 +20,8 @@ import pytest
 from vllm_variants import data
 from vllm_variants.builders.wheels import locks
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Release
+from vllm_variants.model.platforms import SYSTEMS
+from vllm_variants.model.variants import Release
 
 VLLM = """\
 __version__ = "{version}"
@@ -97,7 +98,7 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
     # As in the real locks: torch for aarch64 is on another index only.
     (root / "locks" / "cuda12.9-torch2.9.1.aarch64-index.in").write_text("torch==2.9.1\n")
     rows = matrix.load()
-    for system in matrix.SYSTEMS:
+    for system in SYSTEMS:
         platform = f"manylinux_2_28_{locks.platform_of(system)}"
         _wheel(index.wheels, "torch", "2.9.1", platform, TORCH)
         for release in rows.releases.values():

@@ -8,8 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from vllm_variants.builders import Request, Say
 from vllm_variants.errors import Error, ExitCode, Interrupted
+from vllm_variants.model.requests import Request
+from vllm_variants.system.progress import Say
 
 
 class Status(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from vllm_variants.builders import Say
+from vllm_variants.system.progress import Say
 
 
 @dataclass

@@ -11,10 +11,11 @@ from typing import Self
 
 import typer
 
-from vllm_variants.builders import Request, reports
+from vllm_variants.builders import reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.errors import Interrupted, resource_error
+from vllm_variants.model.requests import Request
 from vllm_variants.system import reporting
 
 

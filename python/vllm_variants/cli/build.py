@@ -16,7 +16,8 @@ from vllm_variants.cli.output import Json, say
 from vllm_variants.errors import UsageError
 from vllm_variants.machine import detection, gpus
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Matrix, Release, Variant
+from vllm_variants.model.platforms import SYSTEMS, host_system
+from vllm_variants.model.variants import Matrix, Release, Variant
 
 
 class Engine(StrEnum):
@@ -78,9 +79,9 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build variants and link them here as result-<variant>."""
-    from vllm_variants.builders import Request
     from vllm_variants.cli import building
     from vllm_variants.cli.batch_report import BatchReport
+    from vllm_variants.model.requests import Request
 
     require_compatible(context, via)
     rows = matrix.load()
@@ -132,10 +133,10 @@ def _wanted(
         )
     if everything:
         for system in systems:
-            if system not in matrix.SYSTEMS:
-                known = " or ".join(matrix.SYSTEMS)
+            if system not in SYSTEMS:
+                known = " or ".join(SYSTEMS)
                 raise UsageError(f"there is no system {system!r}", mend=f"write {known}")
-        chosen = {matrix.host_system(), *systems}
+        chosen = {host_system(), *systems}
         return tuple(variant for variant in rows.variants.values() if variant.system in chosen)
     found: list[Variant] = []
     for name in names:

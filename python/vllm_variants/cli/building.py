@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_variants.builders.outcomes import Builder
-from vllm_variants.builders.source.nix import Options
+from vllm_variants.builders.source.options import Options
 from vllm_variants.cli.output import err
 from vllm_variants.errors import UsageError
 from vllm_variants.system.progress import draws

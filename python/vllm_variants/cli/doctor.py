@@ -14,7 +14,8 @@ from vllm_variants.model import matrix
 from vllm_variants.store import Store
 
 if TYPE_CHECKING:
-    from vllm_variants.doctor.wheels import Finding
+    from vllm_variants.model.findings import Finding
+    from vllm_variants.model.variants import Matrix
 
 _MARK = {"ok": "[green]ok[/green]     ", "note": "[yellow]note[/yellow]   ", "problem": "[red]problem[/red]"}
 
@@ -34,7 +35,8 @@ def doctor(
     Problems end in the exit code of the first one: 6 for disk, memory and network, 4 for a missing
     Python or uv, 3 for what this machine cannot do.
     """
-    from vllm_variants.doctor.wheels import State, examine
+    from vllm_variants.doctor.wheels import examine
+    from vllm_variants.model.findings import State
 
     rows = matrix.load()
     findings = []
@@ -52,7 +54,7 @@ def doctor(
         raise typer.Exit(problems[0].code)
 
 
-def _pinned(rows: matrix.Matrix) -> Iterator[Finding]:
+def _pinned(rows: Matrix) -> Iterator[Finding]:
     from vllm_variants import data
     from vllm_variants.nix import command as nix_command
     from vllm_variants.nix import pinned as nixpkgs

@@ -12,7 +12,7 @@ from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Matrix, Release, Variant
+from vllm_variants.model.variants import Matrix, Release, Variant
 
 
 def list_variants(

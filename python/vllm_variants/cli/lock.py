@@ -9,6 +9,7 @@ import typer
 from vllm_variants.builders.wheels import locks
 from vllm_variants.cli.output import say
 from vllm_variants.model import matrix
+from vllm_variants.model.platforms import SYSTEMS
 
 
 def lock(
@@ -23,6 +24,6 @@ def lock(
     rows = matrix.load()
     chosen = [rows.release(name) for name in releases or rows.releases]  # all names, before any work
     for release in chosen:
-        for system in matrix.SYSTEMS:
+        for system in SYSTEMS:
             say(f"resolving release {release.name} for {system} …")
             say(str(locks.remake(release, system, upgrade=upgrade)))

@@ -14,7 +14,8 @@ from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, out, print_json, say, table
 from vllm_variants.errors import Error, UsageError
 from vllm_variants.model import matrix
-from vllm_variants.model.matrix import Release, Variant
+from vllm_variants.model.platforms import host_system
+from vllm_variants.model.variants import Release, Variant
 
 if TYPE_CHECKING:
     from vllm_variants.maintain.pins import Pin
@@ -46,7 +47,7 @@ def pin(
     found = prefetch.revision(revision or prefetch.LATEST)
     say(f"{found.rev}: fetching it, to see what it packages …")
     source = prefetch.source(nix, found)
-    system = matrix.host_system()
+    system = host_system()
     move = pins.Pin(chosen, found, source, prefetch.versions(nix, source.path, chosen, system))
     move.check()
     texts = pins.edited(root, rows, move)
@@ -60,8 +61,8 @@ def _evaluate(
     nix: Nix, root: Path, texts: Mapping[Path, str], release: Release, variants: Sequence[Variant]
 ) -> None:
     """Evaluate a variant with the new files, somewhere else; raises an `Error` when it does not."""
-    from vllm_variants.builders import Request
     from vllm_variants.maintain import pins
+    from vllm_variants.model.requests import Request
     from vllm_variants.nix import evaluation as nix_eval
 
     for variant in variants:

@@ -8,51 +8,22 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from vllm_variants.builders.wheels import locks
-from vllm_variants.errors import Error, ExitCode, MissingError, system_error
+from vllm_variants.errors import Error, ExitCode, MissingError
 from vllm_variants.machine import detection, gpus, interpreters, memory
-from vllm_variants.model.matrix import Matrix, Release
+from vllm_variants.model.findings import Finding, State
+from vllm_variants.model.variants import Matrix, Release
 from vllm_variants.store import Store
 from vllm_variants.system import process
+from vllm_variants.system.folders import free_bytes
 
 # Measured on a 2-core machine with release 0.13.0 (docs/measurements.md): uv's unpacked wheels plus
 # the files that slimming rewrites, and the peak of uv's memory while it unpacks.
 DISK_FIRST = 14_000_000_000
 DISK_NEXT = 3_000_000_000
 MEMORY = 1_000_000_000
-
-
-class State(StrEnum):
-    """How a finding stands: fine, worth knowing, or in the way of a build."""
-
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's report. `code` is what a problem makes the doctor end in."""
-
-    about: str
-    state: State
-    text: str
-    mend: str | None = None
-    code: ExitCode = ExitCode.UNSUPPORTED
-
-    @classmethod
-    def failed(cls, about: str, failure: Error | OSError) -> Finding:
-        """The problem that something could not be examined at all."""
-        error = failure if isinstance(failure, Error) else system_error(failure)
-        return cls(about, State.PROBLEM, error.message, error.mend, error.exit_code)
-
-    def as_dict(self) -> dict[str, object]:
-        """The finding as JSON."""
-        return {"about": self.about, "state": self.state.value, "text": self.text, "mend": self.mend}
 
 
 def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]:
@@ -157,17 +128,6 @@ def _disk(folder: Path) -> Finding:
         "vllm-variants gc, uv cache prune, or set XDG_DATA_HOME elsewhere",
         ExitCode.RESOURCES,
     )
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk that holds `folder`, or will when it is made; `OSError` when it cannot be."""
-    while True:
-        try:
-            return shutil.disk_usage(folder).free
-        except (FileNotFoundError, NotADirectoryError):
-            if folder == folder.parent:
-                raise
-            folder = folder.parent
 
 
 def _memory() -> Finding:

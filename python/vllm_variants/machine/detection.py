@@ -8,7 +8,7 @@ from vllm_variants.errors import UnsupportedError
 from vllm_variants.machine.gpus import Gpu, Machine
 from vllm_variants.model import toolkits as ptx
 from vllm_variants.model.capability import Capability, Fit, Kind, Target, fit
-from vllm_variants.model.matrix import Matrix, Release, Variant
+from vllm_variants.model.variants import Matrix, Release, Variant
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from vllm_variants.errors import InputError
 from vllm_variants.model.capability import Capability
-from vllm_variants.model.matrix import host_system
+from vllm_variants.model.platforms import host_system
 from vllm_variants.versions import numbers
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.maintain import flox
-from vllm_variants.model.matrix import Matrix, Related
+from vllm_variants.model.variants import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 

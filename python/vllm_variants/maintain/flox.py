@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_variants.model.matrix import Matrix
-
-FOLDER = Path(".flox", "pkgs")
+from vllm_variants.builders.source.flox import EXPRESSIONS
+from vllm_variants.model.variants import Matrix
 
 
 def expressions(matrix: Matrix) -> dict[Path, str]:
     """Path in the repository → text, for every variant of the default release."""
     names = [variant.name(matrix.default) for variant in matrix.variants.values()]
-    return {FOLDER / f"{name}.nix": expression(name) for name in names}
+    return {EXPRESSIONS / f"{name}.nix": expression(name) for name in names}
 
 
 def expression(name: str) -> str:
@@ -29,4 +28,4 @@ def expression(name: str) -> str:
 
 def strays(root: Path, matrix: Matrix) -> list[Path]:
     """What is in the folder and is no variant's: Flox would make packages of it."""
-    return sorted(set((root / FOLDER).iterdir()) - {root / path for path in expressions(matrix)})
+    return sorted(set((root / EXPRESSIONS).iterdir()) - {root / path for path in expressions(matrix)})

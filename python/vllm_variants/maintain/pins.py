@@ -20,8 +20,8 @@ from typing import Any
 
 from vllm_variants.errors import InputError, UnsupportedError, UsageError, resource_error
 from vllm_variants.maintain import docs as generated
-from vllm_variants.model import matrix_file
-from vllm_variants.model.matrix import Matrix, Release
+from vllm_variants.model import matrix
+from vllm_variants.model.variants import Matrix, Release
 from vllm_variants.nix.prefetch import Revision, Source, Versions
 
 _NOTE = re.compile(r"at \S+?(?:; |$)")  # the name that a pin was asked by, before a person's comment
@@ -199,7 +199,7 @@ def _matrix(text: str) -> Matrix:
     with tempfile.TemporaryDirectory(prefix="vllm-variants-pin-") as folder:
         path = Path(folder, "variants.toml")
         path.write_text(text, encoding="utf-8")
-        return matrix_file.read(path)
+        return matrix.read(path)
 
 
 def _read(path: Path) -> str:

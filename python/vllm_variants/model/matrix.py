@@ -1,211 +1,195 @@
-"""The matrix: releases and variants, read from `variants.toml`.
-
-A *variant* is one SM on one platform; a *release* is a vLLM version with its stack. Names are
-computed from both: `vllm-python312-cuda12_9-sm90`. No version and no SM is written in code.
-"""
+"""Read `variants.toml`, and say of a broken one which line to mend and how."""
 
 from __future__ import annotations
 
 import functools
-import platform
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar
+
+import toml
 
 from vllm_variants import data
-from vllm_variants.errors import UsageError
+from vllm_variants.errors import InputError
 from vllm_variants.model.capability import Capability
+from vllm_variants.model.platforms import SYSTEMS
+from vllm_variants.model.variants import Matrix, Related, Release, Stack, Variant
 
-SYSTEMS = ("x86_64-linux", "aarch64-linux")
-
-
-def host_system() -> str:
-    """This machine's system as Nix spells it: `x86_64-linux`, `aarch64-linux`."""
-    machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(platform.machine().lower(), platform.machine())
-    return f"{machine}-{platform.system().lower()}"
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The versions that a release is built on, as written: `3.12`, `12.9`, `560`, `2.9.1`."""
-
-    python: str
-    cuda: str
-    driver: str
-    torch: str
-    cutlass: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """The stack as the manifest holds it."""
-        return {
-            "python": self.python,
-            "cuda": self.cuda,
-            "driver": self.driver,
-            "torch": self.torch,
-            "cutlass": list(self.cutlass),
-        }
-
-
-@dataclass(frozen=True)
-class Release:
-    """A vLLM version with its stack and the nixpkgs revision (40 hex digits) that packages it."""
-
-    name: str
-    nixpkgs: str
-    stack: Stack
-
-
-@dataclass(frozen=True)
-class Related:
-    """A capability that a variant's images serve without being built for it, and its GPUs."""
-
-    capability: Capability
-    gpus: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the matrix."""
-
-    short: str
-    capability: Capability
-    architecture: str
-    system: str
-    gpus: tuple[str, ...]
-    related: tuple[Related, ...] = ()
-
-    def name(self, release: Release) -> str:
-        """The full name: `vllm-python312-cuda12_9-sm90-arm64`."""
-        stack = release.stack
-        return f"vllm-python{stack.python.replace('.', '')}-cuda{stack.cuda.replace('.', '_')}-{self.short}"
-
-    @property
-    def all_gpus(self) -> tuple[str, ...]:
-        """Every GPU this variant serves, the related ones included."""
-        return self.gpus + tuple(gpu for related in self.related for gpu in related.gpus)
-
-    @classmethod
-    def parse(cls, text: str, matrix: Matrix | None = None, *, system: str | None = None) -> Match:
-        """Find the variant that `text` means; see `Matrix.parse`."""
-        return (matrix or load()).parse(text, system=system)
-
-
-@dataclass(frozen=True)
-class Match:
-    """A variant and what a person's word for it was taken as: `the GPU RTX 4090`."""
-
-    variant: Variant
-    taken_as: str
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """All releases and variants, in the file's order."""
-
-    default: Release
-    releases: Mapping[str, Release]
-    variants: Mapping[str, Variant]
-    _names: Mapping[str, Variant] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        names = {v.name(r): v for r in self.releases.values() for v in self.variants.values()}
-        object.__setattr__(self, "_names", MappingProxyType(names))
-
-    def release(self, name: str | None = None) -> Release:
-        """The release of that name, or the default one; `UsageError` for an unknown name."""
-        if name is None:
-            return self.default
-        if name in self.releases:
-            return self.releases[name]
-        near = get_close_matches(name, self.releases, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        known = ", ".join(self.releases)
-        raise UsageError(f"there is no release {name!r}", mend=f"{guess}choose one of: {known}")
-
-    def for_system(self, system: str) -> tuple[Variant, ...]:
-        """The variants that run on `system`."""
-        return tuple(v for v in self.variants.values() if v.system == system)
-
-    def knows(self, capability: Capability) -> bool:
-        """Whether a variant is built for `capability`, or serves it without being built for it."""
-        return any(
-            capability in (variant.capability, *(related.capability for related in variant.related))
-            for variant in self.variants.values()
-        )
-
-    def parse(self, text: str, *, system: str | None = None) -> Match:
-        """Find the variant that a person means and say what their word was taken for.
-
-        Accepts a short name (`sm90`, `sm90-arm64`), a full name, a compute capability (`9.0`,
-        `90`: on `system`, by default this host's) and a GPU's name (`H100`, `rtx 4090`,
-        `NVIDIA H100 80GB HBM3`). Raises `UsageError` with the nearest names.
-        """
-        word = text.strip()
-        exact = self.variants.get(word.lower()) or self._names.get(word.lower())
-        if exact:
-            return Match(exact, "a variant")
-        found = self._by_capability(word, system or host_system()) or self._by_gpu(word)
-        if found:
-            return found
-        raise UsageError(f"there is no variant, capability or GPU {text!r}", mend=self._nearest(word))
-
-    def _by_capability(self, word: str, system: str) -> Match | None:
-        try:
-            capability = Capability.parse(word)
-        except ValueError:
-            return None
-        rows = sorted(self.variants.values(), key=lambda v: v.system != system)
-        for variant in rows:
-            if variant.capability == capability:
-                return Match(variant, f"compute capability {capability} on {variant.system}")
-        for variant in rows:
-            if any(related.capability == capability for related in variant.related):
-                served = f"compute capability {capability}, which {variant.short}'s images serve"
-                return Match(variant, f"{served} on {variant.system}")
-        return None
-
-    def _by_gpu(self, word: str) -> Match | None:
-        asked = _tokens(word)
-        known = [(gpu, v) for v in self.variants.values() for gpu in v.all_gpus]
-        # The longest known name inside the word wins: "NVIDIA RTX 3090 Ti" is no RTX 3090.
-        named = [(gpu, v) for gpu, v in known if _contains(asked, _tokens(gpu))]
-        if named:
-            longest = max(len(_tokens(gpu)) for gpu, _ in named)
-            found = [(gpu, v) for gpu, v in named if len(_tokens(gpu)) == longest]
-        else:
-            found = [(gpu, v) for gpu, v in known if _contains(_tokens(gpu), asked)]
-        if not found:
-            return None
-        if len({v.short for _, v in found}) > 1:
-            choices = ", ".join(f"{gpu} ({v.short})" for gpu, v in found)
-            raise UsageError(f"{word!r} could be several GPUs", mend=f"say which: {choices}")
-        gpu, variant = found[0]
-        return Match(variant, f"the GPU {gpu} ({variant.architecture}, {variant.short})")
-
-    def _nearest(self, word: str) -> str:
-        names = [*self.variants, *self._names, *(g for v in self.variants.values() for g in v.all_gpus)]
-        folded = {name.lower(): name for name in names}
-        near = [folded[n] for n in get_close_matches(word.lower(), folded, n=3, cutoff=0.5)]
-        return f"did you mean {' or '.join(near)}?" if near else "see `vllm-variants list` for all of them"
-
-
-def _tokens(text: str) -> tuple[str, ...]:
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return tuple(word for word in words if word not in {"nvidia", "geforce", "tesla", "gpu"})
-
-
-def _contains(whole: tuple[str, ...], part: tuple[str, ...]) -> bool:
-    if not part:
-        return False
-    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+T = TypeVar("T")
+_SHORT = re.compile(r"sm\d{2,3}(-arm64)?")
+_RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
+"""A version; it names files, so nothing else may stand in it."""
+_RELEASE_KEYS = ("nixpkgs", "python", "cuda", "driver", "torch", "cutlass")
+_VARIANT_KEYS = ("capability", "architecture", "system", "gpus", "related")
+_COMPARE = "compare it with the committed one"
 
 
 @functools.cache
 def load(path: Path | None = None) -> Matrix:
     """Read the matrix; `InputError` names the line of what is broken and how to mend it."""
-    from vllm_variants.model import matrix_file
+    return read(path or data.root() / "variants.toml")
 
-    return matrix_file.read(path or data.root() / "variants.toml")
+
+def read(path: Path) -> Matrix:
+    """The matrix in the file `path`; `InputError` names the line of what is broken, and the mend."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the matrix {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", mend="save it as UTF-8") from error
+    return _Reader(path, text).matrix()
+
+
+class _Reader:
+    """Turns the text of a matrix into values, knowing the line of everything it refuses."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path, self._text = path, text
+        try:
+            self._tables: dict[str, Any] = toml.loads(text)
+        except toml.TomlDecodeError as error:
+            raise InputError(
+                f"{path}:{error.lineno}: not valid TOML: {error.msg}", mend=f"correct line {error.lineno}"
+            ) from error
+        except RecursionError as error:
+            raise InputError(f"{path}: not valid TOML: nested too deeply", mend=_COMPARE) from error
+        except (IndexError, TypeError) as error:  # toml 0.10 lets these escape on some broken lines
+            raise InputError(f"{path}: not valid TOML", mend=_COMPARE) from error
+
+    def matrix(self) -> Matrix:
+        releases = {name: self._release(name) for name in self._table("release")}
+        variants = {short: self._variant(short) for short in self._table("variant")}
+        default = self._value((), "default-release", str)
+        self._only((), ("default-release", "release", "variant"))
+        self._each_gpu_once(variants.values())
+        if default not in releases:
+            raise self._refusal(
+                (), "default-release", f"names {default!r}, which has no table", f'add [release."{default}"]'
+            )
+        return Matrix(releases[default], MappingProxyType(releases), MappingProxyType(variants))
+
+    def _release(self, name: str) -> Release:
+        at = ("release", name)
+        if not _RELEASE.fullmatch(name):
+            raise self._refusal(at, None, "is no version", 'write [release."0.13.0"]')
+        self._only(at, _RELEASE_KEYS)
+        revision = self._value(at, "nixpkgs", str)
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
+        numbers = {}
+        for key in ("python", "cuda", "driver", "torch"):
+            numbers[key] = self._value(at, key, str)
+            if not re.fullmatch(r"\d+(\.\d+)*", numbers[key]):
+                raise self._refusal(at, key, f"is {numbers[key]!r}", 'write a version such as "12.9"')
+        return Release(name, revision, Stack(**numbers, cutlass=self._strings(at, "cutlass")))
+
+    def _variant(self, short: str) -> Variant:
+        at = ("variant", short)
+        if not _SHORT.fullmatch(short):
+            raise self._refusal(at, None, "is no short name", "write [variant.sm90] or [variant.sm90-arm64]")
+        self._only(at, _VARIANT_KEYS)
+        variant = Variant(
+            short,
+            self._capability(at, self._value(at, "capability", str)),
+            self._value(at, "architecture", str),
+            self._value(at, "system", str),
+            self._strings(at, "gpus"),
+            tuple(self._related(at, row) for row in self._value(at, "related", list, default=[])),
+        )
+        if variant.system not in SYSTEMS:
+            raise self._refusal(at, "system", f"is {variant.system!r}", f"write one of {', '.join(SYSTEMS)}")
+        computed = variant.capability.sm + ("-arm64" if variant.system == "aarch64-linux" else "")
+        if computed != short:
+            raise self._refusal(
+                at, "capability", f"and system make {computed}", f"call the table [variant.{computed}]"
+            )
+        return variant
+
+    def _related(self, at: tuple[str, ...], row: object) -> Related:
+        match row:
+            case {"capability": str(capability), "gpus": list(gpus)} if all(isinstance(g, str) for g in gpus):
+                return Related(self._capability(at, capability), tuple(gpus))
+        raise self._refusal(at, "related", "is not understood", '[{ capability = "10.3", gpus = ["B300"] }]')
+
+    def _only(self, at: tuple[str, ...], known: Sequence[str]) -> None:
+        """Refuse a key that nobody reads: it is a known one, mistyped, or meant for another table."""
+        table = self._tables
+        for part in at:
+            table = table[part]
+        for key in table:
+            if key not in known:
+                near = get_close_matches(key, known, n=1)
+                mend = f"write {near[0]}" if near else f"known are: {', '.join(known)}"
+                raise self._refusal(at, key, "is not known", mend)
+
+    def _each_gpu_once(self, variants: Iterable[Variant]) -> None:
+        """Refuse a GPU that two variants list, for it has one compute capability."""
+        listed: dict[str, str] = {}
+        for variant in variants:
+            for gpu in variant.all_gpus:
+                if (other := listed.setdefault(gpu.lower(), variant.short)) != variant.short:
+                    raise self._refusal(
+                        ("variant", variant.short),
+                        "gpus",
+                        f"has {gpu}, and [variant.{other}] too",
+                        "keep one",
+                    )
+
+    def _capability(self, at: tuple[str, ...], text: str) -> Capability:
+        if re.fullmatch(r"\d+\.\d", text):
+            return Capability.parse(text)
+        raise self._refusal(at, "capability", f"is {text!r}", 'write a compute capability such as "9.0"')
+
+    def _table(self, name: str) -> Mapping[str, Any]:
+        table = self._tables.get(name)
+        if isinstance(table, dict) and all(isinstance(row, dict) for row in table.values()):
+            return table
+        raise InputError(
+            f"{self._path}: there is no [{name}.…] table", mend="see the committed variants.toml"
+        )
+
+    def _value(self, at: tuple[str, ...], key: str, kind: type[T], default: T | None = None) -> T:
+        table = self._tables
+        for part in at:
+            table = table[part]
+        value = table.get(key, default)
+        if value is None:
+            raise self._refusal(
+                at, None, f"has no {key}", f'add {key} = "…"' if kind is str else f"add {key} = […]"
+            )
+        if not isinstance(value, kind):
+            raise self._refusal(
+                at, key, f"is {value!r}", 'quote it: "…"' if kind is str else "write a list: […]"
+            )
+        return value
+
+    def _strings(self, at: tuple[str, ...], key: str) -> tuple[str, ...]:
+        values = self._value(at, key, list)
+        if not values or not all(isinstance(v, str) for v in values):
+            raise self._refusal(at, key, f"is {values!r}", 'write a list of names: ["…", "…"]')
+        return tuple(values)
+
+    def _refusal(self, at: tuple[str, ...], key: str | None, what: str, mend: str) -> InputError:
+        table = ".".join(f'"{part}"' if "." in part else part for part in at)
+        where = f"{self._path}:{self._line(table, key)}"
+        name = f"[{table}]" if table else ""
+        return InputError(f"{where}: {' '.join(filter(None, (name, key)))} {what}", mend=mend)
+
+    def _line(self, table: str, key: str | None) -> int:
+        """The 1-based line of `key` inside `[table]`, of the table's head, or 1."""
+        inside, head = not table, 1
+        for number, line in enumerate(self._text.splitlines(), 1):
+            line = line.strip()
+            if line.startswith("["):
+                inside = line.split("#")[0].strip() == f"[{table}]"
+                head = number if inside else head
+            if inside and (key is None or re.match(rf"{re.escape(key)}\s*=", line)):
+                return number
+            if not table and key and re.match(rf"\[{re.escape(key)}[].]", line):
+                return number
+        return head

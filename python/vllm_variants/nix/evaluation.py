@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.builders import Request
 from vllm_variants.errors import Error
 from vllm_variants.machine import memory
+from vllm_variants.model.requests import Request
 from vllm_variants.nix.command import Nix, first_error, not_understood
 from vllm_variants.system import process
 from vllm_variants.system.concurrent import Ended, run_all

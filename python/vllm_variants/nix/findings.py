@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from vllm_variants.doctor.wheels import Finding, State, free_bytes
 from vllm_variants.errors import Error
 from vllm_variants.machine import memory
-from vllm_variants.model.matrix import host_system
+from vllm_variants.model.findings import Finding, State
+from vllm_variants.model.platforms import host_system
 from vllm_variants.nix import command as nix_command
 from vllm_variants.nix.command import Configuration, Nix
+from vllm_variants.system.folders import free_bytes
 
 PER_VARIANT = 20_000_000_000  # bytes in the store that one variant's build leaves and needs on the way
 FEATURE = "big-parallel"

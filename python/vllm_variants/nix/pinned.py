@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_variants.doctor.wheels import Finding, State
 from vllm_variants.errors import Error
-from vllm_variants.model.matrix import Matrix, Release, Variant
+from vllm_variants.model.findings import Finding, State
+from vllm_variants.model.variants import Matrix, Release, Variant
 from vllm_variants.nix.command import Nix, not_understood
 
 _FACTS = "variant: { inherit (variant) drvPath versions torch; }"

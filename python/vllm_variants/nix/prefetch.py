@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, UsageError
-from vllm_variants.model.matrix import Release
+from vllm_variants.model.variants import Release
 from vllm_variants.nix.command import Nix, first_error, not_understood
 from vllm_variants.system import process
 

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Say = Callable[[str], None]
+"""Tells the person one line, on stderr."""
+
 Advance = Callable[[int, int], None]
 """Told how much is done, and of how much, in bytes."""
 

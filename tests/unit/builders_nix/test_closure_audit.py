@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "e2e"))
 import source_model
 
 from vllm_variants.audit import contents as expectations
-from vllm_variants.builders import Request
 from vllm_variants.builders.source import closure_audit
 from vllm_variants.errors import AuditError, Error
 from vllm_variants.model import matrix, results
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 
 ROWS = matrix.load()

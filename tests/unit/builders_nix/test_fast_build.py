@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.builders import Request
 from vllm_variants.builders.outcomes import Status
 from vllm_variants.builders.source import fast_build
-from vllm_variants.builders.source.nix import Options
+from vllm_variants.builders.source.options import Options
 from vllm_variants.model import matrix
+from vllm_variants.model.requests import Request
 from vllm_variants.nix.command import Nix
 
 # As version 2.0 does: so many workers take from a queue, and the end waits until the queue is empty.

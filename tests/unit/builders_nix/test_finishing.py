@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.builders import Request
 from vllm_variants.builders.outcomes import Outcome, Status
 from vllm_variants.builders.source import batch as nix_batch
 from vllm_variants.builders.source import closure_audit
 from vllm_variants.builders.source.finishing import Finisher
-from vllm_variants.builders.source.nix import Options
+from vllm_variants.builders.source.options import Options
 from vllm_variants.errors import Interrupted
 from vllm_variants.model import matrix
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Manifest, Result
 from vllm_variants.nix.command import Nix
 from vllm_variants.nix.evaluation import Derivation

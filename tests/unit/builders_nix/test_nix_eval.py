@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants.builders import Request
 from vllm_variants.model import matrix
+from vllm_variants.model.requests import Request
 from vllm_variants.nix import evaluation as nix_eval
 from vllm_variants.nix.command import Nix
 from vllm_variants.nix.evaluation import Derivation, Refusal

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vllm_variants.doctor.wheels import Finding, State
-from vllm_variants.model import matrix
+from vllm_variants.model.findings import Finding, State
+from vllm_variants.model.platforms import host_system
 from vllm_variants.nix import findings as nix_findings
 from vllm_variants.nix.command import Configuration, Nix
 
@@ -23,7 +23,7 @@ def findings(tmp_path: Path, trusted: int = 1, builds: int = 1, **settings: Any)
     nix.write_text(f"#!/bin/sh\necho '{{\"trusted\":{trusted}}}'\n")
     nix.chmod(0o755)
     all_ = {
-        "system": matrix.host_system(),
+        "system": host_system(),
         "system-features": ["big-parallel"],
         "substituters": ["https://cache.nixos.org", "https://cache.nixos-cuda.org"],
         "build-dir": str(tmp_path),
@@ -68,7 +68,7 @@ def test_what_lacks_has_its_mend(tmp_path: Path, settings: dict[str, Any], about
 
 
 def test_a_remote_builder_has_the_feature_too(tmp_path: Path) -> None:
-    line = f"ssh-ng://far {matrix.host_system()} - 4 1 big-parallel"
+    line = f"ssh-ng://far {host_system()} - 4 1 big-parallel"
     finding = findings(tmp_path, system_features=[], builders=line)["Nix features"]
     assert finding.state is State.OK
     assert "1 remote builder" in finding.text

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from vllm_variants.builders import Say, display
+from vllm_variants.builders import display
 from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
 from vllm_variants.builders.source import blame as nix_blame
 from vllm_variants.builders.source import logs as build_logs
@@ -16,7 +16,7 @@ from vllm_variants.builders.source import nix_run
 from vllm_variants.builders.source.blame import Blame
 from vllm_variants.builders.source.finishing import Finisher
 from vllm_variants.builders.source.logs import BuildLogs
-from vllm_variants.builders.source.nix import Options, Show
+from vllm_variants.builders.source.options import Options, Show
 from vllm_variants.builders.source.watch import Watch
 from vllm_variants.errors import Error, Interrupted
 from vllm_variants.machine import memory
@@ -27,6 +27,7 @@ from vllm_variants.nix.events import Event
 from vllm_variants.nix.failures import out_of_memory
 from vllm_variants.nix.progress import Build, Copy
 from vllm_variants.system import process
+from vllm_variants.system.progress import Say
 
 FINISHING = 2  # outputs audited, linked and pushed at once, beside the builds
 

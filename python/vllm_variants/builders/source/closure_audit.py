@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from vllm_variants import data
-from vllm_variants.builders import Request, Say
-from vllm_variants.builders.source.logs import state_folder
 from vllm_variants.errors import AuditError, Error, InputError
 from vllm_variants.model import results
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
-from vllm_variants.system import reporting
+from vllm_variants.system import folders, reporting
+from vllm_variants.system.progress import Say
 
 
 def identified(request: Request, out: Path) -> Result:
@@ -48,7 +48,7 @@ def audited(
     paths = sorted(closure)
     if result.path not in paths:
         raise Error(f"Nix does not know what {result.path} needs, so it cannot be audited")
-    path = state_folder() / "audits" / f"{result.path.name}-{_digest(request, paths)}.json"
+    path = folders.state() / "audits" / f"{result.path.name}-{_digest(request, paths)}.json"
     if _passed(path):
         return path
     from vllm_variants import audit
@@ -92,9 +92,9 @@ def _digest(request: Request, paths: Sequence[Path]) -> str:
 @functools.cache
 def code_digest(package: Path) -> str:
     """A digest of the sources that make a report: the audit, what reads device code, and the rules."""
-    parts = [*package.glob("audit/**/*.py"), *package.glob("fatbin/**/*.py")]
+    rules = (package / "model" / "capability.py", package / "model" / "toolkits.py", package / "versions.py")
     found = hashlib.sha256()
-    for path in sorted([*parts, package / "capability.py", package / "versions.py"]):
+    for path in sorted([*package.glob("audit/**/*.py"), *package.glob("fatbin/**/*.py"), *rules]):
         text = path.read_bytes()
         found.update(f"{path.relative_to(package)} {len(text)}\n".encode() + text)
     return found.hexdigest()

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.builders import Request, Say
 from vllm_variants.builders.outcomes import Done, Outcome, Status, outcome_of
 from vllm_variants.builders.source.finishing import Finisher
-from vllm_variants.builders.source.nix import Options
+from vllm_variants.builders.source.options import Options
 from vllm_variants.errors import Error, MissingError, UsageError
 from vllm_variants.machine import memory
+from vllm_variants.model.requests import Request
 from vllm_variants.nix import evaluation as nix_eval
 from vllm_variants.nix.command import Nix, first_error, not_understood
 from vllm_variants.nix.events import plain, without_name
 from vllm_variants.nix.failures import failure
 from vllm_variants.nix.progress import TAIL, Build
 from vllm_variants.system import process
+from vllm_variants.system.progress import Say
 
 _Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → what the report says of it
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vllm_variants.builders import Request, Say
 from vllm_variants.builders.outcomes import Outcome, Status
 from vllm_variants.builders.source import closure_audit
 from vllm_variants.errors import Error, UsageError, resource_error
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 from vllm_variants.nix.command import Nix
 from vllm_variants.nix.failures import transfer_failure
 from vllm_variants.system import links
+from vllm_variants.system.progress import Say
 
 
 @dataclass(frozen=True)

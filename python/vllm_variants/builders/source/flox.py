@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants import data
-from vllm_variants.builders import Request, Say, display
+from vllm_variants.builders import display
 from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
 from vllm_variants.builders.reports import duration
 from vllm_variants.builders.source import closure_audit, nix_run
@@ -25,14 +25,17 @@ from vllm_variants.builders.source.finishing import Finisher
 from vllm_variants.errors import Error, MissingError, UsageError
 from vllm_variants.machine import memory
 from vllm_variants.machine.memory import Plan
-from vllm_variants.maintain import flox
 from vllm_variants.model import matrix, results
+from vllm_variants.model.requests import Request
 from vllm_variants.nix.command import Nix
 from vllm_variants.nix.events import Event, LogLine, Message, Phase, without_name
 from vllm_variants.nix.failures import failure
 from vllm_variants.nix.progress import Build, Tracker
 from vllm_variants.system import links, process
+from vllm_variants.system.progress import Say
 
+EXPRESSIONS = Path(".flox", "pkgs")
+"""Where a checkout has Flox's package expressions, one a variant of the default release."""
 _PHASE = re.compile(r"Running phase: (\w+)")  # as stdenv announces it
 
 
@@ -148,7 +151,7 @@ def find(cores: int | None, retries: int, logs: Path | None, keep_going: bool = 
 
 def check(root: Path, request: Request) -> None:
     """Refuse, with an `Error`, what Flox would refuse at length: it sees only what git tracks."""
-    path = flox.FOLDER / f"{request.name}.nix"
+    path = EXPRESSIONS / f"{request.name}.nix"
     if request.release != matrix.load().default:
         raise UsageError(
             f"Flox has expressions of the default release only, not of {request.release.name}",

@@ -19,19 +19,13 @@ from typing import Self, TextIO
 from vllm_variants.errors import resource_error
 from vllm_variants.nix.events import Event, LogLine, Message, Started
 from vllm_variants.nix.progress import Build, Tracker, store_hash
-
-
-def state_folder() -> Path:
-    """Where logs and what was learned are kept: `$XDG_STATE_HOME/vllm-variants`."""
-    named = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "state"
-    return base / "vllm-variants"
+from vllm_variants.system import folders
 
 
 def new_folder(parent: Path | None) -> Path:
     """A folder for one run's logs: `parent` itself where a person named it, else a new one by the clock."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = parent or state_folder() / "logs" / f"{stamp}-{os.getpid()}"
+    folder = parent or folders.state() / "logs" / f"{stamp}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

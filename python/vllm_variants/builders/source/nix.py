@@ -8,34 +8,16 @@ says at once what failed and why, and lets nothing count that was not audited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from vllm_variants.builders import Request, Say, display
 from vllm_variants.builders.outcomes import Done, Outcome
-from vllm_variants.builders.source.finishing import Cache
+from vllm_variants.builders.source.batch import Batch
+from vllm_variants.builders.source.options import Options, Show
+from vllm_variants.model.requests import Request
 from vllm_variants.nix import evaluation as nix_eval
 from vllm_variants.nix.command import Nix
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a batch is built.
-
-    `cores` and `max_jobs` None: computed from memory. `retries`: how often what failed is tried
-    again. `logs` None: a new folder in the state folder.
-    """
-
-    cores: int | None = None
-    max_jobs: int | None = None
-    keep_going: bool = True
-    retries: int = 0
-    logs: Path | None = None
-    cache: Cache | None = None
-
-
-Show = Callable[[Callable[[], display.View]], display.Display]
+from vllm_variants.system.progress import Say
 
 
 @dataclass(frozen=True)
@@ -53,8 +35,6 @@ class NixBuilder:
 
         Raises `Interrupted` when asked to stop; `done` has then heard of every variant as well.
         """
-        from vllm_variants.builders.source.batch import Batch
-
         missed = nix_eval.untracked(self.nix.flake)
         if missed:
             some = ", ".join(missed[:3]) + (" …" if len(missed) > 3 else "")

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants.builders import Request, Say
 from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
 from vllm_variants.builders.steps import Step, Steps
 from vllm_variants.builders.wheels import device_code, installation, launchers, locks
@@ -23,10 +22,12 @@ from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, UnsupportedError, resource_error
 from vllm_variants.machine import interpreters
 from vllm_variants.machine.interpreters import Interpreter
-from vllm_variants.model.matrix import host_system
+from vllm_variants.model.platforms import host_system
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import DamagedError, Result
 from vllm_variants.store import Store, disk_use
 from vllm_variants.system import links
+from vllm_variants.system.progress import Say
 
 # Part of every result's hash: raise it when the same inputs give another result.
 PIPELINE = 4

@@ -12,10 +12,10 @@ from typing import Any
 
 from vllm_variants.audit import audit_tree
 from vllm_variants.audit import contents as expected
-from vllm_variants.builders import Request
 from vllm_variants.builders.steps import Steps
 from vllm_variants.errors import AuditError, Error
 from vllm_variants.fatbin.tree import slim_tree
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import MANIFEST
 from vllm_variants.system.progress import bar
 

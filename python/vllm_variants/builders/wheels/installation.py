@@ -10,7 +10,7 @@ from vllm_variants.builders.wheels import locks
 from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, InputError, ResourceError, UnsupportedError
 from vllm_variants.machine.interpreters import Interpreter
-from vllm_variants.model.matrix import host_system
+from vllm_variants.model.platforms import host_system
 from vllm_variants.system import uv
 from vllm_variants.system.process import Talk
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vllm_variants import data
 from vllm_variants.errors import Error, InputError, MissingError, UnsupportedError
-from vllm_variants.model.matrix import Release
+from vllm_variants.model.variants import Release
 from vllm_variants.system import uv
 
 # The oldest C library that the locked wheels run on; vLLM's own are tagged manylinux_2_31.

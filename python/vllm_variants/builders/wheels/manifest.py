@@ -9,10 +9,10 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from vllm_variants import __version__
-from vllm_variants.builders import Request
 from vllm_variants.builders.steps import Steps
 from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.machine.interpreters import Interpreter
+from vllm_variants.model.requests import Request
 from vllm_variants.model.results import MANIFEST, SCHEMA
 
 
