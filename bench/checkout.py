@@ -23,7 +23,7 @@ def _start() -> None:
     python = ROOT / ".venv" / "bin" / "python"
     if not python.exists() or Path(sys.prefix) == ROOT / ".venv":
         missing = ", ".join(name for name in _NEEDED if not find_spec(name))
-        sys.exit(f"error: this Python lacks {missing}\n  mend: ./vllm-variants test, once, sets up .venv")
+        sys.exit(f"error: this Python lacks {missing}\nhint: ./vllm-variants test, once, sets up .venv")
     os.execv(python, [str(python), *sys.orig_argv[1:]])
 
 

@@ -17,7 +17,7 @@ def _start() -> None:
     except ImportError as error:
         sys.stderr.write(
             f"error: this installation is not whole: {error}\n"
-            "  mend: install it again; in a checkout: rm -r .venv, then ./vllm-variants\n"
+            "hint: install it again; in a checkout: rm -r .venv, then ./vllm-variants\n"
         )
         sys.exit(4)
     main()

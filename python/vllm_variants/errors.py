@@ -39,19 +39,19 @@ class ExitCode(IntEnum):
 class Error(Exception):
     """A failure in one sentence, with the command that mends it.
 
-    `message` says what and where, without a trailing full stop; `mend`, when there is one, is a
+    `message` says what and where, without a trailing full stop; `hint`, when there is one, is a
     command or an action. Subclasses choose the exit code.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
-    def __init__(self, message: str, *, mend: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  mend: {self.mend}" if self.mend else self.message
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
 
 class UsageError(Error):
@@ -122,7 +122,7 @@ _MENDS = {
 
 def resource_error(error: OSError) -> ResourceError:
     """What the operating system refused, as a sentence: a full disk, a quota, permissions."""
-    return ResourceError(_refused(error), mend=_MENDS.get(error.errno or 0))
+    return ResourceError(_refused(error), hint=_MENDS.get(error.errno or 0))
 
 
 def system_error(error: OSError) -> Error:
@@ -134,7 +134,7 @@ def system_error(error: OSError) -> Error:
     if error.errno in _EXHAUSTED:
         return resource_error(error)
     kind = MissingError if error.errno == errno.ENOENT else InputError
-    return kind(_refused(error), mend=_MENDS.get(error.errno or 0))
+    return kind(_refused(error), hint=_MENDS.get(error.errno or 0))
 
 
 def _refused(error: OSError) -> str:

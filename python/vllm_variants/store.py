@@ -62,8 +62,8 @@ class Entry:
         return (match["short"], match["release"]) if match else ("", "")
 
     def as_dict(self) -> dict[str, object]:
-        """The entry as JSON; `problem` and `mend` where it is damaged."""
-        problem = {"problem": self.problem.message, "mend": self.problem.mend} if self.problem else {}
+        """The entry as JSON; `problem` and `hint` where it is damaged."""
+        problem = {"problem": self.problem.message, "hint": self.problem.hint} if self.problem else {}
         return {
             "path": str(self.path),
             "bytes": self.bytes,
@@ -88,7 +88,7 @@ class Kept:
 
     path: Path
     why: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Store:
                 raise ResourceError(
                     f"the link {link} cannot be remembered for gc, and was not made: "
                     f"{error.strerror} ({folder})",
-                    mend="make room, or set XDG_DATA_HOME to a folder that you can write to",
+                    hint="make room, or set XDG_DATA_HOME to a folder that you can write to",
                 ) from error
             links.point(link, result.path)
 
@@ -201,7 +201,7 @@ class Store:
             if from_where := linked.get(_resolved(path)):
                 problem = _entry(path, from_where).problem
                 if isinstance(problem, DamagedError):
-                    kept.append(Kept(path, f"damaged, and linked from {from_where[0]}", problem.mend))
+                    kept.append(Kept(path, f"damaged, and linked from {from_where[0]}", problem.hint))
                 continue
             try:
                 if gone := self._remove(path, entry, dry_run):
@@ -329,7 +329,7 @@ class Store:
         except OSError as error:
             raise ResourceError(
                 f"the lock {path} cannot be made: {error.strerror}",
-                mend="make room, or set XDG_DATA_HOME to a folder that you can write to",
+                hint="make room, or set XDG_DATA_HOME to a folder that you can write to",
             ) from error
 
     def _folder(self, name: str) -> Path:
@@ -339,7 +339,7 @@ class Store:
         except OSError as error:
             raise ResourceError(
                 f"the store's folder {folder} cannot be made: {error.strerror}",
-                mend="set XDG_DATA_HOME to a folder that you can write to",
+                hint="set XDG_DATA_HOME to a folder that you can write to",
             ) from error
         return folder
 
@@ -377,7 +377,7 @@ def _entry(path: Path, linked: list[Path]) -> Entry:
     except (DamagedError, MissingError) as error:
         short, release = Entry(path, None, None, ()).named
         again = f"vllm-variants build {short} --release {release}"
-        problem: Error = DamagedError(error.message, mend=f"build it anew: {again}")
+        problem: Error = DamagedError(error.message, hint=f"build it anew: {again}")
     except (InputError, ResourceError) as error:
         problem = error
     return Entry(path, None, problem, tuple(linked))
@@ -392,7 +392,7 @@ def _children(folder: Path) -> list[Path]:
     except OSError as error:
         raise ResourceError(
             f"the store's folder {folder} cannot be read: {error.strerror}",
-            mend="set XDG_DATA_HOME to a folder of your own",
+            hint="set XDG_DATA_HOME to a folder of your own",
         ) from error
 
 
@@ -418,7 +418,7 @@ def _is_link(link: Path, memory: Path) -> bool:
     except OSError as error:
         raise ResourceError(
             f"the link {link} cannot be looked at, and may keep a result: {error.strerror}",
-            mend=f"run it as one who may look there, or forget the link: rm {memory}",
+            hint=f"run it as one who may look there, or forget the link: rm {memory}",
         ) from error
 
 

@@ -69,7 +69,7 @@ def test_ten_variants_with_failures_are_reported_each_with_its_reason(here: Farm
     assert failed == {"sm86", "sm89"}
     assert "mma_m16n8k16" in run.facts["sm89"]["reason"]
     assert "memory ran out" in run.facts["sm86"]["reason"]
-    assert "--cores" in run.facts["sm86"]["mend"]
+    assert "--cores" in run.facts["sm86"]["hint"]
     for short, fact in run.facts.items():
         assert here.link(short).exists() == (short not in failed)
         assert Path(fact["log"]).read_text().count("Building CUDA object") == (58 if short in failed else 406)
@@ -90,7 +90,7 @@ def test_a_variant_that_does_not_evaluate_stops_no_other(here: Farm) -> None:
     assert run.status == 1
     assert run.facts["sm90"]["status"] == "built"
     assert run.facts["sm75"]["reason"].startswith("sm75 does not evaluate: ")
-    assert "nix eval --show-trace" in run.facts["sm75"]["mend"]
+    assert "nix eval --show-trace" in run.facts["sm75"]["hint"]
 
 
 def test_what_a_dependency_failed_of_is_told_to_every_variant_that_needs_it(here: Farm) -> None:
@@ -110,7 +110,7 @@ def test_what_a_dependency_failed_of_is_told_to_every_variant_that_needs_it(here
     assert "kernel error: no" in here.log("xformers-0.0.33")
 
 
-def test_a_missing_feature_is_a_sentence_with_its_mend(here: Farm) -> None:
+def test_a_missing_feature_is_a_sentence_with_its_hint(here: Farm) -> None:
     run = here.run(here.model(), "sm90", "--nix-option", "system-features=kvm")
     assert run.status == 3
     assert "needs a machine of x86_64-linux with big-parallel" in run.err

@@ -42,7 +42,7 @@ def build(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--jsonl", ""], "--jsonl is empty"),
         (["--via", "nix", "--logs", ""], "--logs is empty"),
         (["--via", "nix", "--nix-option", ""], "--nix-option is empty"),
-        (["--links", "absent"], "mend: make it: mkdir -p absent"),
+        (["--links", "absent"], "hint: make it: mkdir -p absent"),
         (["--links", "file"], "file is a file, not a folder"),
         (["--links", "file/under"], "cannot be used: Not a directory"),
         (["--links", "dangling"], "dangling is a broken link, not a folder"),

@@ -145,7 +145,7 @@ def test_a_program_that_is_no_uv_is_a_problem(tmp_path: Path, script: str, says:
 
     found = examined()["uv"]
 
-    assert (found.state, found.mend) == (State.PROBLEM, "correct VLLM_VARIANTS_UV, or unset it")
+    assert (found.state, found.hint) == (State.PROBLEM, "correct VLLM_VARIANTS_UV, or unset it")
     assert says in found.text
 
 

@@ -120,7 +120,7 @@ def test_without_python_and_uv_it_says_what_to_install(checkout: Path, tmp_path:
     told = start(checkout, path_with(tmp_path), "list")
     assert told.returncode == 4
     assert "no uv and no Python of 3.11" in told.stderr
-    assert "mend: install uv, or python3" in told.stderr
+    assert "hint: install uv, or python3" in told.stderr
 
 
 def test_a_broken_environment_is_made_again(checkout: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_wrong_hashes_are_not_blamed_on_the_network(checkout: Path, tmp_path: Pa
     if "neither pip nor ensurepip" in told.stderr:
         pytest.skip("no pip on this machine")
     assert (told.returncode, told.stdout) == (4, "")
-    assert "mend: git checkout locks/tool.txt" in told.stderr
+    assert "hint: git checkout locks/tool.txt" in told.stderr
     assert "network" not in told.stderr
 
 
@@ -189,7 +189,7 @@ def test_a_lock_that_cannot_be_had_is_blamed_on_the_network(checkout: Path, tmp_
     told = start(checkout, path, "x")
 
     assert told.returncode == 4
-    assert "mend: check the network" in told.stderr
+    assert "hint: check the network" in told.stderr
     assert "nowhere" in told.stderr
 
 
@@ -202,7 +202,7 @@ def test_a_path_without_the_basic_tools_is_one_sentence(checkout: Path, tmp_path
 
     assert told.returncode == 4
     assert told.stderr.startswith(
-        f"error: there is no {lacks} on PATH ({path})\n  mend: PATH=$PATH:/usr/bin:/bin"
+        f"error: there is no {lacks} on PATH ({path})\nhint: PATH=$PATH:/usr/bin:/bin"
     )
 
 
@@ -214,5 +214,5 @@ def test_a_folder_in_the_place_of_the_lock_file_is_one_sentence(checkout: Path, 
     assert told.returncode == 4
     assert told.stderr.splitlines() == [
         f"error: {checkout}/.venv.lock is a folder, and a file is needed there",
-        f"  mend: rmdir '{checkout}/.venv.lock'",
+        f"  hint: rmdir '{checkout}/.venv.lock'",
     ]

@@ -96,7 +96,7 @@ def test_any_text_is_a_variant_or_a_sentence(text: str) -> None:
     try:
         assert MATRIX.parse(text).variant in MATRIX.variants.values()
     except UsageError as error:
-        assert error.mend
+        assert error.hint
 
 
 def test_no_gpu_is_listed_twice() -> None:
@@ -163,7 +163,7 @@ def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
         ('[release."1.0"]', '[release."1.0/2"]', 3, "is no version"),
     ],
 )
-def test_a_broken_matrix_is_named_by_line_and_mend(
+def test_a_broken_matrix_is_named_by_line_and_hint(
     tmp_path: Path, old: str, new: str, line: int, says: str
 ) -> None:
     assert old in WHOLE
@@ -219,5 +219,5 @@ def test_a_matrix_that_is_no_text_of_ours_is_one_sentence(tmp_path: Path, conten
 def test_an_unknown_release_gets_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"did you mean 0\.13\.0\? choose one of: 0\.13\.0, 0\.11\.2"):
         MATRIX.release("0.31.0")
-    with pytest.raises(UsageError, match="mend: choose one of"):
+    with pytest.raises(UsageError, match="hint: choose one of"):
         MATRIX.release("nightly")

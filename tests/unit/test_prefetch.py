@@ -45,7 +45,7 @@ def test_a_strange_answer_of_nix_prefetch_github_is_a_sentence(
         prefetch.revision(REV)
     assert caught.value.exit_code is ExitCode.FAILED
     assert len(caught.value.message) < 200
-    assert caught.value.mend == (
+    assert caught.value.hint == (
         "run `nix-prefetch-github --version`: another program of that name may be on PATH"
     )
 
@@ -102,7 +102,7 @@ def test_pin_without_nix_says_what_it_needs_nix_for(tmp_path: Path) -> None:
     assert "--via" not in told.stderr
 
 
-def test_without_nix_prefetch_github_the_mend_is_named(
+def test_without_nix_prefetch_github_the_hint_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

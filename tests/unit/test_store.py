@@ -332,10 +332,10 @@ def test_a_damaged_entry_is_told_kept_while_linked_and_replaced(
         here.find(FIRST)
     (entry,) = here.entries()
     assert (entry.result, entry.links, entry.bytes) == (None, (link,), 0)
-    assert entry.as_dict()["mend"] == "build it anew: vllm-variants build sm90 --release 0.13.0"
+    assert entry.as_dict()["hint"] == "build it anew: vllm-variants build sm90 --release 0.13.0"
     collected = here.gc()
     assert collected.removed == ()
-    assert [(kept.path, kept.mend) for kept in collected.kept] == [
+    assert [(kept.path, kept.hint) for kept in collected.kept] == [
         (result.path, "build it anew: vllm-variants build sm90 --release 0.13.0")
     ]
     make(here)  # what a build does

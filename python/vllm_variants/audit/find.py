@@ -48,10 +48,10 @@ def examined(path: Path) -> os.stat_result:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise absent(path) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", mend="see who may: ls -ld") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="see who may: ls -ld") from error
     if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
         raise InputError(
-            f"{path} is {_kind(status.st_mode)}", mend="name a library, a wheel or a directory with libraries"
+            f"{path} is {_kind(status.st_mode)}", hint="name a library, a wheel or a directory with libraries"
         )
     return status
 
@@ -59,9 +59,9 @@ def examined(path: Path) -> os.stat_result:
 def absent(path: Path) -> Error:
     """What to say of a path that is not there."""
     if path.is_symlink():
-        return MissingError(f"{path} does not exist: it is a link to nothing", mend=f"ls -l {path}")
+        return MissingError(f"{path} does not exist: it is a link to nothing", hint=f"ls -l {path}")
     return MissingError(
-        f"{path} does not exist", mend="check the path; `vllm-variants list --results` shows what was built"
+        f"{path} does not exist", hint="check the path; `vllm-variants list --results` shows what was built"
     )
 
 
@@ -84,7 +84,7 @@ def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str,
     try:
         head = _head(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", mend="see who may: ls -l") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="see who may: ls -l") from error
     if head != _ELF and (head in _ZIP or path.suffix == ".whl" or zipfile.is_zipfile(path)):
         yield from _in_wheel(path, "", unreadable)
         return

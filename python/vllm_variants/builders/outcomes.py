@@ -58,7 +58,7 @@ class Outcome:
             "variant": self.variant,
             "status": self.status.value,
             "reason": self.error.message if self.error else None,
-            "mend": self.error.mend if self.error else None,
+            "hint": self.error.hint if self.error else None,
             "phase": self.phase or None,
             "tail": list(self.tail) or None,
             "link": str(self.link.absolute()) if self.link else None,
@@ -105,7 +105,7 @@ def one_after_another(
 
     for index, request in enumerate(requests):
         if not keep_going and not all(outcome.ok for outcome in outcomes):
-            error = Error("not tried: another variant failed first", mend="leave out --no-keep-going")
+            error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
             take(outcome_of(request, Status.SKIPPED, error=error))
             continue
         try:

@@ -66,7 +66,7 @@ def beside_the_sources(context: typer.Context) -> None:
     """Stands for a command that only a checkout has, where the package was installed."""
     raise UsageError(
         f"`{context.info_name}` works on a checkout, and this vllm-variants was installed as a package",
-        mend=f"clone the project and run ./vllm-variants {context.info_name} in it",
+        hint=f"clone the project and run ./vllm-variants {context.info_name} in it",
     )
 
 
@@ -131,4 +131,4 @@ def _as_error(failure: Exception) -> Error:
         return InputError("something that was given is nested too deeply to be read")
     if isinstance(failure, UnicodeError):
         return InputError(f"text cannot be read or written as it was given: {failure}")
-    return ResourceError("memory ran out", mend="vllm-variants doctor says how much there is")
+    return ResourceError("memory ran out", hint="vllm-variants doctor says how much there is")

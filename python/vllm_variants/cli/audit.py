@@ -77,7 +77,7 @@ def audit(
         _why(paths, why, as_json)
     else:
         if closure and closure_from:
-            raise UsageError("--closure goes without --closure-from", mend="leave out one of them")
+            raise UsageError("--closure goes without --closure-from", hint="leave out one of them")
         if closure_from and len(paths) != 1:
             raise UsageError("--closure-from goes with one PATH, whose closure it lists")
         _audit(_subjects(paths, sm, release, strict), closure, closure_from, strict, as_json)
@@ -87,7 +87,7 @@ def _alone(mode: str, options: Mapping[str, object]) -> None:
     """`UsageError` for an option that was given and means nothing to this mode."""
     for name, value in options.items():
         if value is not None and value is not False:
-            raise UsageError(f"{name} does not go with {mode}", mend=f"leave out {name}")
+            raise UsageError(f"{name} does not go with {mode}", hint=f"leave out {name}")
 
 
 def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bool) -> tuple[Subject, ...]:
@@ -108,12 +108,12 @@ def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bo
         if subject.capability is None and (strict or release):
             option = "--strict" if strict else "--release"
             raise UsageError(
-                f"{option} judges, and for which device {subject.path} does not say", mend="add --sm SM"
+                f"{option} judges, and for which device {subject.path} does not say", hint="add --sm SM"
             )
         if release and not subject.whole:
             raise UsageError(
                 f"--release looks for all of a release, and {subject.path} is a single file",
-                mend="name the wheel or the directory that it lies in, or leave out --release",
+                hint="name the wheel or the directory that it lies in, or leave out --release",
             )
         if capability and capability != subject.capability:
             say(f"{subject.path} is a result, judged for its own {subject.capability}: --sm is for the rest")

@@ -109,17 +109,17 @@ def _require_folder(links: Path) -> None:
     except FileNotFoundError:
         if os.path.lexists(links):
             raise UsageError(
-                f"{links} is a broken link, not a folder", mend="name a folder: --links DIR"
+                f"{links} is a broken link, not a folder", hint="name a folder: --links DIR"
             ) from None
         raise UsageError(
-            f"there is no folder {links} for the links", mend=f"make it: mkdir -p {links}"
+            f"there is no folder {links} for the links", hint=f"make it: mkdir -p {links}"
         ) from None
     except OSError as error:
         raise UsageError(
             f"the folder {links} for the links cannot be used: {error.strerror}",
-            mend="name another: --links DIR",
+            hint="name another: --links DIR",
         ) from error
-    raise UsageError(f"{links} is a file, not a folder for the links", mend="name its folder: --links DIR")
+    raise UsageError(f"{links} is a file, not a folder for the links", hint="name its folder: --links DIR")
 
 
 def _wanted(
@@ -129,13 +129,13 @@ def _wanted(
     if everything == bool(names):
         raise UsageError(
             "name variants, or auto, or --all" if not names else "--all goes without names",
-            mend="vllm-variants build auto, or see `vllm-variants list`",
+            hint="vllm-variants build auto, or see `vllm-variants list`",
         )
     if everything:
         for system in systems:
             if system not in SYSTEMS:
                 known = " or ".join(SYSTEMS)
-                raise UsageError(f"there is no system {system!r}", mend=f"write {known}")
+                raise UsageError(f"there is no system {system!r}", hint=f"write {known}")
         chosen = {host_system(), *systems}
         return tuple(variant for variant in rows.variants.values() if variant.system in chosen)
     found: list[Variant] = []

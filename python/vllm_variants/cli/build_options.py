@@ -56,7 +56,7 @@ def path(option: str) -> Callable[[str], Path]:
 def _require_text(option: str, text: object) -> None:
     if text == "":
         raise UsageError(
-            f"{option} is empty", mend=f"is a variable unset? give a value or leave out {option}"
+            f"{option} is empty", hint=f"is a variable unset? give a value or leave out {option}"
         )
 
 
@@ -71,14 +71,14 @@ def require_compatible(context: typer.Context, via: Via) -> None:
         if via not in fitting:
             fits = " or ".join(fitting)
             raise UsageError(
-                f"{option} goes with --via {fits}, not with --via {via}", mend=f"leave out {option}"
+                f"{option} goes with --via {fits}, not with --via {via}", hint=f"leave out {option}"
             )
-    for option, needed, mend in _NEEDS:
+    for option, needed, hint in _NEEDS:
         if option in given and needed not in given:
-            raise UsageError(f"{option} goes with {needed}", mend=mend)
-    for one, other, why, mend in _EXCLUDES:
+            raise UsageError(f"{option} goes with {needed}", hint=hint)
+    for one, other, why, hint in _EXCLUDES:
         if one in given and other in given:
-            raise UsageError(f"{one} and {other} do not go together: {why}", mend=mend)
+            raise UsageError(f"{one} and {other} do not go together: {why}", hint=hint)
     _require_distinct_files(given)
 
 
@@ -89,7 +89,7 @@ def _require_distinct_files(given: Mapping[str, object]) -> None:
             continue
         file = Path(str(given[option])).absolute()
         if file in names:
-            raise UsageError(f"{names[file]} and {option} name one file", mend="give each a file of its own")
+            raise UsageError(f"{names[file]} and {option} name one file", hint="give each a file of its own")
         names[file] = option
 
 

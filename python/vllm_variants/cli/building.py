@@ -85,6 +85,6 @@ def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"{option} {text!r} is not understood", mend=f"write {option} NAME=VALUE")
+            raise UsageError(f"{option} {text!r} is not understood", hint=f"write {option} NAME=VALUE")
         pairs.append((name, value))
     return pairs

@@ -1,4 +1,4 @@
-"""`vllm-variants doctor`: what this machine has and lacks, with the mend for each."""
+"""`vllm-variants doctor`: what this machine has and lacks, with the hint for each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Examine this machine: one line a finding, with the command that mends it.
+    """Examine this machine: one line a finding, with the command that helps.
 
     Problems end in the exit code of the first one: 6 for disk, memory and network, 4 for a missing
     Python or uv, 3 for what this machine cannot do.
@@ -45,8 +45,8 @@ def doctor(
         if not as_json:
             out.print(_MARK[finding.state.value], end=" ")
             out.print(f"{finding.about}: {finding.text}", markup=False)
-            if finding.mend:
-                out.print(f"          mend: {finding.mend}", markup=False)
+            if finding.hint:
+                out.print(f"        hint: {finding.hint}", markup=False)
     if as_json:
         print_json([finding.as_dict() for finding in findings])
     problems = [finding for finding in findings if finding.state is State.PROBLEM]
@@ -61,5 +61,5 @@ def _pinned(rows: Matrix) -> Iterator[Finding]:
 
     root = data.checkout()
     if root is None:
-        raise UsageError("--nixpkgs examines a checkout", mend="run ./vllm-variants in one")
+        raise UsageError("--nixpkgs examines a checkout", hint="run ./vllm-variants in one")
     yield from nixpkgs.examine(nix_command.find(str(root)), root, rows)

@@ -81,7 +81,7 @@ def _unwritable(error: OSError) -> Error:
     if isinstance(error, BrokenPipeError):
         return OutputClosed("whoever read stdout closed it")
     if error.errno == errno.EBADF:
-        return InputError("stdout is closed: there is nowhere to print to", mend="send it to a file: > FILE")
+        return InputError("stdout is closed: there is nowhere to print to", hint="send it to a file: > FILE")
     return ResourceError(f"stdout cannot be written to: {error.strerror}")
 
 
@@ -132,8 +132,8 @@ def complain(error: Error) -> None:
         return
     err.print("[red]error:[/red] ", end="")
     err.print(readable(error.message), markup=False)
-    if error.mend:
-        err.print(f"  mend: {readable(error.mend)}", markup=False)
+    if error.hint:
+        err.print(f"hint: {readable(error.hint)}", markup=False)
 
 
 def say(text: str) -> None:

@@ -39,7 +39,7 @@ def pin(
     root = data.checkout()
     assert root is not None  # registered in a checkout only
     if latest == bool(revision):
-        raise UsageError("name a revision of nixpkgs, or --latest", mend="vllm-variants pin nixos-unstable")
+        raise UsageError("name a revision of nixpkgs, or --latest", hint="vllm-variants pin nixos-unstable")
     rows = matrix.load()
     chosen = rows.release(release)
     nix = nix_command.find(str(root), purpose="pin evaluates the new nixpkgs with it")
@@ -73,7 +73,7 @@ def _evaluate(
             )
         if isinstance(result, nix_eval.Refusal):
             raise Error(
-                f"nothing was changed: with it, {result.error.message}", mend="choose another revision"
+                f"nothing was changed: with it, {result.error.message}", hint="choose another revision"
             )
 
 

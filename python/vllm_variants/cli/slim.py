@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def _path(text: str) -> Path:
     """A path as it was typed; an empty one, of a variable that is not set, would be the current folder."""
     if not text:
-        raise UsageError("an empty path names nothing", mend="is a variable of your shell not set?")
+        raise UsageError("an empty path names nothing", hint="is a variable of your shell not set?")
     return Path(text)
 
 
@@ -61,7 +61,7 @@ def slim(
     """Drop the code that other GPUs would run. Every new file is proven before it replaces an old one."""
     is_folder = _is_folder(path)
     if (output is None) == (not in_place):
-        raise UsageError("say where the slimmed files go", mend="give -o OUT, or --in-place")
+        raise UsageError("say where the slimmed files go", hint="give -o OUT, or --in-place")
     devices = [_device(each, force) for each in sm]
     options: Options = {"keep_ptx": keep_ptx, "resources": resources, "durable": output is None}
     if is_folder:
@@ -78,7 +78,7 @@ def slim(
         first = report.failed[0]
         raise Error(
             f"{len(report.failed)} of {len(report.files)} files were not slimmed: {first.path}: {first.kept}",
-            mend="slim again once nothing stands in the way: what is done stays done",
+            hint="slim again once nothing stands in the way: what is done stays done",
         )
 
 
@@ -101,7 +101,7 @@ def _device(text: str, force: bool) -> Capability:
     if found not in known and not force:
         raise UsageError(
             f"no variant is for {found.sm} (compute capability {found}): all code might be dropped",
-            mend=f"give one of {', '.join(c.sm for c in sorted(known))}, or --force if you mean it",
+            hint=f"give one of {', '.join(c.sm for c in sorted(known))}, or --force if you mean it",
         )
     return found
 

@@ -70,9 +70,9 @@ def verify(
         _list(checks, variant, release, as_json)
         return
     if variant is None and result is None:
-        raise UsageError("say which variant to check", mend="vllm-variants verify sm90")
+        raise UsageError("say which variant to check", hint="vllm-variants verify sm90")
     if compare and junit:
-        raise UsageError("--junit reports the checks of one result", mend="leave out --junit or --compare")
+        raise UsageError("--junit reports the checks of one result", hint="leave out --junit or --compare")
     found, other = _results(variant, release, result, compare)
     plan = running.Plan(
         _fresh() if seed is None else seed, together=together, time=time or float("inf"), logs=logs
@@ -177,9 +177,9 @@ def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
             say(f"{one.check.name}: {one.sentence}")
     summary = verdicts.summarise(judged)
     say(f"{summary.sentence} (seed {seed})")
-    mend = verdicts.advice(judged, capability)
-    if mend:
-        say(f"  mend: {mend}")
+    hint = verdicts.advice(judged, capability)
+    if hint:
+        say(f"hint: {hint}")
     if not summary.good:
         raise typer.Exit(ExitCode.AUDIT)
 

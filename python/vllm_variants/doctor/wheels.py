@@ -78,7 +78,7 @@ def _uv() -> Finding:
     if told.returncode or not match:
         raise MissingError(
             f"{process.uv()} is no uv: `--version` ended with {told.returncode} and says no version",
-            mend=_uv_mend(),
+            hint=_uv_hint(),
         )
     origin = f"{named}, which VLLM_VARIANTS_UV names" if named else "brought by vllm-variants"
     return Finding("uv", State.OK, f"uv {match[1]} ({origin})")
@@ -92,10 +92,10 @@ def _told_by_uv(arguments: Sequence[str], text: str = "") -> subprocess.Complete
             command, input=text, capture_output=True, text=True, errors="replace", check=False
         )
     except OSError as error:
-        raise MissingError(f"uv cannot be run ({command[0]}): {error.strerror}", mend=_uv_mend()) from error
+        raise MissingError(f"uv cannot be run ({command[0]}): {error.strerror}", hint=_uv_hint()) from error
 
 
-def _uv_mend() -> str:
+def _uv_hint() -> str:
     if os.environ.get("VLLM_VARIANTS_UV"):
         return "correct VLLM_VARIANTS_UV, or unset it"
     return "install vllm-variants again; in a checkout: rm -r .venv"
@@ -110,8 +110,8 @@ def _glibc() -> Finding:
         )
     new_enough = _numbers(version) >= _numbers(needed)
     state = State.OK if new_enough else State.PROBLEM
-    mend = None if new_enough else "use a newer distribution, or a container of one"
-    return Finding("C library", state, f"glibc {version} (the wheels need {needed})", mend)
+    hint = None if new_enough else "use a newer distribution, or a container of one"
+    return Finding("C library", state, f"glibc {version} (the wheels need {needed})", hint)
 
 
 def _disk(folder: Path) -> Finding:
@@ -145,9 +145,9 @@ def _index(release: Release) -> Finding:
     if told.returncode == 0:
         return Finding("index", State.OK, "the package index answers")
     reason = next(iter(told.stderr.strip().splitlines()), "no answer")
-    mend = "check the network, or name a mirror: UV_DEFAULT_INDEX=https://…"
+    hint = "check the network, or name a mirror: UV_DEFAULT_INDEX=https://…"
     text = f"the package index does not answer: {reason}"
-    return Finding("index", State.PROBLEM, text, mend, ExitCode.RESOURCES)
+    return Finding("index", State.PROBLEM, text, hint, ExitCode.RESOURCES)
 
 
 def _compiler() -> Finding:

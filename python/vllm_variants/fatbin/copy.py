@@ -37,7 +37,7 @@ def slimmed_copy(
     """
     refuse_output(to)
     if to.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{to} lies in {root} itself", mend="choose an output outside it")
+        raise UsageError(f"{to} lies in {root} itself", hint="choose an output outside it")
     _remove_leftovers(to)
     try:
         with _aside(to) as aside:
@@ -64,11 +64,11 @@ def refuse_output(to: Path) -> None:
         to.lstat()
     except FileNotFoundError:
         if not to.parent.is_dir():
-            raise MissingError(f"{to.parent} does not exist", mend=f"mkdir -p {to.parent}") from None
+            raise MissingError(f"{to.parent} does not exist", hint=f"mkdir -p {to.parent}") from None
         return
     except OSError as error:
         raise UsageError(f"{to} cannot be an output: {error.strerror}") from error
-    raise UsageError(f"{to} exists already", mend="choose another output, or remove it")
+    raise UsageError(f"{to} exists already", hint="choose another output, or remove it")
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _aside(to: Path) -> Iterator[Path]:
 
 def _publish(aside: Path, to: Path) -> None:
     if os.path.lexists(to):
-        raise UsageError(f"{to} exists already", mend="choose another output, or remove it")
+        raise UsageError(f"{to} exists already", hint="choose another output, or remove it")
     aside.rename(to)
 
 
@@ -154,7 +154,7 @@ def _link(source: Path, target: Path) -> None:
 def _unreadable(path: Path, error: OSError) -> Error:
     return InputError(
         f"{path} cannot be read: {error.strerror}",
-        mend="a copy is made whole or not at all: make it readable",
+        hint="a copy is made whole or not at all: make it readable",
     )
 
 

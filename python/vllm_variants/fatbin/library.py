@@ -170,11 +170,11 @@ def _writing(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
-                f"no room to write the slimmed {target}", mend="free some space and try again"
+                f"no room to write the slimmed {target}", hint="free some space and try again"
             ) from error
         raise Unwritable(
             f"{target} cannot be written: {error.strerror or error}",
-            mend="a new file is made beside it: its folder must be writable",
+            hint="a new file is made beside it: its folder must be writable",
         ) from error
 
 
@@ -191,7 +191,7 @@ def _publish(source: MappedFile, new: atomic.NewFile, *, replaces: bool, durable
             raise _meanwhile(source.name, "written to")
         if not replaces:
             if os.path.lexists(new.target):
-                raise UsageError(f"{new.target} exists already", mend="choose another output, or remove it")
+                raise UsageError(f"{new.target} exists already", hint="choose another output, or remove it")
         else:
             try:
                 found = os.lstat(new.target)
@@ -205,7 +205,7 @@ def _publish(source: MappedFile, new: atomic.NewFile, *, replaces: bool, durable
 def _meanwhile(name: str, what: str) -> Untouched:
     return Untouched(
         f"{name} was {what} by somebody else while it was slimmed: it stays as it is now",
-        mend="slim it again",
+        hint="slim it again",
     )
 
 

@@ -30,7 +30,7 @@ class Wrong(AuditError):
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(
-            f"{name}: slimming would have broken it: {what}", mend="report this library; it was kept"
+            f"{name}: slimming would have broken it: {what}", hint="report this library; it was kept"
         )
 
 

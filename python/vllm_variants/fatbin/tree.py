@@ -268,5 +268,5 @@ def _report(answer: dict[str, Any]) -> FileReport:
     if "crash" in answer:
         raise RuntimeError(f"a process that slimmed failed:\n{answer['crash']}")
     if "error" in answer:
-        raise ResourceError(answer["error"], mend=answer["mend"])
+        raise ResourceError(answer["error"], hint=answer["hint"])
     return FileReport(**{**answer["report"], "unserved": tuple(answer["report"]["unserved"])})

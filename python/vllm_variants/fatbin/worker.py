@@ -59,7 +59,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         path = Path(os.fsdecode(request["path"].encode("latin-1")))
         return {"report": slimmed(path, devices, request["options"]).as_dict()}
     except ResourceError as error:
-        return {"error": error.message, "mend": error.mend}
+        return {"error": error.message, "hint": error.hint}
     except Exception:
         return {"crash": traceback.format_exc()}
 

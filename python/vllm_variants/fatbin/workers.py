@@ -81,7 +81,7 @@ class _Worker:
             )
         except OSError as error:
             raise ResourceError(
-                f"another process cannot be started: {error.strerror}", mend="use fewer, `--jobs 1`"
+                f"another process cannot be started: {error.strerror}", hint="use fewer, `--jobs 1`"
             ) from error
 
     @property
@@ -104,7 +104,7 @@ class _Worker:
         if not data:
             raise ResourceError(
                 "a process that slimmed was killed, most likely for want of memory",
-                mend="vllm-variants doctor",
+                hint="vllm-variants doctor",
             )
         if not self._buffer.endswith(b"\n"):
             return None

@@ -91,7 +91,7 @@ class Detection:
             return self.variants
         if self.machine.problem:
             raise UnsupportedError(
-                self.machine.problem, mend="name a variant instead, e.g. `vllm-variants build sm90`"
+                self.machine.problem, hint="name a variant instead, e.g. `vllm-variants build sm90`"
             )
         raise UnsupportedError(self.explain())
 

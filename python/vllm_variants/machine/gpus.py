@@ -132,7 +132,7 @@ def _replay(path: Path) -> Machine:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{RECORDED} names {path}, which is no recorded machine ({error})",
-            mend=f"record one with `vllm-variants detect --json > {path.name}`, or unset {RECORDED}",
+            hint=f"record one with `vllm-variants detect --json > {path.name}`, or unset {RECORDED}",
         ) from error
 
 

@@ -40,7 +40,7 @@ def find(minor: str, asked: Path | None = None) -> Interpreter:
         if version:
             return Interpreter(asked.resolve(), version, "asked for")
         raise UsageError(
-            f"{asked} is no CPython {minor}", mend=f"name a Python {minor}, or leave out --python"
+            f"{asked} is no CPython {minor}", hint=f"name a Python {minor}, or leave out --python"
         )
     for path, found in _candidates(minor):
         version = _version(path, minor)
@@ -48,7 +48,7 @@ def find(minor: str, asked: Path | None = None) -> Interpreter:
             return Interpreter(path.resolve(), version, found)
     raise MissingError(
         f"no Python {minor} on PATH, under pyenv or managed by uv",
-        mend=f"`{_uv()} python install {minor}`, `pyenv install {minor}` or your system's python{minor}",
+        hint=f"`{_uv()} python install {minor}`, `pyenv install {minor}` or your system's python{minor}",
     )
 
 

@@ -82,7 +82,7 @@ def refresh(text: str, tables: Mapping[str, Callable[[], str]], where: str) -> s
         name = match[2]
         if name not in tables:
             raise InputError(
-                f"{where}: nothing generates {name!r}", mend=f"choose one of {', '.join(tables)}"
+                f"{where}: nothing generates {name!r}", hint=f"choose one of {', '.join(tables)}"
             )
         return f"{match[1]}{tables[name]()}\n{match[3]}"
 

@@ -44,12 +44,12 @@ class Pin:
         if self.versions.vllm != name:
             raise UsageError(
                 f"{self.revision.rev[:7]} packages vLLM {self.versions.vllm}, and the release is {name}",
-                mend=f'choose another revision, or add [release."{self.versions.vllm}"] to variants.toml',
+                hint=f'choose another revision, or add [release."{self.versions.vllm}"] to variants.toml',
             )
         if cuda not in self.versions.cuda:
             raise UnsupportedError(
                 f"{self.revision.rev[:7]} has no CUDA {cuda} any more, only {', '.join(self.versions.cuda)}",
-                mend=f'choose an older revision, or change cuda in [release."{name}"]',
+                hint=f'choose an older revision, or change cuda in [release."{name}"]',
             )
 
 
@@ -107,7 +107,7 @@ def edit_flake(text: str, name: str, rev: str) -> str:
     if count != 1:
         raise InputError(
             f"flake.nix has {count or 'no'} lines for the input {name}",
-            mend=f'write {name}.url = "github:NixOS/nixpkgs/<commit>";',
+            hint=f'write {name}.url = "github:NixOS/nixpkgs/<commit>";',
         )
     return changed
 
@@ -125,7 +125,7 @@ def edit_lock(text: str, name: str, pin: Pin) -> str:
         node["original"]["rev"] = pin.revision.rev
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"flake.lock has no node for the input {name}: {error}", mend="nix flake lock"
+            f"flake.lock has no node for the input {name}: {error}", hint="nix flake lock"
         ) from error
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

@@ -23,15 +23,15 @@ class Finding:
     about: str
     state: State
     text: str
-    mend: str | None = None
+    hint: str | None = None
     code: ExitCode = ExitCode.UNSUPPORTED
 
     @classmethod
     def failed(cls, about: str, failure: Error | OSError) -> Finding:
         """The problem that something could not be examined at all."""
         error = failure if isinstance(failure, Error) else system_error(failure)
-        return cls(about, State.PROBLEM, error.message, error.mend, error.exit_code)
+        return cls(about, State.PROBLEM, error.message, error.hint, error.exit_code)
 
     def as_dict(self) -> dict[str, object]:
         """The finding as JSON."""
-        return {"about": self.about, "state": self.state.value, "text": self.text, "mend": self.mend}
+        return {"about": self.about, "state": self.state.value, "text": self.text, "hint": self.hint}

@@ -1,4 +1,4 @@
-"""Read `variants.toml`, and say of a broken one which line to mend and how."""
+"""Read `variants.toml`, and say of a broken one which line to hint and how."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _COMPARE = "compare it with the committed one"
 
 @functools.cache
 def load(path: Path | None = None) -> Matrix:
-    """Read the matrix; `InputError` names the line of what is broken and how to mend it."""
+    """Read the matrix; `InputError` names the line of what is broken and how to hint it."""
     return read(path or data.root() / "variants.toml")
 
 
 def read(path: Path) -> Matrix:
-    """The matrix in the file `path`; `InputError` names the line of what is broken, and the mend."""
+    """The matrix in the file `path`; `InputError` names the line of what is broken, and the hint."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"the matrix {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", mend="save it as UTF-8") from error
+        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", hint="save it as UTF-8") from error
     return _Reader(path, text).matrix()
 
 
@@ -54,12 +54,12 @@ class _Reader:
             self._tables: dict[str, Any] = toml.loads(text)
         except toml.TomlDecodeError as error:
             raise InputError(
-                f"{path}:{error.lineno}: not valid TOML: {error.msg}", mend=f"correct line {error.lineno}"
+                f"{path}:{error.lineno}: not valid TOML: {error.msg}", hint=f"correct line {error.lineno}"
             ) from error
         except RecursionError as error:
-            raise InputError(f"{path}: not valid TOML: nested too deeply", mend=_COMPARE) from error
+            raise InputError(f"{path}: not valid TOML: nested too deeply", hint=_COMPARE) from error
         except (IndexError, TypeError) as error:  # toml 0.10 lets these escape on some broken lines
-            raise InputError(f"{path}: not valid TOML", mend=_COMPARE) from error
+            raise InputError(f"{path}: not valid TOML", hint=_COMPARE) from error
 
     def matrix(self) -> Matrix:
         releases = {name: self._release(name) for name in self._table("release")}
@@ -124,8 +124,8 @@ class _Reader:
         for key in table:
             if key not in known:
                 near = get_close_matches(key, known, n=1)
-                mend = f"write {near[0]}" if near else f"known are: {', '.join(known)}"
-                raise self._refusal(at, key, "is not known", mend)
+                hint = f"write {near[0]}" if near else f"known are: {', '.join(known)}"
+                raise self._refusal(at, key, "is not known", hint)
 
     def _each_gpu_once(self, variants: Iterable[Variant]) -> None:
         """Refuse a GPU that two variants list, for it has one compute capability."""
@@ -150,7 +150,7 @@ class _Reader:
         if isinstance(table, dict) and all(isinstance(row, dict) for row in table.values()):
             return table
         raise InputError(
-            f"{self._path}: there is no [{name}.…] table", mend="see the committed variants.toml"
+            f"{self._path}: there is no [{name}.…] table", hint="see the committed variants.toml"
         )
 
     def _value(self, at: tuple[str, ...], key: str, kind: type[T], default: T | None = None) -> T:
@@ -174,11 +174,11 @@ class _Reader:
             raise self._refusal(at, key, f"is {values!r}", 'write a list of names: ["…", "…"]')
         return tuple(values)
 
-    def _refusal(self, at: tuple[str, ...], key: str | None, what: str, mend: str) -> InputError:
+    def _refusal(self, at: tuple[str, ...], key: str | None, what: str, hint: str) -> InputError:
         table = ".".join(f'"{part}"' if "." in part else part for part in at)
         where = f"{self._path}:{self._line(table, key)}"
         name = f"[{table}]" if table else ""
-        return InputError(f"{where}: {' '.join(filter(None, (name, key)))} {what}", mend=mend)
+        return InputError(f"{where}: {' '.join(filter(None, (name, key)))} {what}", hint=hint)
 
     def _line(self, table: str, key: str | None) -> int:
         """The 1-based line of `key` inside `[table]`, of the table's head, or 1."""

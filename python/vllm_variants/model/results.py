@@ -98,18 +98,18 @@ class Manifest:
         except OSError as error:
             if error.errno in _UNREADABLE:
                 raise DamagedError(
-                    f"{path} cannot be read: {error.strerror}", mend="build the variant again"
+                    f"{path} cannot be read: {error.strerror}", hint="build the variant again"
                 ) from error
             raise resource_error(error) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise DamagedError(
-                f"{path} is not a manifest of a result: {missing}", mend="build the variant again"
+                f"{path} is not a manifest of a result: {missing}", hint="build the variant again"
             ) from error
         if later:
             raise InputError(
                 f"{path} has schema {schema}, this program reads {SCHEMA}",
-                mend="use the vllm-variants that built it",
+                hint="use the vllm-variants that built it",
             )
         return manifest
 
@@ -161,10 +161,10 @@ def read(path: Path) -> Result:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         broken = " (a broken link)" if _is_link(path) else ""
         raise MissingError(
-            f"there is no result at {path}{broken}", mend="build it: vllm-variants build VARIANT"
+            f"there is no result at {path}{broken}", hint="build it: vllm-variants build VARIANT"
         ) from error
     if not _is_file(directory / MANIFEST):
-        raise DamagedError(f"{path} is no result: it has no {MANIFEST}", mend="name a ./result-… link")
+        raise DamagedError(f"{path} is no result: it has no {MANIFEST}", hint="name a ./result-… link")
     return Result(directory, Manifest.read(directory / MANIFEST))
 
 
@@ -172,7 +172,7 @@ def require_python(result: Result) -> None:
     """Raise `DamagedError` when a result has no `bin/python` that can be executed."""
     if not (_is_file(result.python) and os.access(result.python, os.X_OK)):
         raise DamagedError(
-            f"{result.path} has no bin/python that can be executed", mend="build the variant again"
+            f"{result.path} has no bin/python that can be executed", hint="build the variant again"
         )
 
 

@@ -107,7 +107,7 @@ class Matrix:
         near = get_close_matches(name, self.releases, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         known = ", ".join(self.releases)
-        raise UsageError(f"there is no release {name!r}", mend=f"{guess}choose one of: {known}")
+        raise UsageError(f"there is no release {name!r}", hint=f"{guess}choose one of: {known}")
 
     def for_system(self, system: str) -> tuple[Variant, ...]:
         """The variants that run on `system`."""
@@ -134,7 +134,7 @@ class Matrix:
         found = self._by_capability(word, system or host_system()) or self._by_gpu(word)
         if found:
             return found
-        raise UsageError(f"there is no variant, capability or GPU {text!r}", mend=self._nearest(word))
+        raise UsageError(f"there is no variant, capability or GPU {text!r}", hint=self._nearest(word))
 
     def _by_capability(self, word: str, system: str) -> Match | None:
         try:
@@ -165,7 +165,7 @@ class Matrix:
             return None
         if len({v.short for _, v in found}) > 1:
             choices = ", ".join(f"{gpu} ({v.short})" for gpu, v in found)
-            raise UsageError(f"{word!r} could be several GPUs", mend=f"say which: {choices}")
+            raise UsageError(f"{word!r} could be several GPUs", hint=f"say which: {choices}")
         gpu, variant = found[0]
         return Match(variant, f"the GPU {gpu} ({variant.architecture}, {variant.short})")
 

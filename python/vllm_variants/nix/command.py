@@ -143,7 +143,7 @@ class Nix:
         try:
             told = process.ask([self.program, "--version"])
         except OSError as error:
-            raise MissingError(f"{self.program} cannot be run: {error.strerror}", mend=_INSTALL) from error
+            raise MissingError(f"{self.program} cannot be run: {error.strerror}", hint=_INSTALL) from error
         return told.stdout.strip()
 
     def configuration(self) -> Configuration:
@@ -206,19 +206,19 @@ def find(
     program = shutil.which("nix")
     if not program:
         text = f"there is no nix on PATH, and {purpose or '--via nix builds with it'}"
-        raise MissingError(text, mend=_INSTALL if purpose else _WITHOUT)
+        raise MissingError(text, hint=_INSTALL if purpose else _WITHOUT)
     checkout = data.checkout()
     if not flake and not checkout:
         raise UsageError(
             "vllm-variants was installed as a package, so --via nix needs to know the flake",
-            mend="name it: --flake github:OWNER/vllm-variants, or run ./vllm-variants in a checkout",
+            hint="name it: --flake github:OWNER/vllm-variants, or run ./vllm-variants in a checkout",
         )
     nix = Nix(program, flake or str(checkout), tuple(overrides), tuple(options), store, builders)
     told = nix.version()
     if not new_enough(told):
         wanted = ".".join(map(str, MINIMUM))
         raise UnsupportedError(
-            f"{told} is too old: the pinned nixpkgs needs {wanted}", mend="nix upgrade-nix"
+            f"{told} is too old: the pinned nixpkgs needs {wanted}", hint="nix upgrade-nix"
         )
     return nix
 
@@ -228,7 +228,7 @@ def not_understood(program: str, answer: str) -> Error:
     shown = answer if len(answer) <= 80 else f"{answer[:80]}…"
     return Error(
         f"{program} answered what is not understood: {shown!r}",
-        mend=f"run `{program} --version`: another program of that name may be on PATH",
+        hint=f"run `{program} --version`: another program of that name may be on PATH",
     )
 
 

@@ -94,7 +94,7 @@ def refusal(request: Request, reason: str) -> Error:
     """Why a variant does not evaluate, as an `Error`."""
     return Error(
         f"{request.variant.short} does not evaluate: {reason}",
-        mend=f"see all of it: nix eval --show-trace '.#{attribute(request)}.drvPath'",
+        hint=f"see all of it: nix eval --show-trace '.#{attribute(request)}.drvPath'",
     )
 
 

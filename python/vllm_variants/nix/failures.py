@@ -1,4 +1,4 @@
-"""What a failed build died of, as a sentence and a mend, from its last lines and Nix's error."""
+"""What a failed build died of, as a sentence and a hint, from its last lines and Nix's error."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ def failure(short: str, build: Build | None, errors: Sequence[str], own: bool, c
     tail = list(build.tail) if build else []
     about = [error for error in errors if not build or build.drv in error] or list(errors)
     where = _where(short, build, own)
-    for pattern, kind, meaning, mend in _REASONS:
+    for pattern, kind, meaning, hint in _REASONS:
         if any(pattern.search(line) for line in (*tail, *about)):
             telling = next((line.strip() for line in (*tail, *about) if pattern.search(line)), "")
             text = f"{where}: {meaning}" + (f" ({_short(telling)})" if tail else "")
-            return kind(text, mend=mend.format(fewer=max(1, cores // 2)))
+            return kind(text, hint=hint.format(fewer=max(1, cores // 2)))
     said = _telling(tail) or _clean(about)
     return Error(f"{where}: {said}" if said else f"{where}, and said nothing")
 
 
 def transfer_failure(text: str, error: str) -> Error:
     """Why paths did not get from one store to another: `text` says which, `error` is Nix's."""
-    for pattern, kind, meaning, mend in _REASONS:
+    for pattern, kind, meaning, hint in _REASONS:
         if pattern.search(error):
-            return kind(f"{text}: {meaning} ({_short(error)})", mend=mend)
+            return kind(f"{text}: {meaning} ({_short(error)})", hint=hint)
     return Error(f"{text}: {_short(error)}")
 
 

@@ -86,8 +86,8 @@ def _disk(configured: Configuration, builds: int) -> Finding:
     text += f"; {builds} variant{'s' if builds > 1 else ''} may take {needed / 1e9:.0f} GB in the store"
     if free["the store"] >= needed and free["builds"] >= PER_VARIANT:
         return Finding("Nix disk", State.OK, text)
-    mend = "nix-collect-garbage -d" if free["the store"] < needed else "build-dir in nix.conf, or TMPDIR"
-    return Finding("Nix disk", State.NOTE, text, mend)
+    hint = "nix-collect-garbage -d" if free["the store"] < needed else "build-dir in nix.conf, or TMPDIR"
+    return Finding("Nix disk", State.NOTE, text, hint)
 
 
 def _build_folder(configured: Configuration) -> Path:

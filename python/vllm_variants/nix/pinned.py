@@ -44,8 +44,8 @@ def _finding(nix: Nix, root: Path, matrix: Matrix, release: Release, variant: Va
     about = f"{release.name} {variant.short}"
     found = evaluate(nix, root, release, variant, flox=release == matrix.default)
     if isinstance(found, str):
-        mend = f"see all of it: nix eval --show-trace '.#{attribute(release, variant)}.drvPath'"
-        return Finding(about, State.PROBLEM, f"does not evaluate: {found}", mend)
+        hint = f"see all of it: nix eval --show-trace '.#{attribute(release, variant)}.drvPath'"
+        return Finding(about, State.PROBLEM, f"does not evaluate: {found}", hint)
     if wrong := list(differences(found, release)):
         return Finding(about, State.PROBLEM, "; ".join(wrong), "correct variants.toml, or move the pin")
     versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))

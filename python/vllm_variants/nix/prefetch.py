@@ -59,7 +59,7 @@ def revision(asked: str) -> Revision:
     GitHub refuses further requests.
     """
     if not _NAME.fullmatch(asked):
-        raise UsageError(f"{asked[:60]!r} is no name of a revision", mend="write a commit, a tag or a branch")
+        raise UsageError(f"{asked[:60]!r} is no name of a revision", hint="write a commit, a tag or a branch")
     command = [*_program(), OWNER, REPOSITORY, "--rev", asked, "--json", "-v"]
     told = process.ask(command)
     if told.returncode:
@@ -89,7 +89,7 @@ def source(nix: Nix, found: Revision) -> Source:
         raise not_understood("nix", told.out) from error
     if digest != found.hash:
         text = f"two hashes of {found.rev[:7]}: {found.hash} (nix-prefetch-github), {digest} (Nix)"
-        raise Error(text, mend="try again; if it stays, one of them was given another tree")
+        raise Error(text, hint="try again; if it stays, one of them was given another tree")
     return tree
 
 
@@ -139,7 +139,7 @@ def _program() -> Sequence[str]:
         return [sys.executable, "-m", "nix_prefetch_github"]
     raise MissingError(
         "there is no nix-prefetch-github, which finds the hash of a revision",
-        mend="pip install 'vllm-variants[pin]', or nix shell nixpkgs#nix-prefetch-github",
+        hint="pip install 'vllm-variants[pin]', or nix shell nixpkgs#nix-prefetch-github",
     )
 
 
@@ -148,25 +148,25 @@ def _failure(asked: str, said: str) -> Error:
     if re.search(
         r"Could(?:n't| not) resolve host|unable to access|Connection (?:refused|timed out)|timed out", said
     ):
-        return ResourceError("GitHub cannot be reached from here", mend="check the network and try again")
+        return ResourceError("GitHub cannot be reached from here", hint="check the network and try again")
     if re.search(r"rate limit|HTTP error (?:403|429)|error: (?:403|429)", said):
         return ResourceError(
             "GitHub refuses further requests from here for a while",
-            mend="wait an hour, or give Nix a token: access-tokens = github.com=… in nix.conf",
+            hint="wait an hour, or give Nix a token: access-tokens = github.com=… in nix.conf",
         )
     if re.search(r"HTTP error 404|Unable to locate revision|error: 404", said):
         return UsageError(
-            f"{OWNER}/{REPOSITORY} has no revision {asked}", mend="write a full commit, a tag or a branch"
+            f"{OWNER}/{REPOSITORY} has no revision {asked}", hint="write a full commit, a tag or a branch"
         )
     needed = [name for name in ("nix-prefetch-url", "nix-prefetch-git") if not shutil.which(name)]
     if needed and ("Unable to calculate hash sum" in said or "No such file" in said):
         return MissingError(
             f"nix-prefetch-github needs {' and '.join(needed)}, not on PATH, to find a hash",
-            mend="nix shell nixpkgs#nix-prefetch-github brings them",
+            hint="nix shell nixpkgs#nix-prefetch-github brings them",
         )
     if "Unable to calculate hash sum" in said:
         return ResourceError(
             f"the tree of {asked} could not be downloaded to find its hash",
-            mend="check the network and try again; nix-prefetch-github -v says more",
+            hint="check the network and try again; nix-prefetch-github -v says more",
         )
     return Error(f"nix-prefetch-github failed: {first_error(said)}")

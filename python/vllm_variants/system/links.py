@@ -21,7 +21,7 @@ def require_free(link: Path) -> None:
     except OSError as error:
         raise ResourceError(f"the link {link} cannot be made: {error.strerror}") from error
     if taken:
-        raise Error(f"{link} is in the way: it is not a link", mend=f"move it: mv {link} {link}.old")
+        raise Error(f"{link} is in the way: it is not a link", hint=f"move it: mv {link} {link}.old")
 
 
 def point(link: Path, target: Path) -> None:

@@ -51,7 +51,7 @@ def uv() -> str:
         return find_uv_bin()
     except FileNotFoundError as error:
         raise MissingError(
-            "uv is not installed beside this program", mend="install it, and name it in VLLM_VARIANTS_UV"
+            "uv is not installed beside this program", hint="install it, and name it in VLLM_VARIANTS_UV"
         ) from error
 
 

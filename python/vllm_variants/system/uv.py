@@ -54,7 +54,7 @@ def run(arguments: Sequence[str | Path], hide: str | None = None) -> Talk:
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
             raise MissingError(
                 f"uv cannot be started: {error.strerror} ({program})",
-                mend="unset VLLM_VARIANTS_UV, or name a uv program in it",
+                hint="unset VLLM_VARIANTS_UV, or name a uv program in it",
             ) from error
 
 
@@ -108,7 +108,7 @@ def _kept(path: Path) -> dict[str, Any]:
         raise ResourceError(f"uv's settings {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(
-            f"uv's settings {path} are no TOML: {error}", mend="mend the file, or set UV_NO_CONFIG=1"
+            f"uv's settings {path} are no TOML: {error}", hint="hint the file, or set UV_NO_CONFIG=1"
         ) from error
     kept = {key: value for key, value in facts.items() if key in _KEPT_SETTINGS}
     of_pip = facts.get("pip")

@@ -94,7 +94,7 @@ def select(checks: Iterable[Check], patterns: Iterable[str]) -> tuple[Check, ...
         if not mine:
             groups = ", ".join(dict.fromkeys(each.name.split(".")[0] for each in checks))
             raise UsageError(
-                f"no check is called {pattern!r}", mend=f"use a name, a pattern or one of: {groups}"
+                f"no check is called {pattern!r}", hint=f"use a name, a pattern or one of: {groups}"
             )
         found |= mine
     return tuple(each for each in checks if each.name in found)

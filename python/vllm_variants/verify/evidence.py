@@ -36,7 +36,7 @@ def _read(path: Path) -> list[Document]:
         problem = str(error)
     if problem:
         raise InputError(
-            f"{path} holds no run of checks ({problem})", mend="write one with vllm-variants verify --json"
+            f"{path} holds no run of checks ({problem})", hint="write one with vllm-variants verify --json"
         )
     return runs
 

@@ -28,12 +28,12 @@ def result(path: Path, *, wanted: str | None = None) -> Result:
     if wanted and found.manifest.short != wanted:
         raise InputError(
             f"{path} is a result for {found.manifest.short}, not for {wanted}",
-            mend=f"vllm-variants verify {found.manifest.short} --result {path}",
+            hint=f"vllm-variants verify {found.manifest.short} --result {path}",
         )
     if not found.python.exists():
         raise MissingError(
             f"{path} has no interpreter at {found.python}",
-            mend=f"build it again: vllm-variants build {found.manifest.short}",
+            hint=f"build it again: vllm-variants build {found.manifest.short}",
         )
     return found
 
@@ -50,14 +50,14 @@ def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
     if not machine.gpus:
         raise UnsupportedError(
             f"there is no GPU to check {manifest.short} on: {machine.problem or 'the driver sees none'}",
-            mend=f"run this on a machine with a GPU of compute capability {manifest.capability}",
+            hint=f"run this on a machine with a GPU of compute capability {manifest.capability}",
         )
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     seen = visible(machine.gpus, chosen)
     if not seen:
         raise UnsupportedError(
             f"CUDA_VISIBLE_DEVICES={chosen} leaves no GPU of this machine to use",
-            mend=f"unset it, or name GPUs by their index: {machine.gpus[0].index}",
+            hint=f"unset it, or name GPUs by their index: {machine.gpus[0].index}",
         )
     gpus = tuple(gpu for gpu in seen if gpu.capability == manifest.capability)
     if not gpus:
@@ -65,7 +65,7 @@ def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
         raise UnsupportedError(
             f"{manifest.short} is built for compute capability {manifest.capability},"
             f" and this machine has {have}",
-            mend=f"{DETECT} names the variant for it",
+            hint=f"{DETECT} names the variant for it",
         )
     _old_driver(found, machine)
     return gpus
@@ -76,7 +76,7 @@ def _old_driver(found: Result, machine: Machine) -> None:
     if oldest and machine.older_than(oldest):
         raise UnsupportedError(
             f"the NVIDIA driver is {machine.driver}, and {found.manifest.short} needs {oldest} or newer",
-            mend="update the driver; its kernel module and libraries come from the host",
+            hint="update the driver; its kernel module and libraries come from the host",
         )
 
 

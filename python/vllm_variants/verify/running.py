@@ -117,7 +117,7 @@ def _folder(path: Path) -> Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(
             f"the logs cannot go to {path}: {error.filename} is not a folder",
-            mend="name another: --logs FOLDER",
+            hint="name another: --logs FOLDER",
         ) from error
     except OSError as error:
         raise resource_error(error) from error

@@ -31,7 +31,7 @@ def test_memory_that_ran_out_wants_fewer_compile_jobs(line: str) -> None:
     assert out_of_memory(error)
     assert error.exit_code is ExitCode.RESOURCES
     assert error.message.startswith("sm90 failed in buildPhase at object 57 of 406: memory ran out")
-    assert error.mend is not None and "--cores 4" in error.mend
+    assert error.hint is not None and "--cores 4" in error.hint
 
 
 def test_a_killed_builder_that_said_nothing_is_told_by_nix_alone() -> None:
@@ -64,11 +64,11 @@ def test_a_killed_builder_that_said_nothing_is_told_by_nix_alone() -> None:
         ),
     ],
 )
-def test_known_deaths_have_a_meaning_and_a_mend(line: str, kind: type[Error], meaning: str) -> None:
+def test_known_deaths_have_a_meaning_and_a_hint(line: str, kind: type[Error], meaning: str) -> None:
     error = failure("sm90", build(line), [], True, 8)
     assert type(error) is kind
     assert meaning in error.message
-    assert error.mend
+    assert error.hint
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,15 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield free
 
 
-def test_a_machine_that_has_all_is_told_nothing_to_mend(tmp_path: Path) -> None:
+def test_a_machine_that_has_all_is_given_no_hint(tmp_path: Path) -> None:
     found = findings(tmp_path)
     assert all(finding.state is State.OK for finding in found.values())
-    assert all(finding.mend is None for finding in found.values())
+    assert all(finding.hint is None for finding in found.values())
 
 
 def test_every_variant_wants_its_room(tmp_path: Path, disk: list[int]) -> None:
     assert findings(tmp_path, builds=5)["Nix disk"].state is State.OK
-    assert findings(tmp_path, builds=6)["Nix disk"].mend == "nix-collect-garbage -d"
+    assert findings(tmp_path, builds=6)["Nix disk"].hint == "nix-collect-garbage -d"
     disk[0] = 10 * GB
     assert findings(tmp_path, builds=1)["Nix disk"].state is State.NOTE
 
@@ -61,10 +61,10 @@ def test_every_variant_wants_its_room(tmp_path: Path, disk: list[int]) -> None:
         ({"substituters": ["https://cache.nixos.org"]}, "Nix CUDA cache", "cache.nixos-cuda.org:"),
     ],
 )
-def test_what_lacks_has_its_mend(tmp_path: Path, settings: dict[str, Any], about: str, words: str) -> None:
+def test_what_lacks_has_its_hint(tmp_path: Path, settings: dict[str, Any], about: str, words: str) -> None:
     finding = findings(tmp_path, **settings)[about]
     assert finding.state is State.NOTE
-    assert finding.mend is not None and words in finding.mend
+    assert finding.hint is not None and words in finding.hint
 
 
 def test_a_remote_builder_has_the_feature_too(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ FAILED = Outcome(
     "vllm-python312-cuda12_9-sm89",
     "sm89",
     Status.FAILED,
-    error=Error("sm89 failed: a | b", mend="mend it"),
+    error=Error("sm89 failed: a | b", hint="hint it"),
     tail=("FAILED: x.cu.o", "\x1b error: ``` \x00"),
     log=Path("/logs/sm89.log"),
 )

@@ -86,7 +86,7 @@ def test_selection_by_name_group_and_pattern() -> None:
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="no check is called 'mos'") as refused:
         expectations.select(ALL, ["mos"])
-    assert "moe" in (refused.value.mend or "")
+    assert "moe" in (refused.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["check = 3", '[check."a.b"]\nlimit = 1', "not toml"])

@@ -103,7 +103,7 @@ def test_a_bad_result_fails_with_the_sentence(
     told = verify(tmp_path, "sm90", *FEW, "--junit", "junit.xml")
     assert told.returncode == 5
     assert says in told.stderr
-    assert "mend:" in told.stderr
+    assert "hint:" in told.stderr
     assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("failures") == "1"
 
 

@@ -95,8 +95,8 @@ class Batch:
         from vllm_variants.nix import findings as nix_findings
 
         for finding in nix_findings.before_build(self._nix, self._configured, len(self._pending)):
-            if finding.mend:
-                self._say(f"note: {finding.about}: {finding.text}\n  mend: {finding.mend}")
+            if finding.hint:
+                self._say(f"note: {finding.about}: {finding.text}\nhint: {finding.hint}")
 
     def _rounds(self, plan: Plan, logs: BuildLogs) -> None:
         """Build what is pending; go on with the rest where Nix gave up on all because of some.
@@ -212,7 +212,7 @@ class Batch:
     def _failed(self, derivation: Derivation, plan: Plan, logs: BuildLogs) -> Outcome:
         blame = self._blame.get(derivation.drv, Blame())
         if not blame and any(self._blame.values()) and not self._options.keep_going:
-            error = Error("not tried: another variant failed first", mend="leave out --no-keep-going")
+            error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
             return outcome_of(derivation.request, Status.SKIPPED, error=error)
         return nix_blame.failed(derivation, blame, plan, self._attempt, logs)
 
@@ -233,7 +233,7 @@ class Batch:
         if self._watch:
             self._say(nix_blame.what_stays(self._watch))
         for derivation in self._pending.values():
-            error = Error("interrupted", mend="run the same command again: what is whole is not built twice")
+            error = Error("interrupted", hint="run the same command again: what is whole is not built twice")
             self._end(outcome_of(derivation.request, Status.INTERRUPTED, error=error))
 
     def _view(self) -> display.View:

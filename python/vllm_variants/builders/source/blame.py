@@ -56,7 +56,7 @@ def unbuildable(configured: Configuration, derivation: Derivation) -> Error | No
     need = f"{system} with {', '.join(derivation.features)}" if derivation.features else system
     return UnsupportedError(
         f"{short} needs a machine of {need}, and none is configured here",
-        mend=f"name a builder: --builders 'ssh-ng://host {system} - 4 1 big-parallel', or mend nix.conf "
+        hint=f"name a builder: --builders 'ssh-ng://host {system} - 4 1 big-parallel', or hint nix.conf "
         "(system-features, extra-platforms): vllm-variants doctor",
     )
 

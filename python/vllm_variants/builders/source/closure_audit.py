@@ -29,7 +29,7 @@ def identified(request: Request, out: Path) -> Result:
     if (told, release) != (request.name, request.release.name):
         raise InputError(
             f"{out} says it is {told} of release {release}, not {request.name} of {request.release.name}",
-            mend="the flake and this vllm-variants are of different versions: use those of one checkout",
+            hint="the flake and this vllm-variants are of different versions: use those of one checkout",
         )
     return result
 
@@ -60,7 +60,7 @@ def audited(
     if not report.passed:
         raise AuditError(
             f"{short} is built, but not linked: {report.missing}",
-            mend=f"vllm-variants audit {result.path} --closure shows every library",
+            hint=f"vllm-variants audit {result.path} --closure shows every library",
         )
     say(f"{short}: audit: {report.verdict} for {device} in all {len(paths)} store paths")
     reporting.write(path, json.dumps(report.as_dict(), indent=1) + "\n")

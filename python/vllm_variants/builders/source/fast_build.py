@@ -123,11 +123,11 @@ def find(nix: Nix, options: Options) -> FastBuilder:
     if not program:
         raise MissingError(
             "there is no nix-fast-build on PATH",
-            mend="nix shell nixpkgs#nix-fast-build, or leave out --engine",
+            hint="nix shell nixpkgs#nix-fast-build, or leave out --engine",
         )
     if options.logs:
         raise UsageError(
-            "--logs does not go with nix-fast-build", mend="nix log has the logs of what it builds"
+            "--logs does not go with nix-fast-build", hint="nix log has the logs of what it builds"
         )
     return FastBuilder(nix, options, program)
 

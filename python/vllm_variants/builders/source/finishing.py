@@ -29,12 +29,12 @@ class Cache:
         if not urlsplit(self.url).scheme:
             raise UsageError(
                 f"--push {self.url} is no address of a store",
-                mend="write file:///srv/cache, s3://bucket or ssh-ng://host",
+                hint="write file:///srv/cache, s3://bucket or ssh-ng://host",
             )
         if self.key and not self.key.is_file():
             raise UsageError(
                 f"there is no signing key {self.key}",
-                mend=f"make one: nix key generate-secret --key-name cache.example.org-1 > {self.key}",
+                hint=f"make one: nix key generate-secret --key-name cache.example.org-1 > {self.key}",
             )
 
     @property

@@ -137,13 +137,13 @@ def find(cores: int | None, retries: int, logs: Path | None, keep_going: bool = 
     if not shutil.which("flox"):
         raise MissingError(
             "there is no flox on PATH, and --via flox builds with it",
-            mend="install it (https://flox.dev/get), or build the same with --via nix",
+            hint="install it (https://flox.dev/get), or build the same with --via nix",
         )
     root = data.checkout()
     if root is None:
         raise UsageError(
             "vllm-variants was installed as a package, and Flox builds in a checkout",
-            mend="clone the repository and run ./vllm-variants there",
+            hint="clone the repository and run ./vllm-variants there",
         )
     plan = memory.plan_here(1, cores=cores)
     return FloxBuilder(root, plan, retries, logs, keep_going)
@@ -155,17 +155,17 @@ def check(root: Path, request: Request) -> None:
     if request.release != matrix.load().default:
         raise UsageError(
             f"Flox has expressions of the default release only, not of {request.release.name}",
-            mend=f"vllm-variants build --via nix {request.variant.short} --release {request.release.name}",
+            hint=f"vllm-variants build --via nix {request.variant.short} --release {request.release.name}",
         )
     if not (root / path).is_file():
-        raise UsageError(f"there is no {path}", mend="vllm-variants docs")
+        raise UsageError(f"there is no {path}", hint="vllm-variants docs")
     inside = _git(root, "rev-parse", "--is-inside-work-tree")
     if inside.returncode:
         raise UsageError(
-            f"{root} is no git checkout, and Flox builds what git tracks", mend="git init && git add ."
+            f"{root} is no git checkout, and Flox builds what git tracks", hint="git init && git add ."
         )
     if _git(root, "ls-files", "--error-unmatch", "--", str(path)).returncode:
-        raise UsageError(f"git does not track {path}, so Flox does not see it", mend=f"git add {path}")
+        raise UsageError(f"git does not track {path}, so Flox does not see it", hint=f"git add {path}")
 
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -173,4 +173,4 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return process.ask(command)
     except OSError as error:
-        raise MissingError("there is no git, and Flox builds what git tracks", mend="install git") from error
+        raise MissingError("there is no git, and Flox builds what git tracks", hint="install git") from error

@@ -9,7 +9,7 @@ says at once what failed and why, and lets nothing count that was not audited.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_variants.builders.outcomes import Done, Outcome
 from vllm_variants.builders.source.batch import Batch
@@ -25,7 +25,7 @@ class NixBuilder:
     """The `nix` builder: one machine's Nix and how to use it."""
 
     nix: Nix
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     show: Show | None = None
 
     def build_all(

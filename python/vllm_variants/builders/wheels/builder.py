@@ -63,7 +63,7 @@ class Wheels:
             raise UnsupportedError(
                 f"{request.variant.short} needs --index URL: the public package index has only CPU builds of "
                 f"torch for {request.variant.system}",
-                mend=f"vllm-variants build {request.variant.short} --index <PyTorch's index for this CUDA>",
+                hint=f"vllm-variants build {request.variant.short} --index <PyTorch's index for this CUDA>",
             )
         entry = _entry(request, lock, interpreter)
         with self.store.lock(
@@ -132,7 +132,7 @@ def _require_cuda(torch: Path, lock: Lock) -> None:
     if not (torch / "lib" / "libtorch_cuda.so").exists():
         raise UnsupportedError(
             f"the torch that the index has for {lock.system} is a CPU build",
-            mend="name an index that has torch's CUDA wheels for it: --index URL",
+            hint="name an index that has torch's CUDA wheels for it: --index URL",
         )
 
 

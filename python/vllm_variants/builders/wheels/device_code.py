@@ -61,7 +61,7 @@ def audit(steps: Steps, request: Request, tree: Path) -> None:
     if not report.passed:
         raise AuditError(
             f"{request.name} was not linked: {report.missing}",
-            mend="`vllm-variants audit` shows every library",
+            hint="`vllm-variants audit` shows every library",
         )
     steps.say(f"audit: {facts['verdict']} for {request.variant.capability.sm}")
 

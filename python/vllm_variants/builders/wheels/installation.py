@@ -99,7 +99,7 @@ def lock_from_index(lock: Lock, index: str, into: Path) -> Path:
     if "--hash=" not in made.read_text(encoding="utf-8"):
         raise UnsupportedError(
             f"the index {index} gives no hashes, so its wheels could not be checked",
-            mend="name an index that does: its links end in #sha256=…",
+            hint="name an index that does: its links end in #sha256=…",
         )
     return made
 
@@ -114,9 +114,9 @@ def _check(talk: Talk, what: str) -> None:
     if not talk.status:
         return
     error = _first_error(talk.text)
-    for words, kind, meaning, mend in _REASONS:
+    for words, kind, meaning, hint in _REASONS:
         if any(word in talk.text for word in words):
-            raise kind(meaning.format(error=error), mend=mend)
+            raise kind(meaning.format(error=error), hint=hint)
     raise Error(f"{what} (exit status {talk.status}): {error}")
 
 

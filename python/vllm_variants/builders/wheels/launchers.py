@@ -14,7 +14,7 @@ PYTHONNOUSERSITE=1
 export PYTHONNOUSERSITE
 if [ ! -x "$here/python{minor}" ]; then
   echo "error: no Python {minor} at $(readlink "$here/python{minor}"), where this result expects it" >&2
-  echo "  mend: ln -sfn \\"\\$(command -v python{minor})\\" '$here/python{minor}'" >&2
+  echo "hint: ln -sfn \\"\\$(command -v python{minor})\\" '$here/python{minor}'" >&2
   exit 127
 fi
 exec "$here/python{minor}" "$@"

@@ -60,7 +60,7 @@ def find(release: Release, system: str) -> Lock:
     if not path.is_file():
         raise MissingError(
             f"release {release.name} has no lock for {system} ({path} is absent)",
-            mend=f"make it in a checkout: ./vllm-variants lock {release.name}",
+            hint=f"make it in a checkout: ./vllm-variants lock {release.name}",
         )
     index_only = folder / f"{_stack(release)}.{platform_of(system)}-index.in"
     return Lock(release, system, path, index_only if index_only.is_file() else None)
@@ -74,11 +74,11 @@ def require_sound(lock: Lock) -> None:
             re.split(r"[\s=<>!~;\[@]", line)[0].lower() for path in files for line in _requirements(path)
         }
     except ValueError as error:
-        raise InputError(f"the lock {lock.path} is no text: {error}", mend=_again(lock)) from error
+        raise InputError(f"the lock {lock.path} is no text: {error}", hint=_again(lock)) from error
     missing = [name for name in ("vllm", "torch") if name not in names]
     if missing:
         what = "is empty" if not names else f"has no {' and no '.join(missing)}"
-        raise InputError(f"the lock {lock.path} {what}", mend=_again(lock))
+        raise InputError(f"the lock {lock.path} {what}", hint=_again(lock))
 
 
 def _again(lock: Lock) -> str:
