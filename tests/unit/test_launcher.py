@@ -214,5 +214,5 @@ def test_a_folder_in_the_place_of_the_lock_file_is_one_sentence(checkout: Path, 
     assert told.returncode == 4
     assert told.stderr.splitlines() == [
         f"error: {checkout}/.venv.lock is a folder, and a file is needed there",
-        f"  hint: rmdir '{checkout}/.venv.lock'",
+        f"hint: rmdir '{checkout}/.venv.lock'",
     ]

@@ -16,6 +16,7 @@ PT_NULL, PT_LOAD, PT_PHDR = 0, 1, 6
 SHT_NOBITS, SHF_ALLOC = 8, 2
 PN_XNUM = 0xFFFF
 
+_ADDRESSES = 1 << 64
 _MOST_HEADERS = 1 << 18
 _LONGEST_NAME = 256
 _MOST_NAMES = 1 << 26
@@ -147,6 +148,10 @@ def _segments(source: Source, at: int, count: int) -> list[Segment]:
             raise Malformed(
                 source.name, where, f"a segment that ends at {segment.end:#x}, behind the file's end"
             )
+        highest = max(segment.address, segment.physical) + max(segment.file_size, segment.memory_size)
+        if segment.type == PT_LOAD and highest > _ADDRESSES:
+            where = at + index * PROGRAM_HEADER.size
+            raise Malformed(source.name, where, f"a segment that ends at address {highest:#x}")
     return segments
 
 

@@ -86,7 +86,7 @@ def rewrites(
 ) -> Iterator[Rewrite]:
     """The containers of a section that would lose images on these devices; raise `Malformed`."""
     found = list(containers(source, section.offset, section.end))
-    ends = [*(after.offset for _, after in pairwise(found)), section.end]
+    ends = [after.offset for _, after in pairwise(found)] + [section.end] * bool(found)
     for container, dead_end in zip(found, ends, strict=True):
         images = tuple(kept_images(container, devices, keep_ptx))
         if images:

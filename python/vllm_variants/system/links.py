@@ -29,5 +29,8 @@ def point(link: Path, target: Path) -> None:
     require_free(link)
     try:
         atomic.symlink(link, target)
+        atomic.remove_leftovers_of(
+            link
+        )  # a killed build's: two writers of one link do not disturb each other
     except OSError as error:
         raise ResourceError(f"the link {link} cannot be made: {error.strerror}") from error

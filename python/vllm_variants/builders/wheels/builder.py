@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
 from vllm_variants.builders.steps import Step, Steps
-from vllm_variants.builders.wheels import device_code, installation, launchers, locks
+from vllm_variants.builders.wheels import device_code, installation, installed, launchers, locks
 from vllm_variants.builders.wheels import manifest as manifests
 from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, UnsupportedError, resource_error
@@ -121,6 +121,7 @@ class Wheels:
             _require_cuda(torch, lock)  # before the gigabytes that would be of no use without it
         installation.sync(folder, lock, files, request.index)
         _require_cuda(torch, lock)
+        installed.require_whole(folder, torch.parent)
         step.facts["site_packages"] = str(torch.parent.relative_to(folder))
 
     def entry(self, request: Request) -> str:
