@@ -34,6 +34,8 @@ _UNREADABLE = (
 """What `zipfile` raises for members that are damaged, encrypted or odd."""
 _SCAN = 1 << 20
 """Bytes looked at in one step of a search."""
+_LARGEST_DICTIONARY = 1 << 26
+"""Bytes, of LZMA: what `xz -9` uses."""
 _WINDOW = 1 << 14
 """Bytes read at least from a wheel's member: the next header is often near."""
 
@@ -150,9 +152,28 @@ class WheelMember:
 
     def _opened(self) -> IO[bytes]:
         try:
-            return self._wheel.open(self._member)
+            stream = self._wheel.open(self._member)
+            if self._member.compress_type == zipfile.ZIP_LZMA:
+                stream = self._modest(stream)
+            return stream
         except _UNREADABLE as error:
             raise Malformed(self.name, 0, f"cannot be read ({error})") from error
+
+    def _modest(self, stream: IO[bytes]) -> IO[bytes]:
+        """`stream` again from its start, unless LZMA would take more memory than the file is worth.
+
+        The member begins with two numbers of two bytes, LZMA's version and the length of its properties,
+        then one byte and the size of its dictionary (APPNOTE.TXT 5.8.8), which is allocated at once.
+        """
+        raw = self._wheel.fp
+        assert raw is not None
+        with stream:  # its header was read: the data begins where the archive's file now stands
+            at = raw.tell()
+            dictionary = int.from_bytes(raw.read(9)[5:], "little")
+            raw.seek(at)
+        if dictionary > _LARGEST_DICTIONARY:
+            raise Malformed(self.name, 0, f"an LZMA dictionary of {dictionary} bytes")
+        return self._wheel.open(self._member)
 
     def _seek(self, offset: int) -> None:
         if offset < self._stream.tell():

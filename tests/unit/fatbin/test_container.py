@@ -361,3 +361,17 @@ def test_a_member_that_cannot_be_read_is_malformed(tmp_path: Path, method: int, 
 
 def test_an_lzma_error_is_what_the_library_raises() -> None:
     assert source_module.LZMAError is lzma.LZMAError
+
+
+def test_an_lzma_member_does_not_decide_how_much_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as wheel:
+        wheel.writestr("x.so", b"\x7fELF" + bytes(5000))
+    data = bytearray(path.read_bytes())
+    start = 30 + len("x.so")  # of the data: LZMA's version and length of properties, a byte, the dictionary
+    with zipfile.ZipFile(path) as wheel, closing(WheelMember(wheel, wheel.infolist()[0])) as member:
+        assert member.at(0, 4) == b"\x7fELF"
+    data[start + 5 : start + 9] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    with zipfile.ZipFile(path) as wheel, pytest.raises(Malformed, match="dictionary of 4294967295 bytes"):
+        WheelMember(wheel, wheel.infolist()[0])
