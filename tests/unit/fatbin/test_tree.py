@@ -168,7 +168,7 @@ def test_slimming_again_changes_nothing(tree: Path) -> None:
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from vllm_variants.capability import Capability
+from vllm_variants.model.capability import Capability
 from vllm_variants.fatbin import library
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 library.verify = lambda *given: (print("written", flush=True), signal.pause())
