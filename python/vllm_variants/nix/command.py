@@ -13,6 +13,7 @@ from typing import Any
 from vllm_variants import data
 from vllm_variants.errors import Error, MissingError, UnsupportedError, UsageError
 from vllm_variants.system import process
+from vllm_variants.system.text import plain
 from vllm_variants.versions import numbers
 
 MINIMUM = (2, 18)
@@ -240,8 +241,6 @@ def new_enough(told: str) -> bool:
 
 def first_error(text: str) -> str:
     """The innermost error in Nix's words, as one line: the last `error: …` that says something."""
-    from vllm_variants.nix.events import plain
-
     found = ""
     for line in plain(text).splitlines():
         match = re.match(r"\s*error:\s*(.*)", line)

@@ -23,11 +23,12 @@ from vllm_variants.machine import memory
 from vllm_variants.model.requests import Request
 from vllm_variants.nix import evaluation as nix_eval
 from vllm_variants.nix.command import Nix, first_error, not_understood
-from vllm_variants.nix.events import plain, without_name
+from vllm_variants.nix.events import without_name
 from vllm_variants.nix.failures import failure
 from vllm_variants.nix.progress import TAIL, Build
 from vllm_variants.system import process
 from vllm_variants.system.progress import Say
+from vllm_variants.system.text import plain
 
 _Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → what the report says of it
 

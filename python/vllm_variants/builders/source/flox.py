@@ -18,7 +18,6 @@ from pathlib import Path
 from vllm_variants import data
 from vllm_variants.builders import display
 from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
-from vllm_variants.builders.reports import duration
 from vllm_variants.builders.source import closure_audit, nix_run
 from vllm_variants.builders.source import logs as build_logs
 from vllm_variants.builders.source.finishing import Finisher
@@ -33,6 +32,7 @@ from vllm_variants.nix.failures import failure
 from vllm_variants.nix.progress import Build, Tracker
 from vllm_variants.system import links, process
 from vllm_variants.system.progress import Say
+from vllm_variants.system.text import duration
 
 EXPRESSIONS = Path(".flox", "pkgs")
 """Where a checkout has Flox's package expressions, one a variant of the default release."""

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vllm_variants.builders.display import Row
-from vllm_variants.builders.reports import duration
 from vllm_variants.builders.source.logs import BuildLogs
 from vllm_variants.nix.command import Nix
 from vllm_variants.nix.events import Event
 from vllm_variants.nix.progress import Build, Copy, Tracker
 from vllm_variants.system.progress import Say
+from vllm_variants.system.text import duration
 
 RECENT = 16  # builds that may have ended between a failure and the count that tells of it
 SHOWN = 12  # last lines of a failure that are shown; the log has all
