@@ -35,9 +35,9 @@ def put(folder: Path, name: str, target: Path | str) -> None:
 
 def test_one_on_path_is_found_by_its_real_place(tmp_path: Path) -> None:
     put(tmp_path / "bin", "python3", HERE)
-    found = interpreters.find(MINOR)
-    assert (found.path, found.origin) == (HERE, "on PATH")
-    assert found.version.startswith(f"{MINOR}.")
+    interpreter = interpreters.find(MINOR)
+    assert (interpreter.path, interpreter.origin) == (HERE, "on PATH")
+    assert interpreter.version.startswith(f"{MINOR}.")
 
 
 def test_pyenv_is_asked_behind_its_shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,6 +307,7 @@ def test_lines_of_stdout_come_where_they_are_asked_for() -> None:
 STARTERS = {
     "system/process.py",
     "system/orphans.py",  # the watcher itself
+    "cli/test.py",  # becomes pytest
     "fatbin/workers.py",  # end with their stdin
     "verify/processes.py",
 }
