@@ -56,6 +56,13 @@ def test_what_is_no_such_python_is_passed_over(tmp_path: Path, lie: str) -> None
     assert f"{uv.program()} python install {MINOR}" in str(caught.value)
 
 
+def test_one_that_does_not_answer_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreters, "_PATIENCE", 3.0)
+    put(tmp_path / "bin", f"python{MINOR}", "#!/bin/sh\nexec /bin/sleep 60\n")
+    put(tmp_path / "bin", "python3", f'#!/bin/sh\necho \'["{MINOR}.1", "CPython", false]\'\n')
+    assert interpreters.find(MINOR).path == tmp_path / "bin" / "python3"
+
+
 def test_another_minor_version_is_not_taken(tmp_path: Path) -> None:
     put(tmp_path / "bin", "python3", HERE)
     with pytest.raises(MissingError, match=r"no Python 3\.99 on PATH"):
