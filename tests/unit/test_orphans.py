@@ -43,11 +43,11 @@ class Parent:
         )
 
     def pids(self, count: int) -> list[int]:
-        def told() -> list[str]:
+        def started() -> list[str]:
             return self.pids_file.read_text().split() if self.pids_file.exists() else []
 
-        assert wait_for(lambda: len(told()) >= count, 30), f"{told()} of {count} programs started"
-        return [int(pid) for pid in told()]
+        assert wait_for(lambda: len(started()) >= count, 30), f"{started()} of {count} programs started"
+        return [int(pid) for pid in started()]
 
     def kill(self) -> None:
         self.process.kill()

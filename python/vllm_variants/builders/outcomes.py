@@ -1,4 +1,4 @@
-"""What became of each variant of a batch, whichever builder worked on it."""
+"""The outcome of each variant of a batch, whichever builder worked on it, and the protocol of builders."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One variant's end: link, path and manifest of a result, or the error and its last lines.
+    """How one variant ended: link, path and manifest of a result, or the error and the last lines before it.
 
-    `how` a result came about: `built`, `fetched` from a cache, or found `already built`. `seconds` is
-    the time of its own build, without what it waited for; `log` the file with all that the build that
-    failed, or its own, printed; `audit` the audit's report; `pushed` the store that it was copied to.
+    `how` says where a result comes from: `built`, `fetched` from a cache, or `already built`. `seconds` is
+    the time of its own build, without what it waited for; `log` the file with all that its build printed,
+    or the build that failed; `audit` the audit's report; `pushed` the store that it was copied to.
     """
 
     variant: str
@@ -79,16 +79,23 @@ def outcome_of(request: Request, status: Status, **facts: Any) -> Outcome:
     return Outcome(request.name, request.variant.short, status, **facts)
 
 
+def skipped(request: Request) -> Outcome:
+    """The outcome of a request that was not tried, without `keep_going`."""
+    error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
+    return outcome_of(request, Status.SKIPPED, error=error)
+
+
 Done = Callable[[Outcome], None]
+"""Called with each outcome as soon as it is known."""
 
 
 class Builder(Protocol):
-    """Makes results: a result that is not whole, or whose audit fails, is never linked."""
+    """Makes results. One that is not whole, or whose audit fails, is never linked."""
 
     def build_all(self, requests: Sequence[Request], say: Say, done: Done) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known.
 
-        Talks to the person through `say`. Raises `Interrupted` when asked to stop.
+        Shows the person lines of text by `say`. Raises `Interrupted` when asked to stop.
         """
         ...
 
@@ -105,20 +112,19 @@ def one_after_another(
 
     for index, request in enumerate(requests):
         if not keep_going and not all(outcome.ok for outcome in outcomes):
-            error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
-            take(outcome_of(request, Status.SKIPPED, error=error))
+            take(skipped(request))
             continue
         try:
             take(build(request))
         except Interrupted:
-            for left in requests[index:]:
-                take(outcome_of(left, Status.INTERRUPTED))
+            for rest in requests[index:]:
+                take(outcome_of(rest, Status.INTERRUPTED))
             raise
     return outcomes
 
 
 def exit_code(outcomes: list[Outcome]) -> ExitCode:
-    """What a batch ends in: the one failure's own code, or `FAILED` where several variants were asked."""
+    """The exit code of a batch: the one failure's own, or `FAILED` where several were requested."""
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if not failed:
         return ExitCode.OK
