@@ -159,8 +159,8 @@ def _renamed_over(name: Path, make: Callable[[Path], None]) -> None:
     """Make something beside `name` and rename it over; again if it was swept in between (it has no lock)."""
     for attempt in range(_ATTEMPTS):
         aside = name_beside(name)
-        make(aside)
         try:
+            make(aside)
             aside.replace(name)
             return
         except FileNotFoundError:
