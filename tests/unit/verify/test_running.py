@@ -160,7 +160,7 @@ import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 from vllm_variants.verify import processes, running
-from vllm_variants.verify.expectations import Check, Support
+from vllm_variants.verify.catalogue import Check, Support
 checks = [Check(f"some.check{{n}}", "norms", "…", 60.0, 1, Support(None, frozenset())) for n in range(4)]
 subject = processes.Subject(Path({python!r}))
 print(list(running.run(subject, checks, running.Plan(1, ahead=2))))
