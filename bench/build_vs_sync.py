@@ -25,7 +25,7 @@ from checkout import ROOT
 from vllm_variants.builders.wheels import locks
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
-from vllm_variants.system import process
+from vllm_variants.system import uv
 
 
 def measured(command: list[str], env: dict[str, str]) -> tuple[float, int]:
@@ -48,7 +48,7 @@ def plain(
         '"$0" venv -q --python "$1" "$2" && "$0" pip sync -q --require-hashes --python "$2/bin/python" "$3"'
     )
     return measured(
-        ["sh", "-c", script, process.uv(), str(interpreter.path), str(folder / "venv"), str(lock.path)], env
+        ["sh", "-c", script, uv.program(), str(interpreter.path), str(folder / "venv"), str(lock.path)], env
     )
 
 

@@ -130,7 +130,7 @@ def test_a_tree_without_git_is_a_sentence(here: Farm) -> None:
     shutil.rmtree(checkout.root / ".git")
     run = checkout.build("sm90")
     assert run.status == 2, run.err
-    assert "is no git checkout" in run.err
+    assert "is not a git checkout" in run.err
 
 
 def test_an_untracked_expression_is_a_sentence(here: Farm) -> None:
@@ -141,6 +141,28 @@ def test_an_untracked_expression_is_a_sentence(here: Farm) -> None:
     assert run.status == 2
     assert f"git does not track .flox/pkgs/{name}" in run.err
     assert f"git add .flox/pkgs/{name}" in run.err
+
+
+def test_what_cannot_be_linked_is_not_built(here: Farm) -> None:
+    here.link("sm90").mkdir()
+    run = Checkout(here, str(here.model())).build("sm90")
+    assert run.status == 1
+    assert "is in the way: it is not a link" in run.err
+    assert not (here.root / "seen").exists(), "Flox was started all the same"
+
+
+def test_without_nix_on_path_the_result_itself_is_audited_and_linked(here: Farm) -> None:
+    """Flox brings a Nix of its own."""
+    checkout = Checkout(here, str(here.model()))
+    folder = Path(shutil.which("nix", path=here.environment["PATH"]) or "").parent
+    script = checkout.program.read_text()
+    checkout.program.write_text(script.replace("exec nix build", f"exec env PATH={folder}:$PATH nix build"))
+    path = here.environment["PATH"].split(":")
+    here.environment["PATH"] = ":".join(part for part in path if not (Path(part) / "nix").exists())
+    run = checkout.build("sm90")
+    assert run.status == 0, run.err
+    assert "only the result itself is audited" in run.err
+    assert here.link("sm90").resolve() == (checkout.root / here.link("sm90").name).resolve()
 
 
 def test_another_release_is_a_sentence(here: Farm) -> None:

@@ -151,6 +151,16 @@ def test_what_is_in_the_way_of_a_link_is_not_removed(here: Farm) -> None:
     run = here.run(here.model(), "sm90")
     assert run.status == 1
     assert "is in the way: it is not a link" in run.err
+    assert here.link("sm90").is_dir() and not here.link("sm90").is_symlink()
+
+
+def test_what_cannot_be_linked_is_not_built_and_stops_no_other(here: Farm) -> None:
+    here.link("sm80").mkdir()
+    run = here.run(here.model(), "sm80", "sm90")
+    assert run.status == 1
+    assert "is in the way: it is not a link" in run.facts["sm80"]["reason"]
+    assert run.facts["sm90"]["status"] == "built"
+    assert not (here.root / "logs" / "sm80.log").exists(), "hours are spent on what cannot be linked"
 
 
 @pytest.fixture
@@ -324,7 +334,7 @@ def test_no_nix_is_a_sentence(tmp_path: Path) -> None:
         (["--cores", "4"], "--cores goes with --via nix or flox, not with --via wheels"),
         (["--via", "nix", "--index", "https://host"], "--index goes with --via wheels, not with --via nix"),
         (["--via", "nix", "--signing-key", "key"], "--signing-key goes with --push"),
-        (["--via", "nix", "--push", "cache"], "--push cache is no address of a store"),
+        (["--via", "nix", "--push", "cache"], "--push cache is not the address of a store"),
         (["--via", "nix", "--override-input", "nixpkgs"], "--override-input 'nixpkgs' is not understood"),
         (["--system", "aarch64-linux"], "--system goes with --all"),
     ],

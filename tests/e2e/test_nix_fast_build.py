@@ -82,6 +82,15 @@ def test_its_failures_are_told_as_ours_are(here: Farm) -> None:
     assert facts["sm75"]["reason"].startswith("sm75 does not evaluate: ")
 
 
+def test_what_cannot_be_linked_is_not_built(here: Farm) -> None:
+    here.link("sm80").mkdir()
+    status, facts, err = run(here, str(here.model()), "sm80", "sm90")
+    assert status == 1
+    assert "is in the way: it is not a link" in facts["sm80"]["reason"]
+    assert facts["sm90"]["status"] == "built"
+    assert "building sm80" not in err
+
+
 def test_without_it_there_is_a_sentence(here: Farm) -> None:
     (here.root / "programs" / "nix-fast-build").unlink()
     status, _, err = run(here, str(here.model()), "sm90")

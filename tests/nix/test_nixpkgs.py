@@ -13,8 +13,9 @@ import pytest
 from paths import ROOT
 from real_nix import Nix
 
-from vllm_variants.doctor.wheels import State
+from vllm_variants.errors import Error
 from vllm_variants.model import matrix
+from vllm_variants.model.findings import State
 from vllm_variants.model.variants import Release
 from vllm_variants.nix import command as nix_command
 from vllm_variants.nix import pinned as nixpkgs
@@ -30,9 +31,7 @@ def asked(nix: Nix, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> nix_comm
 
 
 def evaluated(asked: nix_command.Nix, checkout: Path, release: Release = MATRIX.default) -> nixpkgs.Evaluated:
-    found = nixpkgs.evaluate(asked, checkout, release, SM90, flox=release == MATRIX.default)
-    assert isinstance(found, nixpkgs.Evaluated), found
-    return found
+    return nixpkgs.evaluate(asked, checkout, release, SM90, flox=release == MATRIX.default)
 
 
 def test_every_variant_of_every_release_is_asked_and_fits(asked: nix_command.Nix, checkout: Path) -> None:
@@ -78,9 +77,12 @@ def test_a_pin_with_another_vllm_is_a_problem_in_nixs_own_sentence(
     asked: nix_command.Nix, checkout: Path
 ) -> None:
     older = replace(asked, overrides=(("nixpkgs", f"path:{checkout}/tests/nix/nixpkgs?dir=releases/0.11.2"),))
-    found = nixpkgs.evaluate(older, checkout, MATRIX.default, SM90, flox=False)
-    assert isinstance(found, str)
-    assert found.startswith("this nixpkgs packages vLLM 0.11.2, and release 0.13.0 was asked for")
+    with pytest.raises(
+        Error,
+        match=r"^sm90 does not evaluate: this nixpkgs packages vLLM 0\.11\.2, and release 0\.13\.0 was asked",
+    ) as caught:
+        nixpkgs.evaluate(older, checkout, MATRIX.default, SM90, flox=False)
+    assert "nix eval --show-trace" in str(caught.value)
 
 
 def test_the_command_asks_the_checkout_that_it_runs_from(nix: Nix, checkout: Path) -> None:

@@ -33,7 +33,7 @@ def program(path: Path, script: str) -> Path:
 @pytest.fixture(autouse=True)
 def a_machine_that_has_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uv = program(tmp_path / "uv", 'case $1 in --version) echo "uv 0.9.9 (1234)";; python) exit 1;; esac')
-    python = f'echo \'["x", "{ROWS.default.stack.python}.1", "CPython", false]\''
+    python = f'echo \'["{ROWS.default.stack.python}.1", "CPython", false]\''
     program(tmp_path / "bin" / f"python{ROWS.default.stack.python}", python)
     monkeypatch.setenv("VLLM_VARIANTS_UV", str(uv))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin")
@@ -138,14 +138,14 @@ def test_what_is_lacking_is_a_finding_and_has_its_exit_code(
 
 @pytest.mark.parametrize(
     ("script", "says"),
-    [("exit 1", "is no uv: `--version` ended with 1"), ("echo pip 25.1", "is no uv"), ("", "is no uv")],
+    [("exit 1", "is not uv: `--version` ended with 1"), ("echo pip 25.1", "is not uv"), ("", "is not uv")],
 )
 def test_a_program_that_is_no_uv_is_a_problem(tmp_path: Path, script: str, says: str) -> None:
     program(tmp_path / "uv", script)
 
     found = examined()["uv"]
 
-    assert (found.state, found.hint) == (State.PROBLEM, "correct VLLM_VARIANTS_UV, or unset it")
+    assert (found.state, found.hint) == (State.PROBLEM, "name a uv program in VLLM_VARIANTS_UV, or unset it")
     assert says in found.text
 
 

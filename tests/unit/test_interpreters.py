@@ -9,7 +9,7 @@ import pytest
 
 from vllm_variants.errors import MissingError, UsageError
 from vllm_variants.machine import interpreters
-from vllm_variants.system import process
+from vllm_variants.system import uv
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 HERE = Path(sys.executable).resolve()
@@ -20,7 +20,7 @@ def nothing_but_what_a_test_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("PYENV_ROOT", raising=False)
-    monkeypatch.setattr(interpreters, "_managed", lambda minor: None)
+    monkeypatch.setattr(interpreters, "_managed_by_uv", lambda minor: None)
     (tmp_path / "bin").mkdir()
 
 
@@ -36,7 +36,7 @@ def put(folder: Path, name: str, target: Path | str) -> None:
 def test_one_on_path_is_found_by_its_real_place(tmp_path: Path) -> None:
     put(tmp_path / "bin", "python3", HERE)
     found = interpreters.find(MINOR)
-    assert (found.path, found.found) == (HERE, "on PATH")
+    assert (found.path, found.origin) == (HERE, "on PATH")
     assert found.version.startswith(f"{MINOR}.")
 
 
@@ -45,7 +45,7 @@ def test_pyenv_is_asked_behind_its_shims(tmp_path: Path, monkeypatch: pytest.Mon
     put(root / "shims", "python3", "#!/bin/sh\nexit 1\n")
     put(root / "versions" / f"{MINOR}.1" / "bin", "python", HERE)
     monkeypatch.setenv("PATH", str(root / "shims"))
-    assert interpreters.find(MINOR).found == "under pyenv"
+    assert interpreters.find(MINOR).origin == "under pyenv"
 
 
 @pytest.mark.parametrize("lie", ["#!/bin/sh\nexit 0\n", "#!/bin/sh\necho '[1, 2]'\n", "not a program"])
@@ -53,7 +53,7 @@ def test_what_is_no_such_python_is_passed_over(tmp_path: Path, lie: str) -> None
     put(tmp_path / "bin", f"python{MINOR}", lie)
     with pytest.raises(MissingError) as caught:
         interpreters.find(MINOR)
-    assert f"{process.uv()} python install {MINOR}" in str(caught.value)
+    assert f"{uv.program()} python install {MINOR}" in str(caught.value)
 
 
 def test_another_minor_version_is_not_taken(tmp_path: Path) -> None:
@@ -63,6 +63,6 @@ def test_another_minor_version_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_the_one_asked_for_must_be_right(tmp_path: Path) -> None:
-    assert interpreters.find(MINOR, HERE).found == "asked for"
-    with pytest.raises(UsageError, match=r"is no CPython 3\.99"):
+    assert interpreters.find(MINOR, HERE).origin == "asked for"
+    with pytest.raises(UsageError, match=r"is not a CPython 3\.99"):
         interpreters.find("3.99", HERE)

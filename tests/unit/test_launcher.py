@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vllm_variants import data
-from vllm_variants.system import process
+from vllm_variants.system import uv
 
 ROOT = data.checkout() or pytest.skip("the launcher is in a checkout only", allow_module_level=True)
 TOOLS = ("sh", "readlink", "dirname", "cat", "rm", "cp", "mkdir", "wc", "tr", "flock", "sleep", "ls", "env")
@@ -148,7 +148,7 @@ def made(folder: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize("gone", ["made", "made/__init__.py", "made-1.0.dist-info"])
 def test_a_package_that_was_taken_away_is_installed_again(checkout: Path, tmp_path: Path, gone: str) -> None:
-    path = path_with(tmp_path, ("python3", _system_python()), ("uv", process.uv()))
+    path = path_with(tmp_path, ("python3", _system_python()), ("uv", uv.program()))
     line, digest = made(tmp_path / "wheels")
     (checkout / "locks" / "tool.txt").write_text(f"{line} --hash=sha256:{digest}\n")
     assert start(checkout, path, "x").returncode == 0
@@ -167,7 +167,7 @@ def test_a_package_that_was_taken_away_is_installed_again(checkout: Path, tmp_pa
 def test_wrong_hashes_are_not_blamed_on_the_network(checkout: Path, tmp_path: Path, installer: str) -> None:
     programs = [("python3", _system_python())]
     if installer == "uv":
-        programs.append(("uv", process.uv()))
+        programs.append(("uv", uv.program()))
     line, _ = made(tmp_path / "wheels")
     (checkout / "locks" / "tool.txt").write_text(f"{line} --hash=sha256:{'0' * 64}\n")
 
@@ -184,7 +184,7 @@ def test_a_lock_that_cannot_be_had_is_blamed_on_the_network(checkout: Path, tmp_
     (checkout / "locks" / "tool.txt").write_text(
         f"made @ file:///nowhere/made-1.0-py3-none-any.whl --hash=sha256:{'0' * 64}\n"
     )
-    path = path_with(tmp_path, ("python3", _system_python()), ("uv", process.uv()))
+    path = path_with(tmp_path, ("python3", _system_python()), ("uv", uv.program()))
 
     told = start(checkout, path, "x")
 

@@ -43,11 +43,11 @@ class Parent:
         )
 
     def pids(self, count: int) -> list[int]:
-        def told() -> list[str]:
+        def started() -> list[str]:
             return self.pids_file.read_text().split() if self.pids_file.exists() else []
 
-        assert wait_for(lambda: len(told()) >= count, 30), f"{told()} of {count} programs started"
-        return [int(pid) for pid in told()]
+        assert wait_for(lambda: len(started()) >= count, 30), f"{started()} of {count} programs started"
+        return [int(pid) for pid in started()]
 
     def kill(self) -> None:
         self.process.kill()
@@ -67,7 +67,7 @@ def started(tmp_path: Path) -> Iterator[list[Parent]]:
 
 START = """
     import os, subprocess, sys, time
-    from vllm_variants import orphans
+    from vllm_variants.system import orphans
     shell = f"echo $$ >> {PIDS}; "
     def start(text, **more):
         return subprocess.Popen(["sh", "-c", shell + text], env=orphans.environment(), **more)
@@ -180,7 +180,7 @@ def test_others_in_the_session_of_the_parent_are_left_alone(tmp_path: Path, star
 def test_a_run_within_a_run_is_ended_with_what_it_started(tmp_path: Path, started: list[Parent]) -> None:
     inner = tmp_path / "inner.py"
     inner.write_text(
-        "import os, signal, subprocess, time\nfrom vllm_variants import orphans\n"
+        "import os, signal, subprocess, time\nfrom vllm_variants.system import orphans\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"print(os.getpid(), file=open({str(tmp_path / 'pids')!r}, 'a'))\n"
         f"subprocess.Popen(['sh', '-c', 'echo $$ >> {tmp_path / 'pids'}; sleep 300; true'],"

@@ -32,7 +32,7 @@ from vllm_variants.model.platforms import host_system
 from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 from vllm_variants.store import Store
-from vllm_variants.system import process
+from vllm_variants.system import uv
 
 MATRIX = matrix.load()
 HOST = host_system()
@@ -198,7 +198,7 @@ def test_a_file_in_the_way_of_the_link_stays(index: ToyIndex, links: Path) -> No
 
 
 def test_another_python_is_refused(index: ToyIndex, links: Path) -> None:
-    with pytest.raises(UsageError, match=f"is no CPython {MINOR}"):
+    with pytest.raises(UsageError, match=f"is not a CPython {MINOR}"):
         build(links, python=Path("/bin/true"))
 
 
@@ -206,7 +206,7 @@ def test_another_python_is_refused(index: ToyIndex, links: Path) -> None:
 def stuck_uv(tmp_path: Path) -> Path:
     """A uv that makes environments and then installs for ever."""
     program = tmp_path / "stuck-uv"
-    program.write_text(f'#!/bin/sh\n[ "$1" = pip ] && exec sleep 600\nexec {process.uv()} "$@"\n')
+    program.write_text(f'#!/bin/sh\n[ "$1" = pip ] && exec sleep 600\nexec {uv.program()} "$@"\n')
     program.chmod(0o755)
     return program
 

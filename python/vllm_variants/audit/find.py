@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError
 from vllm_variants.fatbin.source import Malformed, Source, WheelMember, mapped
+from vllm_variants.system import process
 
 try:
     from lzma import LZMAError
@@ -160,16 +160,14 @@ def _reason(error: BaseException) -> str:
 
 
 def closure(path: Path) -> list[Path]:
-    """A store path and all it needs at run time, as Nix knows it."""
+    """A store path and all that it needs at run time, as Nix knows it.
+
+    Raises `MissingError` without Nix, `InputError` for a path that is not in its store.
+    """
     try:
-        done = subprocess.run(
-            ["nix-store", "--query", "--requisites", str(path.resolve())],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        completed = process.capture(["nix-store", "--query", "--requisites", path.resolve()])
     except FileNotFoundError as error:
         raise MissingError("--closure asks nix-store, which is not installed") from error
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"{path} has no closure: {error.stderr.strip()}") from error
-    return [Path(line) for line in done.stdout.splitlines()]
+    if completed.status:
+        raise InputError(f"{path} has no closure: {completed.stderr.strip()}")
+    return [Path(line) for line in completed.stdout.splitlines()]

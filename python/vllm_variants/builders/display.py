@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vllm_variants.builders.reports import duration
+from vllm_variants.system.text import duration
 
 EVERY = 30.0  # seconds between two lines about the same variant in a log
 

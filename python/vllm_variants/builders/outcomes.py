@@ -79,6 +79,12 @@ def outcome_of(request: Request, status: Status, **facts: Any) -> Outcome:
     return Outcome(request.name, request.variant.short, status, **facts)
 
 
+def skipped(request: Request) -> Outcome:
+    """The outcome of a request that was not tried, without `keep_going`."""
+    error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
+    return outcome_of(request, Status.SKIPPED, error=error)
+
+
 Done = Callable[[Outcome], None]
 
 
@@ -105,20 +111,19 @@ def one_after_another(
 
     for index, request in enumerate(requests):
         if not keep_going and not all(outcome.ok for outcome in outcomes):
-            error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
-            take(outcome_of(request, Status.SKIPPED, error=error))
+            take(skipped(request))
             continue
         try:
             take(build(request))
         except Interrupted:
-            for left in requests[index:]:
-                take(outcome_of(left, Status.INTERRUPTED))
+            for rest in requests[index:]:
+                take(outcome_of(rest, Status.INTERRUPTED))
             raise
     return outcomes
 
 
 def exit_code(outcomes: list[Outcome]) -> ExitCode:
-    """What a batch ends in: the one failure's own code, or `FAILED` where several variants were asked."""
+    """What a batch ends in: the one failure's own code, or `FAILED` where several were requested."""
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if not failed:
         return ExitCode.OK

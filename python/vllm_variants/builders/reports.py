@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from xml.etree import ElementTree
+from dataclasses import replace
 
 from vllm_variants.builders.outcomes import Outcome, Status
-from vllm_variants.system.reporting import xml_text
+from vllm_variants.system.junit import Case, Result, document
+from vllm_variants.system.text import duration
 
-_JUNIT = {Status.FAILED: "failure", Status.INTERRUPTED: "error", Status.SKIPPED: "skipped"}
+_JUNIT = {
+    Status.BUILT: Result.PASSED,
+    Status.FAILED: Result.FAILED,
+    Status.INTERRUPTED: Result.ERROR,
+    Status.SKIPPED: Result.SKIPPED,
+}
 _MARK = {Status.BUILT: "✅", Status.FAILED: "❌", Status.INTERRUPTED: "⏹", Status.SKIPPED: "⏭"}
 
 
@@ -20,35 +26,16 @@ def json_line(outcome: Outcome) -> str:
 
 def junit(outcomes: Sequence[Outcome], seconds: float) -> str:
     """The batch as a JUnit document: a test case a variant, an interrupted one an error."""
-    failed = [o for o in outcomes if o.status is Status.FAILED]
-    stopped = [o for o in outcomes if o.status is Status.INTERRUPTED]
-    skipped = [o for o in outcomes if o.status is Status.SKIPPED]
-    counts = {
-        "tests": len(outcomes),
-        "failures": len(failed),
-        "errors": len(stopped),
-        "skipped": len(skipped),
-    }
-    attributes = {"name": "vllm-variants build", "time": f"{seconds:.3f}"}
-    attributes |= {name: str(count) for name, count in counts.items()}
-    suite = ElementTree.Element("testsuite", attributes)
-    for outcome in outcomes:
-        case = ElementTree.SubElement(
-            suite,
-            "testcase",
-            {"classname": "vllm-variants.build", "name": outcome.variant, "time": f"{outcome.seconds:.3f}"},
-        )
-        if not outcome.ok:
-            kind = _JUNIT[outcome.status]
-            message = outcome.error.message if outcome.error else outcome.status.value
-            body = ElementTree.SubElement(case, kind, {"message": xml_text(message)})
-            body.text = xml_text("\n".join([str(outcome.error or ""), *outcome.tail]))
-        if outcome.log:
-            ElementTree.SubElement(case, "system-out").text = f"full log: {outcome.log}"
-    root = ElementTree.Element("testsuites")
-    root.append(suite)
-    ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+    return document("vllm-variants build", [_test_case(outcome) for outcome in outcomes], seconds)
+
+
+def _test_case(outcome: Outcome) -> Case:
+    case = Case(outcome.variant, "vllm-variants.build", outcome.seconds, _JUNIT[outcome.status])
+    if not outcome.ok:
+        message = outcome.error.message if outcome.error else outcome.status.value
+        details = "\n".join([str(outcome.error or ""), *outcome.tail])
+        case = replace(case, message=message, details=details)
+    return replace(case, output=f"full log: {outcome.log}") if outcome.log else case
 
 
 def markdown(outcomes: Sequence[Outcome], seconds: float) -> str:
@@ -65,16 +52,6 @@ def markdown(outcomes: Sequence[Outcome], seconds: float) -> str:
             lines += ["", f"### `{outcome.short}`", "", "```text", *_fenced(outcome.tail), "```"]
             lines += [f"Full log: `{outcome.log}`"] if outcome.log else []
     return "\n".join(lines) + "\n"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `4.2 s`, `3 min 20 s`, `5 h 12 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _cell(outcome: Outcome) -> str:

@@ -17,6 +17,7 @@ from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.errors import Interrupted, resource_error
 from vllm_variants.model.requests import Request
 from vllm_variants.system import reporting
+from vllm_variants.system.text import duration
 
 
 class BatchReport:
@@ -106,7 +107,7 @@ def _built(outcome: Outcome) -> str:
     if sizes:
         about = f"{size(sizes['result'])}; {size(sizes['installed'])} before slimming"
     elif outcome.how == "built":
-        about = f"built in {reports.duration(outcome.seconds)}"
+        about = f"built in {duration(outcome.seconds)}"
     else:
         about = outcome.how
     pushed = f"; pushed to {outcome.pushed}" if outcome.pushed else ""
@@ -119,5 +120,5 @@ def _sentence(outcomes: list[Outcome], seconds: float) -> str:
     }
     built = by_status.pop(Status.BUILT)
     rest = [f"{status}: {', '.join(shorts)}" for status, shorts in by_status.items() if shorts]
-    head = f"{len(built)} of {len(outcomes)} variants are ready after {reports.duration(seconds)}"
+    head = f"{len(built)} of {len(outcomes)} variants are ready after {duration(seconds)}"
     return "; ".join([head, *rest])

@@ -35,7 +35,7 @@ def options(
     signing_key: Path | None,
 ) -> Options:
     """The batch's options; `UsageError` for a cache or a key that is none."""
-    from vllm_variants.builders.source.finishing import Cache
+    from vllm_variants.builders.source.options import Cache
 
     cache = Cache(push, signing_key) if push else None
     return Options(cores, max_jobs, keep_going, retries, logs, cache)
@@ -74,7 +74,7 @@ def flox(options: Options) -> Builder:
     from vllm_variants.builders import display
     from vllm_variants.builders.source import flox as builder
 
-    found = builder.find(options.cores, options.retries, options.logs, options.keep_going)
+    found = builder.find(options)
     if draws():
         return replace(found, show=lambda view: display.Board(view, err))
     return found

@@ -1,1 +1,1 @@
-"""What is amiss on this machine, and the command that helps."""
+"""What this machine lacks, and the command that helps."""

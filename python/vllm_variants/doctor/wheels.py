@@ -1,4 +1,4 @@
-"""Findings about this machine: what a build and a result need, and the command that mends what is amiss."""
+"""Examine this machine: what a build by wheels and a result need, and the command that helps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vllm_variants.builders.wheels import locks
@@ -16,8 +15,9 @@ from vllm_variants.machine import detection, gpus, interpreters, memory
 from vllm_variants.model.findings import Finding, State
 from vllm_variants.model.variants import Matrix, Release
 from vllm_variants.store import Store
-from vllm_variants.system import process
+from vllm_variants.system import uv
 from vllm_variants.system.folders import free_bytes
+from vllm_variants.versions import numbers
 
 # Measured on a 2-core machine with release 0.13.0 (docs/measurements.md): uv's unpacked wheels plus
 # the files that slimming rewrites, and the peak of uv's memory while it unpacks.
@@ -46,59 +46,42 @@ def examine_for_wheels(release: Release, folder: Path) -> Iterator[Finding]:
     yield _examined("index", lambda: _index(release))
 
 
-def _examined(about: str, look: Callable[[], Finding]) -> Finding:
-    """What `look` found, or the problem that it failed: the doctor goes on with the rest."""
+def _examined(about: str, examine: Callable[[], Finding]) -> Finding:
+    """The finding of `examine`, or that it failed: the doctor goes on with the rest."""
     try:
-        return look()
+        return examine()
     except (Error, OSError) as failure:
         return Finding.failed(about, failure)
 
 
 def _gpu(matrix: Matrix, release: Release) -> Finding:
     machine = gpus.machine()
-    found = detection.detect(machine, matrix, release)
+    detected = detection.detect(machine, matrix, release)
     if machine.problem:
         return Finding("GPU", State.NOTE, machine.problem, "none needed to build; results run where a GPU is")
-    names = ", ".join(f"{g.gpu.name} ({g.gpu.capability})" for g in found.gpus)
-    if not found.variants:
-        return Finding("GPU", State.PROBLEM, f"{names}, driver {machine.driver}: {found.explain()}")
-    shorts = ", ".join(v.short for v in found.variants)
+    names = ", ".join(f"{detail.gpu.name} ({detail.gpu.capability})" for detail in detected.gpus)
+    if not detected.variants:
+        return Finding("GPU", State.PROBLEM, f"{names}, driver {machine.driver}: {detected.explain()}")
+    shorts = ", ".join(variant.short for variant in detected.variants)
     return Finding("GPU", State.OK, f"{names}, driver {machine.driver} → {shorts}")
 
 
 def _python(release: Release) -> Finding:
-    found = interpreters.find(release.stack.python)
-    return Finding("Python", State.OK, f"{found.version} {found.found}: {found.path}")
+    interpreter = interpreters.find(release.stack.python)
+    return Finding("Python", State.OK, f"{interpreter.version} {interpreter.origin}: {interpreter.path}")
 
 
 def _uv() -> Finding:
-    named = os.environ.get("VLLM_VARIANTS_UV")
-    told = _told_by_uv(["--version"])
-    match = re.match(r"uv (\d[\w.]*)", told.stdout)
-    if told.returncode or not match:
+    completed = uv.capture(["--version"])
+    version = re.match(r"uv (\d[\w.]*)", completed.stdout)
+    if completed.status or not version:
         raise MissingError(
-            f"{process.uv()} is no uv: `--version` ended with {told.returncode} and says no version",
-            hint=_uv_hint(),
+            f"{uv.program()} is not uv: `--version` ended with {completed.status} and prints no version",
+            hint=uv.hint(),
         )
+    named = os.environ.get("VLLM_VARIANTS_UV")
     origin = f"{named}, which VLLM_VARIANTS_UV names" if named else "brought by vllm-variants"
-    return Finding("uv", State.OK, f"uv {match[1]} ({origin})")
-
-
-def _told_by_uv(arguments: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run uv to its end; `MissingError` when it cannot be run."""
-    command = [process.uv(), *arguments]
-    try:
-        return subprocess.run(
-            command, input=text, capture_output=True, text=True, errors="replace", check=False
-        )
-    except OSError as error:
-        raise MissingError(f"uv cannot be run ({command[0]}): {error.strerror}", hint=_uv_hint()) from error
-
-
-def _uv_hint() -> str:
-    if os.environ.get("VLLM_VARIANTS_UV"):
-        return "correct VLLM_VARIANTS_UV, or unset it"
-    return "install vllm-variants again; in a checkout: rm -r .venv"
+    return Finding("uv", State.OK, f"uv {version[1]} ({origin})")
 
 
 def _glibc() -> Finding:
@@ -108,7 +91,7 @@ def _glibc() -> Finding:
         return Finding(
             "C library", State.PROBLEM, f"the wheels need glibc {needed}, this system has {name or 'another'}"
         )
-    new_enough = _numbers(version) >= _numbers(needed)
+    new_enough = numbers(version) >= numbers(needed)
     state = State.OK if new_enough else State.PROBLEM
     hint = None if new_enough else "use a newer distribution, or a container of one"
     return Finding("C library", state, f"glibc {version} (the wheels need {needed})", hint)
@@ -141,10 +124,10 @@ def _memory() -> Finding:
 def _index(release: Release) -> Finding:
     # Asks for one small package's versions, through the same client and settings as a build.
     command = ["pip", "compile", "--quiet", "--no-deps", "--no-cache", "--no-header"]
-    told = _told_by_uv([*command, "--python-version", release.stack.python, "-"], "toml")
-    if told.returncode == 0:
+    completed = uv.capture([*command, "--python-version", release.stack.python, "-"], text="toml")
+    if completed.status == 0:
         return Finding("index", State.OK, "the package index answers")
-    reason = next(iter(told.stderr.strip().splitlines()), "no answer")
+    reason = next(iter(completed.stderr.strip().splitlines()), "no answer")
     hint = "check the network, or name a mirror: UV_DEFAULT_INDEX=https://…"
     text = f"the package index does not answer: {reason}"
     return Finding("index", State.PROBLEM, text, hint, ExitCode.RESOURCES)
@@ -156,7 +139,3 @@ def _compiler() -> Finding:
             return Finding("C compiler", State.OK, f"{path} (no build needs it; Triton does, when vLLM runs)")
     text = "none: no build needs it, but Triton compiles a small launcher with it when vLLM first runs"
     return Finding("C compiler", State.NOTE, text, "sudo apt install gcc, or your system's")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -11,11 +11,13 @@ Each is a program of its own with settings in the repository, so that an editor 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from vllm_variants.errors import UsageError
+from vllm_variants.system import process
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,16 @@ def _with_program(name: str, arguments: Sequence[str], root: Path) -> LintOutcom
 
 
 def _lint(name: str, command: Sequence[str], root: Path) -> LintOutcome:
-    completed = subprocess.run(
-        command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    return LintOutcome(name, completed.returncode == 0, (completed.stdout + completed.stderr).strip())
+    completed = process.capture(command, folder=root)
+    return LintOutcome(name, completed.status == 0, completed.output.strip())
 
 
 def _tracked(root: Path) -> list[str]:
-    """The files that git tracks, or would: paths relative to `root`."""
+    """The files that git tracks, or would, relative to `root`; raises `UsageError` where git has none."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    listed = process.capture(command, folder=root)
+    if listed.status:
+        raise UsageError(f"git cannot list the files of {root}: {listed.stderr.strip()}")
     return [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
 
 

@@ -13,32 +13,13 @@ from typing import Any
 from vllm_variants import data
 from vllm_variants.errors import Error, MissingError, UnsupportedError, UsageError
 from vllm_variants.system import process
+from vllm_variants.system.process import CompletedCommand
+from vllm_variants.system.text import plain
 from vllm_variants.versions import numbers
 
 MINIMUM = (2, 18)
 # Lix forked from Nix 2.18 and counts from 2.90 on: both orders hold.
 _VERSION = re.compile(r"(\d+(?:\.\d+)+)")
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a call of Nix ended: status, and what it wrote to stdout and stderr."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """Nix's error in its first sentence, without the traces that follow."""
-        return first_error(self.err)
-
-    def json(self) -> Any:
-        """What it wrote to stdout, as JSON; `Error` where that is none."""
-        try:
-            return json.loads(self.out)
-        except (ValueError, RecursionError) as error:
-            raise not_understood("nix", self.out) from error
 
 
 @dataclass(frozen=True)
@@ -64,15 +45,14 @@ class Configuration:
     @property
     def machines(self) -> tuple[str, ...]:
         """The lines that describe remote builders, with those of an `@file` read."""
-        found: list[str] = []
-        for part in re.split(r"[\n;]", self.text("builders")):
-            name = part.strip()
-            if name.startswith("@"):
-                file = Path(name[1:])
-                found += file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines: list[str] = []
+        for line in map(str.strip, re.split(r"[\n;]", self.text("builders"))):
+            if line.startswith("@"):
+                file = Path(line[1:])
+                lines += file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
             else:
-                found.append(name)
-        return tuple(line.strip() for line in found if line.strip() and not line.strip().startswith("#"))
+                lines.append(line)
+        return tuple(line for line in map(str.strip, lines) if line and not line.startswith("#"))
 
     def builds(self, system: str, features: Sequence[str] = ()) -> bool:
         """Whether this machine or a remote builder of it builds for `system` and has all `features`.
@@ -80,24 +60,23 @@ class Configuration:
         A builder's line is `uri systems key max-jobs speed supported mandatory key`, `-` for a
         default (Nix's manual, "Remote builds").
         """
-        wanted = set(features)
-        here = system in self.systems and wanted <= set(self.words("system-features"))
-        return here or any(_serves(line.split(), system, wanted, self) for line in self.machines)
+        required = set(features)
+        here = system in self.systems and required <= set(self.words("system-features"))
+        return here or any(self._builder_builds(line.split(), system, required) for line in self.machines)
+
+    def _builder_builds(self, fields: Sequence[str], system: str, required: set[str]) -> bool:
+        def names(index: int) -> list[str]:
+            value = fields[index] if index < len(fields) else "-"
+            return [] if value == "-" else value.split(",")
+
+        return system in (names(1) or [self.text("system")]) and required <= {*names(5), *names(6)}
 
 
-def _settings(shown: Any) -> dict[str, Any]:
-    """What `nix config show --json` tells: `{"cores": {"value": 0, …}, …}`."""
-    if not isinstance(shown, dict):
+def _settings(document: Any) -> dict[str, Any]:
+    """The settings in what `nix config show --json` prints: `{"cores": {"value": 0, …}, …}`."""
+    if not isinstance(document, dict):
         return {}
-    return {name: row.get("value") for name, row in shown.items() if isinstance(row, dict)}
-
-
-def _serves(words: Sequence[str], system: str, features: set[str], configured: Configuration) -> bool:
-    def at(index: int) -> list[str]:
-        value = words[index] if index < len(words) else "-"
-        return [] if value == "-" else value.split(",")
-
-    return system in (at(1) or [configured.text("system")]) and features <= {*at(5), *at(6)}
+    return {name: row.get("value") for name, row in document.items() if isinstance(row, dict)}
 
 
 @dataclass(frozen=True)
@@ -133,49 +112,47 @@ class Nix:
         """The overridden inputs alone, for programs that never write a lock."""
         return [word for name, ref in self.overrides for word in ("--override-input", name, ref)]
 
-    def ask(self, *arguments: str, remote: bool = True) -> Told:
-        """Run one short call to its end."""
-        told = process.ask(self.command(*arguments, remote=remote))
-        return Told(told.returncode, told.stdout, told.stderr)
+    def run(self, *arguments: str, remote: bool = True) -> CompletedCommand:
+        """Run one call to its end; for `remote` see `command`."""
+        return process.capture(self.command(*arguments, remote=remote))
 
     def version(self) -> str:
-        """What `nix --version` says: `nix (Nix) 2.26.3`."""
+        """What `nix --version` prints: `nix (Nix) 2.26.3`. Raises `MissingError` when it cannot be run."""
         try:
-            told = process.ask([self.program, "--version"])
+            return process.capture([self.program, "--version"]).stdout.strip()
         except OSError as error:
             raise MissingError(f"{self.program} cannot be run: {error.strerror}", hint=_INSTALL) from error
-        return told.stdout.strip()
 
     def configuration(self) -> Configuration:
-        """Nix's settings, those of `options` and `builders` included; empty when Nix does not tell."""
+        """Nix's settings, those of `options` and `builders` included; empty where Nix does not print them."""
         for words in (("config", "show", "--json"), ("show-config", "--json")):
-            told = self.ask(*words, remote=False)
-            if told.status == 0:
-                return Configuration(_settings(told.json()))
+            completed = self.run(*words, remote=False)
+            if completed.status == 0:
+                return Configuration(_settings(parsed(completed)))
         return Configuration()
 
     def valid(self, paths: Sequence[str]) -> frozenset[str]:
         """Those of `paths` that are whole in the store that is built in."""
         store = ["--store", self.store] if self.store else []
-        command = [self.sibling("nix-store"), "--check-validity", "--print-invalid", *store, *paths]
-        told = process.ask(command)
-        return frozenset(paths) - frozenset(told.stdout.split()) if told.returncode == 0 else frozenset()
+        invalid = self._from_store("--check-validity", "--print-invalid", *store, *paths)
+        return frozenset() if invalid is None else frozenset(paths) - invalid
 
     def whole(self, drv: str) -> bool:
         """Whether every output of a derivation is whole in the store that is built in."""
-        command = [self.sibling("nix-store"), "--query", "--outputs", drv]
-        told = process.ask(command)
-        outputs = told.stdout.split()
-        return bool(outputs) and self.valid(outputs) == frozenset(outputs)
+        outputs = self._from_store("--query", "--outputs", drv)
+        return bool(outputs) and self.valid(sorted(outputs or ())) == outputs
 
     def requisites(self, drv: str) -> frozenset[str]:
         """Everything that building `drv` may need: derivations and sources, itself included.
 
-        Of an output: all that it needs when it runs. Empty where Nix does not tell all of it.
+        Of an output: all that it needs when it runs. Empty where Nix does not know all of it.
         """
-        command = [self.sibling("nix-store"), "--query", "--requisites", drv]
-        told = process.ask(command)
-        return frozenset(told.stdout.split()) if told.returncode == 0 else frozenset()
+        return self._from_store("--query", "--requisites", drv) or frozenset()
+
+    def _from_store(self, *arguments: str) -> frozenset[str] | None:
+        """The paths that `nix-store` prints; None when it fails."""
+        completed = process.capture([self.sibling("nix-store"), *arguments])
+        return frozenset(completed.stdout.split()) if completed.status == 0 else None
 
     def sibling(self, name: str) -> str:
         """An older program of the same Nix: `nix-store`."""
@@ -196,9 +173,9 @@ def find(
     builders: str | None = None,
     purpose: str | None = None,
 ) -> Nix:
-    """The Nix on PATH, and the flake: the one asked for, or the checkout this runs from.
+    """The Nix on PATH with the flake `flake`, or else with the checkout that this runs from.
 
-    `purpose` says what Nix is needed for, where that is no build: "pin evaluates nixpkgs with it".
+    `purpose` says what Nix is needed for, where that is not a build: "pin evaluates nixpkgs with it".
 
     Raises `MissingError` without Nix, `UnsupportedError` for one that is too old, `UsageError` when
     there is no flake.
@@ -214,37 +191,45 @@ def find(
             hint="name it: --flake github:OWNER/vllm-variants, or run ./vllm-variants in a checkout",
         )
     nix = Nix(program, flake or str(checkout), tuple(overrides), tuple(options), store, builders)
-    told = nix.version()
-    if not new_enough(told):
-        wanted = ".".join(map(str, MINIMUM))
-        raise UnsupportedError(
-            f"{told} is too old: the pinned nixpkgs needs {wanted}", hint="nix upgrade-nix"
-        )
+    version = nix.version()
+    if not new_enough(version):
+        raise UnsupportedError(too_old(version), hint="nix upgrade-nix")
     return nix
 
 
-def not_understood(program: str, answer: str) -> Error:
-    """That a program answered with something that it never says."""
-    shown = answer if len(answer) <= 80 else f"{answer[:80]}…"
+def parsed(completed: CompletedCommand, program: str = "nix") -> Any:
+    """The JSON that a program printed to stdout; raises an `Error` where that is not JSON."""
+    try:
+        return json.loads(completed.stdout)
+    except (ValueError, RecursionError) as error:
+        raise not_understood(program, completed.stdout) from error
+
+
+def not_understood(program: str, output: str) -> Error:
+    """The `Error` for output that a program of that name never prints."""
+    shown = output if len(output) <= 80 else f"{output[:80]}…"
     return Error(
-        f"{program} answered what is not understood: {shown!r}",
+        f"the output of {program} is not understood: {shown!r}",
         hint=f"run `{program} --version`: another program of that name may be on PATH",
     )
 
 
-def new_enough(told: str) -> bool:
-    """Whether `nix --version` tells of one that the pinned nixpkgs takes."""
-    found = _VERSION.search(told)
-    return found is not None and numbers(found[1]) >= MINIMUM
+def new_enough(version: str) -> bool:
+    """Whether the output of `nix --version` names a Nix that evaluates the pinned nixpkgs."""
+    match = _VERSION.search(version)
+    return match is not None and numbers(match[1]) >= MINIMUM
+
+
+def too_old(version: str) -> str:
+    """The sentence on a Nix that is not."""
+    return f"{version} is too old: the pinned nixpkgs needs {'.'.join(map(str, MINIMUM))}"
 
 
 def first_error(text: str) -> str:
-    """The innermost error in Nix's words, as one line: the last `error: …` that says something."""
-    from vllm_variants.nix.events import plain
+    """The innermost error that Nix printed, as one line: the last `error: …` with a text behind it.
 
-    found = ""
-    for line in plain(text).splitlines():
-        match = re.match(r"\s*error:\s*(.*)", line)
-        if match and match[1]:
-            found = match[1]
-    return found or next((line.strip() for line in plain(text).splitlines() if line.strip()), "")
+    The first line that is not empty where there is none.
+    """
+    lines = [line.strip() for line in plain(text).splitlines() if line.strip()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return next(filter(None, reversed(errors)), next(iter(lines), ""))

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from vllm_variants.system.text import plain
+
 PREFIX = "@nix "
 _BUILD_NAME = re.compile(r"^\s*[\w.+-]+> ")
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class Activity(IntEnum):
@@ -145,11 +146,6 @@ def _result(id: int, kind: int, fields: list[Any]) -> Event | None:
     if kind == _EXPECTED:
         return Expected(id, Activity(int(fields[0])), int(fields[1]))
     return None
-
-
-def plain(text: str) -> str:
-    """`text` without terminal colours."""
-    return _ANSI.sub("", text)
 
 
 def without_name(line: str) -> str:

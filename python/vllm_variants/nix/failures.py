@@ -1,4 +1,4 @@
-"""What a failed build died of, as a sentence and a hint, from its last lines and Nix's error."""
+"""Why a build failed, as a sentence and a hint: from its last lines and Nix's errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from vllm_variants.errors import Error, ResourceError, UnsupportedError
 from vllm_variants.nix.progress import Build
 
-# What stands in the last lines → what it means. The first that is found decides.
+# A pattern in the last lines, and what it means. The first that matches decides.
 _REASONS: tuple[tuple[re.Pattern[str], type[Error], str, str], ...] = (
     (
         re.compile(r"No space left on device|[Dd]isk quota exceeded|database or disk is full"),
@@ -26,7 +26,7 @@ _REASONS: tuple[tuple[re.Pattern[str], type[Error], str, str], ...] = (
         "build again with fewer: --cores {fewer}",
     ),
     (
-        # Nix's own sentences, older and newer (local and remote), and no compiler's or CMake's.
+        # Nix's own sentences, older and newer (local and remote), but not a compiler's or CMake's.
         re.compile(
             r"a '[^']*' with features \{[^}]*\} is required to build '"
             r"|Required system: '[^']*' with features \{"
@@ -64,30 +64,44 @@ _REASONS: tuple[tuple[re.Pattern[str], type[Error], str, str], ...] = (
         "check the network and build again: what was finished is kept",
     ),
 )
-_TELLING = re.compile(r"\berror\b|\bFAILED\b|\bfatal\b", re.IGNORECASE)
-_EMPTY_WORDS = re.compile(r"ninja: build stopped|^FAILED: ")
+_ERROR = re.compile(r"\berror\b|\bFAILED\b|\bfatal\b", re.IGNORECASE)
+_WITHOUT_REASON = re.compile(r"ninja: build stopped|^FAILED: ")
 
 
 def failure(short: str, build: Build | None, errors: Sequence[str], own: bool, cores: int) -> Error:
-    """Why variant `short` was not built: `build` is the derivation that failed, its own or not."""
+    """Why variant `short` was not built.
+
+    `build` is the build that failed, if it is known: `own` says whether it is the variant's own or one
+    that it needs. `errors` are Nix's; `cores` the compile jobs that the build had.
+    """
     tail = list(build.tail) if build else []
-    about = [error for error in errors if not build or build.drv in error] or list(errors)
-    where = _where(short, build, own)
+    related = [error for error in errors if not build or build.drv in error] or list(errors)
+    place = _place(short, build, own)
     for pattern, kind, meaning, hint in _REASONS:
-        if any(pattern.search(line) for line in (*tail, *about)):
-            telling = next((line.strip() for line in (*tail, *about) if pattern.search(line)), "")
-            text = f"{where}: {meaning}" + (f" ({_short(telling)})" if tail else "")
+        line = next((line for line in (*tail, *related) if pattern.search(line)), None)
+        if line is not None:
+            text = f"{place}: {meaning}" + (f" ({_short(line.strip())})" if tail else "")
             return kind(text, hint=hint.format(fewer=max(1, cores // 2)))
-    said = _telling(tail) or _clean(about)
-    return Error(f"{where}: {said}" if said else f"{where}, and said nothing")
+    reason = _informative_line(tail) or _first_error(related)
+    return Error(f"{place}: {reason}" if reason else f"{place}, and printed nothing")
 
 
 def transfer_failure(text: str, error: str) -> Error:
-    """Why paths did not get from one store to another: `text` says which, `error` is Nix's."""
+    """Why paths were not copied or signed: `text` starts the sentence, `error` is Nix's."""
     for pattern, kind, meaning, hint in _REASONS:
         if pattern.search(error):
             return kind(f"{text}: {meaning} ({_short(error)})", hint=hint)
     return Error(f"{text}: {_short(error)}")
+
+
+def unbuildable(short: str, system: str, features: Sequence[str]) -> Error:
+    """That variant `short` needs a machine of `system` with `features`, and none is configured."""
+    need = f"{system} with {', '.join(features)}" if features else system
+    return UnsupportedError(
+        f"{short} needs a machine of {need}, and none is configured here",
+        hint=f"name a builder: --builders 'ssh-ng://host {system} - 4 1 big-parallel', or change nix.conf "
+        "(system-features, extra-platforms): vllm-variants doctor",
+    )
 
 
 def out_of_memory(error: Error) -> bool:
@@ -95,7 +109,7 @@ def out_of_memory(error: Error) -> bool:
     return isinstance(error, ResourceError) and "memory ran out" in error.message
 
 
-def _where(short: str, build: Build | None, own: bool) -> str:
+def _place(short: str, build: Build | None, own: bool) -> str:
     if build is None:
         return f"{short} was not built"
     phase = f" in {build.phase}" if build.phase else ""
@@ -105,17 +119,17 @@ def _where(short: str, build: Build | None, own: bool) -> str:
     return f"{subject} failed{phase}{objects}{machine}"
 
 
-def _telling(tail: Sequence[str]) -> str:
-    """The line that tells most: the first of the last ones with an error in it, else the last."""
-    telling = [line for line in tail if _TELLING.search(line)]
-    spoken = [line for line in telling if not _EMPTY_WORDS.search(line)] or telling or list(tail[-1:])
-    return _short(spoken[0].strip()) if spoken else ""
+def _informative_line(tail: Sequence[str]) -> str:
+    """The first of the last lines with an error in it, and the reason if possible; else the last."""
+    errors = [line for line in tail if _ERROR.search(line)]
+    candidates = [line for line in errors if not _WITHOUT_REASON.search(line)] or errors or list(tail[-1:])
+    return _short(candidates[0].strip()) if candidates else ""
 
 
-def _clean(errors: Sequence[str]) -> str:
-    first = errors[0].splitlines() if errors else []
-    words = [re.sub(r"^\s*error:\s*", "", line).strip() for line in first]
-    return _short(" ".join(word for word in words if word))
+def _first_error(errors: Sequence[str]) -> str:
+    """The first of Nix's errors, as one line without the word `error:`."""
+    lines = errors[0].splitlines() if errors else []
+    return _short(" ".join(filter(None, (re.sub(r"^\s*error:\s*", "", line).strip() for line in lines))))
 
 
 def _short(text: str) -> str:

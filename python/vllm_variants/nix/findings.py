@@ -1,11 +1,10 @@
-"""Findings about building from source here: Nix, memory, disk, features, caches. For doctor and builds.
+"""Examine this machine for builds from source: Nix, memory, disk, features, caches.
 
-None of them is in the way of a build with wheels, so none is worse than a note.
+For `doctor`, and before a build. A build with wheels needs none of it, so no finding is worse than a note.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from vllm_variants.errors import Error
 from vllm_variants.machine import memory
 from vllm_variants.model.findings import Finding, State
-from vllm_variants.model.platforms import host_system
+from vllm_variants.model.platforms import SYSTEMS, host_system
 from vllm_variants.nix import command as nix_command
 from vllm_variants.nix.command import Configuration, Nix
 from vllm_variants.system.folders import free_bytes
@@ -38,27 +37,26 @@ def examine() -> Iterator[Finding]:
         yield Finding("Nix", State.NOTE, "absent (only the nix and flox builders need it)")
         return
     try:
-        yield from _of(Nix(path, ""))
-    except (Error, OSError, ValueError) as failure:  # a Nix that answers nonsense ends no examination
+        yield from _examine(Nix(path, ""))
+    except (Error, OSError, ValueError) as failure:  # a Nix that prints nonsense ends no examination
         text = failure.message if isinstance(failure, Error) else f"{path} is broken: {failure}"
         yield Finding("Nix", State.NOTE, text, "install it again (only the nix and flox builders need it)")
 
 
-def _of(nix: Nix) -> Iterator[Finding]:
-    told = nix.version()
-    if not nix_command.new_enough(told):
-        wanted = ".".join(map(str, nix_command.MINIMUM))
-        known = f"{told} is too old: the pinned nixpkgs needs {wanted}"
-        text = known if re.search(r"\d", told) else f"{nix.program} does not say its version: {told!r}"
+def _examine(nix: Nix) -> Iterator[Finding]:
+    version = nix.version()
+    if not nix_command.new_enough(version):
+        unknown = f"{nix.program} does not print its version: {version!r}"
+        text = nix_command.too_old(version) if re.search(r"\d", version) else unknown
         yield Finding("Nix", State.NOTE, text, "nix upgrade-nix")
         return
-    yield Finding("Nix", State.OK, f"{told} ({nix.program})")
+    yield Finding("Nix", State.OK, f"{version} ({nix.program})")
     yield from before_build(nix, nix.configuration(), 1)
     yield _memory()
 
 
 def before_build(nix: Nix, configured: Configuration, builds: int) -> Iterator[Finding]:
-    """What to know before `builds` variants are compiled."""
+    """Findings that matter before `builds` variants are compiled, with the settings `configured`."""
     yield _disk(configured, builds)
     if configured.settings:
         yield _features(configured)
@@ -96,22 +94,17 @@ def _build_folder(configured: Configuration) -> Path:
 
 def _features(configured: Configuration) -> Finding:
     system = host_system()
-    others = ", ".join(f"{s} too" for s in ("x86_64-linux", "aarch64-linux") if _elsewhere(configured, s))
     if configured.builds(system, [FEATURE]):
-        where = f"{len(configured.machines)} remote builders" if configured.machines else "no remote builders"
-        return Finding(
-            "Nix features", State.OK, "; ".join(filter(None, (f"{FEATURE} for {system}", others, where)))
-        )
+        others = [other for other in SYSTEMS if other != system and configured.builds(other, [FEATURE])]
+        remote = f"{len(configured.machines) or 'no'} remote builders"
+        parts = (f"{FEATURE} for {system}", ", ".join(f"{other} too" for other in others), remote)
+        return Finding("Nix features", State.OK, "; ".join(filter(None, parts)))
     return Finding(
         "Nix features",
         State.NOTE,
         f"no machine builds for {system} with {FEATURE}, which every variant requires",
         f"extra-system-features = {FEATURE} (nix.conf), or a builder that has it: --builders",
     )
-
-
-def _elsewhere(configured: Configuration, system: str) -> bool:
-    return system != host_system() and configured.builds(system, [FEATURE])
 
 
 def _caches(configured: Configuration) -> Finding:
@@ -125,9 +118,9 @@ def _caches(configured: Configuration) -> Finding:
 
 
 def _unfree(configured: Configuration) -> Finding:
-    known = [c for c in configured.words("substituters") if any(name in c for name in _WITH_CUDA)]
-    if known:
-        return Finding("Nix CUDA cache", State.OK, " ".join(known))
+    caches = [cache for cache in configured.words("substituters") if any(n in cache for n in _WITH_CUDA)]
+    if caches:
+        return Finding("Nix CUDA cache", State.OK, " ".join(caches))
     text = (
         "none: cache.nixos.org has nothing unfree, so CUDA's libraries are fetched from NVIDIA and "
         "unpacked here (some GB); what is built for one SM no public cache has anyway"
@@ -137,10 +130,9 @@ def _unfree(configured: Configuration) -> Finding:
 
 def _trust(nix: Nix) -> Finding | None:
     """A note when Nix does not trust this user: its daemon then ignores caches and builders of ours."""
-    told = nix.ask("store", "info", "--json", remote=False)
     try:
-        facts = json.loads(told.out)
-    except (ValueError, RecursionError):
+        facts = nix_command.parsed(nix.run("store", "info", "--json", remote=False))
+    except Error:
         return None
     if not isinstance(facts, dict) or facts.get("trusted", 1):
         return None

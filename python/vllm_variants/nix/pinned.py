@@ -1,6 +1,6 @@
-"""The pinned nixpkgs themselves, asked: what each variant evaluates to, against what the matrix declares.
+"""Compare what each variant evaluates to at the pinned nixpkgs with what the matrix declares.
 
-The tests evaluate a model of nixpkgs. This asks the real revisions, on a machine with network: a
+The tests evaluate a model of nixpkgs. This evaluates the real revisions, on a machine with network: a
 download of some 50 MB a release, then a few seconds and 1 to 2 GB of memory a variant.
 """
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from vllm_variants.errors import Error
 from vllm_variants.model.findings import Finding, State
 from vllm_variants.model.variants import Matrix, Release, Variant
-from vllm_variants.nix.command import Nix, not_understood
+from vllm_variants.nix import evaluation
+from vllm_variants.nix.command import Nix, first_error, not_understood, parsed
 
 _FACTS = "variant: { inherit (variant) drvPath versions torch; }"
 
@@ -42,19 +43,20 @@ def examine(nix: Nix, root: Path, matrix: Matrix) -> Iterator[Finding]:
 
 def _finding(nix: Nix, root: Path, matrix: Matrix, release: Release, variant: Variant) -> Finding:
     about = f"{release.name} {variant.short}"
-    found = evaluate(nix, root, release, variant, flox=release == matrix.default)
-    if isinstance(found, str):
-        hint = f"see all of it: nix eval --show-trace '.#{attribute(release, variant)}.drvPath'"
-        return Finding(about, State.PROBLEM, f"does not evaluate: {found}", hint)
-    if wrong := list(differences(found, release)):
-        return Finding(about, State.PROBLEM, "; ".join(wrong), "correct variants.toml, or move the pin")
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
-    by_flox = ", the same by way of Flox" if found.flox_drv else ""
-    return Finding(about, State.OK, f"{versions}, torch from {found.torch_from}: {found.drv}{by_flox}")
+    try:
+        evaluated = evaluate(nix, root, release, variant, flox=release == matrix.default)
+    except Error as failure:
+        return Finding(about, State.PROBLEM, failure.message, failure.hint)
+    if problems := list(differences(evaluated, release)):
+        return Finding(about, State.PROBLEM, "; ".join(problems), "correct variants.toml, or move the pin")
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(evaluated.versions.items()))
+    by_flox = ", the same by way of Flox" if evaluated.flox_drv else ""
+    torch = f"torch from {evaluated.torch_from}"
+    return Finding(about, State.OK, f"{versions}, {torch}: {evaluated.drv}{by_flox}")
 
 
-def differences(found: Evaluated, release: Release) -> Iterator[str]:
-    """Every way in which a variant is not what its release declares."""
+def differences(evaluated: Evaluated, release: Release) -> Iterator[str]:
+    """Every way in which a variant is not what its release declares, as a clause."""
     declared = {
         "vllm": release.name,
         "torch": release.stack.torch,
@@ -62,34 +64,33 @@ def differences(found: Evaluated, release: Release) -> Iterator[str]:
         "python": release.stack.python,
     }
     for name, version in declared.items():
-        have = found.versions[name]
-        if have != version and not (name == "python" and have.startswith(f"{version}.")):
-            yield f"nixpkgs packages {name} {have}, {version} is declared"
-    if found.flox_drv and found.flox_drv != found.drv:
-        yield f"Flox's expression is another derivation: {found.flox_drv}, not {found.drv}"
+        packaged = evaluated.versions[name]
+        if packaged != version and not (name == "python" and packaged.startswith(f"{version}.")):
+            yield f"nixpkgs packages {name} {packaged}, {version} is declared"
+    if evaluated.flox_drv and evaluated.flox_drv != evaluated.drv:
+        yield f"Flox's expression is another derivation: {evaluated.flox_drv}, not {evaluated.drv}"
 
 
-def evaluate(nix: Nix, root: Path, release: Release, variant: Variant, *, flox: bool) -> Evaluated | str:
-    """Evaluate one variant down to its derivation; the reason, in one line, when that fails."""
-    installable = f"{nix.flake}#{attribute(release, variant)}"
-    told = nix.ask("eval", "--json", installable, "--apply", _FACTS, *nix.flake_options(), remote=False)
-    if told.status:
-        return told.error
+def evaluate(nix: Nix, root: Path, release: Release, variant: Variant, *, flox: bool) -> Evaluated:
+    """Evaluate one variant of the checkout at `root` down to its derivation; with `flox` Flox's as well.
+
+    Raises an `Error` with the reason, in one line, when one of them does not evaluate.
+    """
+    installable = f"{nix.flake}#{evaluation.attribute(release, variant)}"
+    completed = nix.run("eval", "--json", installable, "--apply", _FACTS, *nix.flake_options(), remote=False)
+    if completed.status:
+        raise evaluation.error(release, variant, first_error(completed.stderr))
+    facts = parsed(completed)
     try:
-        facts = told.json()
-        found = Evaluated(dict(facts["versions"]), facts["torch"], facts["drvPath"], None)
-    except (Error, KeyError, TypeError, ValueError):
-        return not_understood("nix", told.out).message
-    if flox:
-        names = "--argstr", "name", variant.name(release), "--argstr", "system", variant.system
-        expression = str(root / "nix" / "flox.nix")
-        told = nix.ask("eval", "--raw", "--impure", "--file", expression, *names, "drvPath", remote=False)
-        if told.status:
-            return f"Flox's expression: {told.error}"
-        found = replace(found, flox_drv=told.out)
-    return found
-
-
-def attribute(release: Release, variant: Variant) -> str:
-    """Where the flake has a variant of a release."""
-    return f'legacyPackages.{variant.system}.releases."{release.name}".{variant.short}'
+        evaluated = Evaluated(dict(facts["versions"]), facts["torch"], facts["drvPath"], None)
+    except (KeyError, TypeError, ValueError) as failure:
+        raise not_understood("nix", completed.stdout) from failure
+    if not flox:
+        return evaluated
+    names = "--argstr", "name", variant.name(release), "--argstr", "system", variant.system
+    file = str(root / "nix" / "flox.nix")
+    completed = nix.run("eval", "--raw", "--impure", "--file", file, *names, "drvPath", remote=False)
+    if completed.status:
+        reason = f"Flox's expression: {first_error(completed.stderr)}"
+        raise evaluation.error(release, variant, reason)
+    return replace(evaluated, flox_drv=completed.stdout)

@@ -1,4 +1,4 @@
-"""Ask for a revision of nixpkgs: its commit and hash (nix-prefetch-github), its date and versions (nix).
+"""Look up a revision of nixpkgs: commit and hash by nix-prefetch-github, date and versions by Nix.
 
 Everything here needs the network the first time. Nothing is written but Nix's own store.
 """
@@ -6,7 +6,6 @@ Everything here needs the network the first time. Nothing is written but Nix's o
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, UsageError
 from vllm_variants.model.variants import Release
-from vllm_variants.nix.command import Nix, first_error, not_understood
+from vllm_variants.nix.command import Nix, first_error, not_understood, parsed
 from vllm_variants.system import process
 
 OWNER, REPOSITORY = "NixOS", "nixpkgs"
@@ -27,7 +26,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Revision:
-    """A commit of nixpkgs: 40 hex digits, its SRI hash, the name it was asked by when that was no commit."""
+    """A commit of nixpkgs: 40 hex digits, its SRI hash, and the tag or branch that named it, if one did."""
 
     rev: str
     hash: str
@@ -36,7 +35,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class Source:
-    """The same in the store: when it was committed (seconds since 1970) and where it lies."""
+    """The tree of a revision in the store: when it was committed (seconds since 1970), and its path."""
 
     last_modified: int
     path: Path
@@ -51,44 +50,47 @@ class Versions:
     cuda: tuple[str, ...]
 
 
-def revision(asked: str) -> Revision:
-    """The commit that `asked` (a full commit, a tag or a branch) means, with the hash of its tree.
+def revision(name: str) -> Revision:
+    """The commit that `name` (a full commit, a tag or a branch) stands for, with the hash of its tree.
 
     Runs `nix-prefetch-github`. Raises `UsageError` for a revision that does not exist,
     `MissingError` without the program or what it needs, `ResourceError` without a network or when
     GitHub refuses further requests.
     """
-    if not _NAME.fullmatch(asked):
-        raise UsageError(f"{asked[:60]!r} is no name of a revision", hint="write a commit, a tag or a branch")
-    command = [*_program(), OWNER, REPOSITORY, "--rev", asked, "--json", "-v"]
-    told = process.ask(command)
-    if told.returncode:
-        raise _failure(asked, told.stdout + told.stderr)
-    try:
-        facts = json.loads(told.stdout)
-        found = Revision(
-            _text(facts["rev"]), _text(facts["hash"]), None if _COMMIT.fullmatch(asked) else asked
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name[:60]!r} is not the name of a revision", hint="write a commit, a tag or a branch"
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise not_understood("nix-prefetch-github", told.stdout) from error
-    if not _COMMIT.fullmatch(found.rev) or not found.hash.startswith("sha256-"):
-        raise InputError(f"nix-prefetch-github named no commit and hash: {found.rev} {found.hash}")
-    return found
+    completed = process.capture([*_program(), OWNER, REPOSITORY, "--rev", name, "--json", "-v"])
+    if completed.status:
+        raise _failure(name, completed.output)
+    facts = parsed(completed, "nix-prefetch-github")
+    try:
+        rev, digest = _text(facts["rev"]), _text(facts["hash"])
+    except (KeyError, TypeError) as error:
+        raise not_understood("nix-prefetch-github", completed.stdout) from error
+    if not _COMMIT.fullmatch(rev) or not digest.startswith("sha256-"):
+        raise InputError(f"nix-prefetch-github printed neither a commit nor its hash: {rev} {digest}")
+    return Revision(rev, digest, None if _COMMIT.fullmatch(name) else name)
 
 
-def source(nix: Nix, found: Revision) -> Source:
-    """The revision's tree in the store, and its date; refuses a tree of another hash."""
-    told = nix.ask("flake", "metadata", "--json", f"github:{OWNER}/{REPOSITORY}/{found.rev}", remote=False)
-    if told.status:
-        raise _failure(found.rev, told.err)
-    facts = told.json()
+def source(nix: Nix, revision: Revision) -> Source:
+    """The revision's tree in the store, and its date.
+
+    Raises an `Error` for a tree of another hash, and those of `revision`.
+    """
+    reference = f"github:{OWNER}/{REPOSITORY}/{revision.rev}"
+    completed = nix.run("flake", "metadata", "--json", reference, remote=False)
+    if completed.status:
+        raise _failure(revision.rev, completed.stderr)
+    facts = parsed(completed)
     try:
         digest = _text(facts["locked"]["narHash"])
         tree = Source(int(facts["locked"]["lastModified"]), Path(_text(facts["path"])))
     except (KeyError, TypeError, ValueError) as error:
-        raise not_understood("nix", told.out) from error
-    if digest != found.hash:
-        text = f"two hashes of {found.rev[:7]}: {found.hash} (nix-prefetch-github), {digest} (Nix)"
+        raise not_understood("nix", completed.stdout) from error
+    if digest != revision.hash:
+        text = f"two hashes of {revision.rev[:7]}: {revision.hash} (nix-prefetch-github), {digest} (Nix)"
         raise Error(text, hint="try again; if it stays, one of them was given another tree")
     return tree
 
@@ -99,7 +101,7 @@ let
   pkgs = import path { inherit system; config = { allowUnfree = true; }; overlays = [ ]; };
   set = pkgs.${"python${builtins.replaceStrings [ "." ] [ "" ] python}Packages"};
   numbers = builtins.match "cudaPackages_([0-9]+)_([0-9]+)";
-  cuda = builtins.filter (found: found != null) (map numbers (builtins.attrNames pkgs));
+  cuda = builtins.filter (match: match != null) (map numbers (builtins.attrNames pkgs));
 in {
   vllm = set.vllm.version;
   torch = (set.torch-bin or set.torch).version;
@@ -109,32 +111,33 @@ in {
 
 
 def versions(nix: Nix, tree: Path, release: Release, system: str) -> Versions:
-    """What the nixpkgs at `tree` packages for the release's Python."""
+    """What the nixpkgs at `tree` packages for the release's Python; raises an `Error` if it does not say."""
     call = f'({_VERSIONS}) {{ path = "{tree}"; system = "{system}"; python = "{release.stack.python}"; }}'
-    told = nix.ask("eval", "--impure", "--json", "--expr", call, remote=False)
-    if told.status:
-        raise Error(f"this nixpkgs cannot be asked for its versions: {told.error}")
-    facts = told.json()
+    completed = nix.run("eval", "--impure", "--json", "--expr", call, remote=False)
+    if completed.status:
+        reason = first_error(completed.stderr)
+        raise Error(f"the versions in this nixpkgs cannot be evaluated: {reason}")
+    facts = parsed(completed)
     try:
         cuda = tuple(_text(version) for version in facts["cuda"])
         return Versions(_text(facts["vllm"]), _text(facts["torch"]), cuda)
     except (KeyError, TypeError) as error:
-        raise not_understood("nix", told.out) from error
+        raise not_understood("nix", completed.stdout) from error
 
 
 def _text(value: object) -> str:
-    """A part of an answer that must be text; `TypeError` otherwise."""
+    """A value in a JSON document that must be text; raises `TypeError` otherwise."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 
 def _program() -> Sequence[str]:
     """nix-prefetch-github: on PATH (Nix's own brings what it needs), beside our Python, or as a module."""
     beside = Path(sys.executable).with_name("nix-prefetch-github")
-    found = shutil.which("nix-prefetch-github") or (str(beside) if beside.exists() else None)
-    if found:
-        return [found]
+    program = shutil.which("nix-prefetch-github") or (str(beside) if beside.exists() else None)
+    if program:
+        return [program]
     if importlib.util.find_spec("nix_prefetch_github"):
         return [sys.executable, "-m", "nix_prefetch_github"]
     raise MissingError(
@@ -143,30 +146,30 @@ def _program() -> Sequence[str]:
     )
 
 
-def _failure(asked: str, said: str) -> Error:
-    """What the words of nix-prefetch-github, git and Nix mean; the first that is found decides."""
+def _failure(name: str, output: str) -> Error:
+    """The `Error` for what nix-prefetch-github, git and Nix print; the first pattern that matches decides."""
     if re.search(
-        r"Could(?:n't| not) resolve host|unable to access|Connection (?:refused|timed out)|timed out", said
+        r"Could(?:n't| not) resolve host|unable to access|Connection (?:refused|timed out)|timed out", output
     ):
         return ResourceError("GitHub cannot be reached from here", hint="check the network and try again")
-    if re.search(r"rate limit|HTTP error (?:403|429)|error: (?:403|429)", said):
+    if re.search(r"rate limit|HTTP error (?:403|429)|error: (?:403|429)", output):
         return ResourceError(
             "GitHub refuses further requests from here for a while",
             hint="wait an hour, or give Nix a token: access-tokens = github.com=… in nix.conf",
         )
-    if re.search(r"HTTP error 404|Unable to locate revision|error: 404", said):
+    if re.search(r"HTTP error 404|Unable to locate revision|error: 404", output):
         return UsageError(
-            f"{OWNER}/{REPOSITORY} has no revision {asked}", hint="write a full commit, a tag or a branch"
+            f"{OWNER}/{REPOSITORY} has no revision {name}", hint="write a full commit, a tag or a branch"
         )
-    needed = [name for name in ("nix-prefetch-url", "nix-prefetch-git") if not shutil.which(name)]
-    if needed and ("Unable to calculate hash sum" in said or "No such file" in said):
+    missing = [tool for tool in ("nix-prefetch-url", "nix-prefetch-git") if not shutil.which(tool)]
+    if missing and ("Unable to calculate hash sum" in output or "No such file" in output):
         return MissingError(
-            f"nix-prefetch-github needs {' and '.join(needed)}, not on PATH, to find a hash",
+            f"nix-prefetch-github needs {' and '.join(missing)}, not on PATH, to find a hash",
             hint="nix shell nixpkgs#nix-prefetch-github brings them",
         )
-    if "Unable to calculate hash sum" in said:
+    if "Unable to calculate hash sum" in output:
         return ResourceError(
-            f"the tree of {asked} could not be downloaded to find its hash",
+            f"the tree of {name} could not be downloaded to find its hash",
             hint="check the network and try again; nix-prefetch-github -v says more",
         )
-    return Error(f"nix-prefetch-github failed: {first_error(said)}")
+    return Error(f"nix-prefetch-github failed: {first_error(output)}")

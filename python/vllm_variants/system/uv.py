@@ -23,7 +23,7 @@ import toml
 
 from vllm_variants.errors import InputError, MissingError, ResourceError
 from vllm_variants.system import process
-from vllm_variants.system.process import Talk
+from vllm_variants.system.process import CompletedCommand
 
 # docs: uv's reference of environment variables. UV_INDEX_… are credentials, by the index's name.
 _KEPT_VARIABLES = re.compile(
@@ -42,20 +42,59 @@ _KEPT_SETTINGS = _KEPT_OF_PIP | frozenset(
 _PLACES = frozenset({"index-url", "extra-index-url", "find-links", "url"})
 
 
-def run(arguments: Sequence[str | Path], hide: str | None = None) -> Talk:
-    """Run uv with `arguments`; how it ended. Lines that match `hide` are not shown.
+def program() -> str:
+    """The uv program: the one that `VLLM_VARIANTS_UV` names, else the one installed with this package.
 
-    Raises `MissingError` when uv cannot be started, `InputError` for a `uv.toml` that is none.
+    Raises `MissingError` where neither is there.
     """
-    program = process.uv()
-    with _settings() as how:
+    named = os.environ.get("VLLM_VARIANTS_UV")
+    if named:
+        return named
+    from uv import find_uv_bin
+
+    try:
+        return find_uv_bin()
+    except FileNotFoundError as error:
+        raise MissingError(
+            "uv is not installed beside this program", hint="install it, and name it in VLLM_VARIANTS_UV"
+        ) from error
+
+
+def run(arguments: Sequence[str | Path], hide: str | None = None) -> CompletedCommand:
+    """Run uv with `arguments` and show its output, without the lines that match `hide`; how it ended.
+
+    Raises `MissingError` when uv cannot be started, `InputError` for a `uv.toml` that is not TOML.
+    """
+    with _command(arguments) as command:
+        return process.show(command, env=environment(), hide=hide)
+
+
+def capture(arguments: Sequence[str | Path], text: str = "") -> CompletedCommand:
+    """Run uv with `arguments` and without showing anything, `text` as its stdin; raises as `run` does."""
+    with _command(arguments) as command:
+        return process.capture(command, env=environment(), text=text)
+
+
+@contextmanager
+def _command(arguments: Sequence[str | Path]) -> Iterator[list[str | Path]]:
+    """The command line, while the file with uv's settings is there; its `OSError` becomes `MissingError`."""
+    executable = program()
+    with _settings() as options:
         try:
-            return process.run([program, *arguments, *how], env=environment(), hide=hide)
-        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            yield [executable, *arguments, *options]
+        except OSError as error:
+            if error.filename != executable:
+                raise
             raise MissingError(
-                f"uv cannot be started: {error.strerror} ({program})",
-                hint="unset VLLM_VARIANTS_UV, or name a uv program in it",
+                f"uv cannot be started: {error.strerror} ({executable})", hint=hint()
             ) from error
+
+
+def hint() -> str:
+    """What a person does about a uv that cannot be used."""
+    if os.environ.get("VLLM_VARIANTS_UV"):
+        return "name a uv program in VLLM_VARIANTS_UV, or unset it"
+    return "install vllm-variants again; in a checkout: rm -r .venv"
 
 
 def environment() -> dict[str, str]:
@@ -89,12 +128,10 @@ def _files() -> list[Path]:
         return []
     if named := os.environ.get("UV_CONFIG_FILE"):
         return [Path(named).absolute()]
-    own = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111 (never fails)
-    shared = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
-    first_shared = next(
-        (f for f in [*(Path(d, "uv", "uv.toml") for d in shared), _MACHINE] if f.is_file()), None
-    )
-    return [path for path in (Path(own, "uv", "uv.toml"), first_shared) if path and path.is_file()]
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111 (never fails)
+    folders = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
+    of_machine = [path for path in (*(Path(f, "uv", "uv.toml") for f in folders), _MACHINE) if path.is_file()]
+    return [path for path in (Path(home, "uv", "uv.toml"), *of_machine[:1]) if path.is_file()]
 
 
 _MACHINE = Path("/etc/uv/uv.toml")
@@ -108,21 +145,21 @@ def _kept(path: Path) -> dict[str, Any]:
         raise ResourceError(f"uv's settings {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(
-            f"uv's settings {path} are no TOML: {error}", hint="hint the file, or set UV_NO_CONFIG=1"
+            f"uv's settings {path} are not TOML: {error}", hint="correct the file, or set UV_NO_CONFIG=1"
         ) from error
     kept = {key: value for key, value in facts.items() if key in _KEPT_SETTINGS}
     of_pip = facts.get("pip")
     if isinstance(of_pip, dict):
         kept["pip"] = {key: value for key, value in of_pip.items() if key in _KEPT_OF_PIP}
-    found: dict[str, Any] = _placed(kept, path.parent)
-    return {key: value for key, value in found.items() if value != {}}
+    settings: dict[str, Any] = _with_absolute_paths(kept, path.parent)
+    return {key: value for key, value in settings.items() if value != {}}
 
 
-def _placed(value: Any, folder: Path, key: str = "") -> Any:
+def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _placed(inner, folder, name) for name, inner in value.items()}
+        return {name: _with_absolute_paths(inner, folder, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_placed(inner, folder, key) for inner in value]
+        return [_with_absolute_paths(inner, folder, key) for inner in value]
     if isinstance(value, str) and key in _PLACES and "://" not in value:
         return str(folder / value)
     return value

@@ -1,7 +1,7 @@
 """Audit a built output with all it needs at run time, once: a store path never changes.
 
-A report that passed is kept under the output's name and a digest of all that it follows from: which
-paths were audited, for which device, what should be there, and the code that judged.
+A report that passed is kept under the output's name and a digest of all that decides it: which paths
+were audited, for which device, which libraries should be there, and the code that judged.
 """
 
 from __future__ import annotations
@@ -13,25 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import vllm_variants
 from vllm_variants import data
-from vllm_variants.errors import AuditError, Error, InputError
-from vllm_variants.model import results
+from vllm_variants.errors import AuditError, Error
 from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 from vllm_variants.system import folders, reporting
 from vllm_variants.system.progress import Say
-
-
-def identified(request: Request, out: Path) -> Result:
-    """The result at `out`; `InputError` when it is not what was asked for."""
-    result = results.read(out)
-    told, release = result.manifest.variant, result.manifest.release
-    if (told, release) != (request.name, request.release.name):
-        raise InputError(
-            f"{out} says it is {told} of release {release}, not {request.name} of {request.release.name}",
-            hint="the flake and this vllm-variants are of different versions: use those of one checkout",
-        )
-    return result
 
 
 def audited(
@@ -52,11 +40,11 @@ def audited(
     if _passed(path):
         return path
     from vllm_variants import audit
-    from vllm_variants.audit import contents as expectations
+    from vllm_variants.audit import contents
 
-    known = expectations.load(request.release.name, request.variant.system)
+    expected = contents.load(request.release.name, request.variant.system)
     short, device = request.variant.short, request.variant.capability
-    report = audit.judge((str(result.path),), audit.collect(paths, device, go_on), device, known)
+    report = audit.judge((str(result.path),), audit.collect(paths, device, go_on), device, expected)
     if not report.passed:
         raise AuditError(
             f"{short} is built, but not linked: {report.missing}",
@@ -80,21 +68,21 @@ def _passed(path: Path) -> bool:
 
 
 def _digest(request: Request, paths: Sequence[Path]) -> str:
-    """16 hex digits of what a report follows from, besides the bytes in the store."""
+    """16 hex digits of all that decides a report, besides the bytes in the store."""
     file = data.root() / "expectations" / f"{request.release.name}.toml"
-    expected = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    contents = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
     device = f"{request.variant.system} {request.variant.capability}"
-    code = code_digest(Path(results.__file__).parent)
-    follows = (code, device, request.release.name, expected, *map(str, paths))
-    return hashlib.sha256("\n".join(follows).encode()).hexdigest()[:16]
+    code = code_digest(Path(vllm_variants.__file__).parent)
+    parts = (code, device, request.release.name, contents, *map(str, paths))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def code_digest(package: Path) -> str:
     """A digest of the sources that make a report: the audit, what reads device code, and the rules."""
     rules = (package / "model" / "capability.py", package / "model" / "toolkits.py", package / "versions.py")
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted([*package.glob("audit/**/*.py"), *package.glob("fatbin/**/*.py"), *rules]):
         text = path.read_bytes()
-        found.update(f"{path.relative_to(package)} {len(text)}\n".encode() + text)
-    return found.hexdigest()
+        digest.update(f"{path.relative_to(package)} {len(text)}\n".encode() + text)
+    return digest.hexdigest()

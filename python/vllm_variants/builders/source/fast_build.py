@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.builders.outcomes import Done, Outcome, Status, outcome_of
-from vllm_variants.builders.source.finishing import Finisher
+from vllm_variants.builders.source.finishing import Finisher, blocked_links
 from vllm_variants.builders.source.options import Options
 from vllm_variants.errors import Error, MissingError, UsageError
 from vllm_variants.machine import memory
 from vllm_variants.model.requests import Request
-from vllm_variants.nix import evaluation as nix_eval
+from vllm_variants.nix import evaluation
 from vllm_variants.nix.command import Nix, first_error, not_understood
-from vllm_variants.nix.events import plain, without_name
+from vllm_variants.nix.events import without_name
 from vllm_variants.nix.failures import failure
 from vllm_variants.nix.progress import TAIL, Build
 from vllm_variants.system import process
 from vllm_variants.system.progress import Say
+from vllm_variants.system.text import plain
 
-_Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → what the report says of it
+_Results = dict[str, dict[str, dict[str, Any]]]  # attribute → EVAL or BUILD → its row in the report
 
 
 @dataclass(frozen=True)
@@ -44,53 +45,65 @@ class FastBuilder:
         self, requests: Sequence[Request], say: Say, done: Done = lambda outcome: None
     ) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known."""
-        cores, max_jobs = self.options.cores, self.options.max_jobs
-        plan = memory.plan_here(len(requests), cores=cores, max_jobs=max_jobs)
+        plan = memory.plan_here(len(requests), cores=self.options.cores, max_jobs=self.options.max_jobs)
         say(plan.sentence())
-        outcomes = {}
-        for parent in dict.fromkeys(nix_eval.parent(request) for request in requests):
-            group = [request for request in requests if nix_eval.parent(request) == parent]
+        blocked = blocked_links(requests)
+        outcomes: dict[str, Outcome] = {}
+
+        def take(outcome: Outcome) -> None:
+            outcomes[outcome.variant] = outcome
+            done(outcome)
+
+        for request, error in blocked.items():
+            take(outcome_of(request, Status.FAILED, error=error))
+        groups: dict[str, list[Request]] = {}
+        for request in requests:
+            if request not in blocked:
+                groups.setdefault(evaluation.parent(request.release, request.variant), []).append(request)
+        for parent, group in groups.items():
             report = self._run(parent, group, plan)
             for request in group:
-                outcome = self._outcome(request, report.get(request.variant.short, {}), plan, say)
-                outcomes[request.name] = outcome
-                done(outcome)
+                take(self._outcome(request, report.get(request.variant.short, {}), plan, say))
         return [outcomes[request.name] for request in requests]
 
     def _run(self, parent: str, group: Sequence[Request], plan: memory.Plan) -> _Results:
-        wanted = " ".join(request.variant.short for request in group)
+        """Build variants of one release and system; the report."""
         with tempfile.TemporaryDirectory(prefix="vllm-variants-") as folder:
             report = Path(folder, "results.json")
-            command = [self.program, "--flake", f"{self.nix.flake}#{parent}", "--no-nom"]
-            command += ["--select", f"set: {{ inherit (set) {wanted}; }}"]
-            command += ["--systems", group[0].variant.system]
-            command += _jobs(plan, len(group))
-            command += ["--option", "cores", str(plan.cores), "--retries", str(self.options.retries)]
-            workers = nix_eval.concurrent(plan.available, plan.processors)
-            command += ["--eval-workers", str(workers)]
-            command += ["--eval-max-memory-size", str(nix_eval.PER_EVALUATION // 1_000_000)]
-            command += ["--result-file", str(report), "--result-format", "json"]
-            command += [] if self.options.keep_going else ["--fail-fast"]
-            command += self.nix.override_options()
-            command += [word for pair in self.nix.options for word in ("--option", *pair)]
-            command += ["--option", "builders", self.nix.builders] if self.nix.builders is not None else []
-            command += ["--store", self.nix.store] if self.nix.store else []
-            talk = process.run(command)
+            completed = process.show(self._command(parent, group, plan, report))
             if not report.exists():
-                raise Error(f"nix-fast-build ended without a report: {first_error(talk.text)}")
+                raise Error(f"nix-fast-build ended without a report: {first_error(completed.stdout)}")
             try:
                 return _read(report)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 text = report.read_text(encoding="utf-8", errors="replace")
                 raise not_understood("nix-fast-build", text) from error
 
+    def _command(self, parent: str, group: Sequence[Request], plan: memory.Plan, report: Path) -> list[str]:
+        names = [request.variant.short for request in group]
+        workers = evaluation.concurrent(plan.available, plan.processors)
+        command = [self.program, "--flake", f"{self.nix.flake}#{parent}", "--no-nom"]
+        command += ["--select", evaluation.selection(names), "--systems", group[0].variant.system]
+        command += _jobs(plan, len(group))
+        command += ["--option", "cores", str(plan.cores), "--retries", str(self.options.retries)]
+        command += ["--eval-workers", str(workers)]
+        command += ["--eval-max-memory-size", str(evaluation.PER_EVALUATION // 1_000_000)]
+        command += ["--result-file", str(report), "--result-format", "json"]
+        command += [] if self.options.keep_going else ["--fail-fast"]
+        command += self.nix.override_options()
+        command += [word for pair in self.nix.options for word in ("--option", *pair)]
+        command += ["--option", "builders", self.nix.builders] if self.nix.builders is not None else []
+        command += ["--store", self.nix.store] if self.nix.store else []
+        return command
+
     def _outcome(
-        self, request: Request, told: dict[str, dict[str, Any]], plan: memory.Plan, say: Say
+        self, request: Request, rows: dict[str, dict[str, Any]], plan: memory.Plan, say: Say
     ) -> Outcome:
-        evaluated, built = told.get("EVAL", {}), told.get("BUILD")
+        evaluated, built = rows.get("EVAL", {}), rows.get("BUILD")
         if built is None or not evaluated.get("success", True):
-            why = first_error(str(evaluated.get("error") or "nix-fast-build said nothing about it"))
-            return outcome_of(request, Status.FAILED, error=nix_eval.refusal(request, why))
+            reason = first_error(str(evaluated.get("error") or "nix-fast-build reported nothing about it"))
+            error = evaluation.error(request.release, request.variant, reason)
+            return outcome_of(request, Status.FAILED, error=error)
         seconds = float(built.get("duration") or 0)
         if not built["success"]:
             build = Build(str(built.get("drvPath", "")))
@@ -100,11 +113,9 @@ class FastBuilder:
             return outcome_of(
                 request, Status.FAILED, error=error, seconds=seconds, tail=tuple(build.tail)[-TAIL:]
             )
-        finisher = Finisher(self.nix, self.options.cache)
         out = str((built.get("outputs") or evaluated.get("outputs") or {}).get("out", ""))
-        return finisher.conclude(
-            request, out, outcome_of(request, Status.BUILT, how="built", seconds=seconds), say
-        )
+        outcome = outcome_of(request, Status.BUILT, how="built", seconds=seconds)
+        return Finisher(self.nix, self.options.cache).finish(request, out, outcome, say)
 
 
 def _jobs(plan: memory.Plan, builds: int) -> list[str]:
@@ -133,7 +144,7 @@ def find(nix: Nix, options: Options) -> FastBuilder:
 
 
 def _read(report: Path) -> _Results:
-    found: _Results = {}
+    results: _Results = {}
     for row in json.loads(report.read_text(encoding="utf-8"))["results"]:
-        found.setdefault(str(row["attr"]), {})[str(row["type"])] = row
-    return found
+        results.setdefault(str(row["attr"]), {})[str(row["type"])] = row
+    return results

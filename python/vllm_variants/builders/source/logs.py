@@ -18,7 +18,7 @@ from typing import Self, TextIO
 
 from vllm_variants.errors import resource_error
 from vllm_variants.nix.events import Event, LogLine, Message, Started
-from vllm_variants.nix.progress import Build, Tracker, store_hash
+from vllm_variants.nix.progress import Build, store_hash
 from vllm_variants.system import folders
 
 
@@ -47,21 +47,21 @@ class BuildLogs:
         name = self.names.get(build.drv) or "-".join(filter(None, (build.name, store_hash(build.drv)[:8])))
         return self.folder / f"{name}.log"
 
-    def take(self, event: Event, tracker: Tracker, about: object) -> None:
-        """Write what one event says; `about` is the build that `tracker` found it to be about.
+    def take(self, event: Event, subject: object) -> None:
+        """Write what one event says; `subject` is what it is about, as `Tracker.apply` returns it.
 
         A log that cannot be written (a full disk) ends, and the build goes on.
         """
         with suppress(OSError):
             match event:
-                case Started() if isinstance(about, Build):
-                    self._start(about)
-                case LogLine() if isinstance(about, Build) and about.drv in self._open:
-                    self._open[about.drv].write(event.text + "\n")
+                case Started() if isinstance(subject, Build):
+                    self._start(subject)
+                case LogLine() if isinstance(subject, Build) and subject.drv in self._open:
+                    self._open[subject.drv].write(event.text + "\n")
                 case Message():
                     self._write("", event.text)
-        if isinstance(about, Build) and about.ended is not None:
-            self._end(about.drv)
+        if isinstance(subject, Build) and subject.ended is not None:
+            self._end(subject.drv)
 
     def close(self) -> None:
         """Close every file."""
@@ -75,7 +75,7 @@ class BuildLogs:
         self.close()
 
     def _start(self, build: Build) -> None:
-        if build.drv in self._open:  # the same build, told of again from a remote machine
+        if build.drv in self._open:  # the same build, announced again by a remote machine
             return
         path = self.path(build)
         self.paths[build.drv] = path

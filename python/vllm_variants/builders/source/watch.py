@@ -1,21 +1,35 @@
-"""Watch one `nix build`: gather its events, keep its logs, and say at once what failed."""
+"""Watch one `nix build`: gather its events, keep its logs, and report at once what failed."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vllm_variants.builders.display import Row
-from vllm_variants.builders.reports import duration
 from vllm_variants.builders.source.logs import BuildLogs
 from vllm_variants.nix.command import Nix
 from vllm_variants.nix.events import Event
 from vllm_variants.nix.progress import Build, Copy, Tracker
 from vllm_variants.system.progress import Say
+from vllm_variants.system.text import duration
 
-RECENT = 16  # builds that may have ended between a failure and the count that tells of it
-SHOWN = 12  # last lines of a failure that are shown; the log has all
+RECENT = 16
+"""Builds that may have ended between a failure and the count that shows it."""
+SHOWN = 12
+"""Last lines of a failed build that are shown; the log has all."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a variant is not built: the build that failed, or Nix's errors; false when neither is known."""
+
+    build: Build | None = None
+    errors: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return self.build is not None or bool(self.errors)
 
 
 @dataclass
@@ -29,36 +43,37 @@ class Watch:
     tracker: Tracker = field(default_factory=Tracker)
     failed: dict[str, Build] = field(default_factory=dict)
     _ended: deque[Build] = field(default_factory=lambda: deque(maxlen=RECENT))
-    _needs: dict[str, frozenset[str]] = field(default_factory=dict)
+    _requisites: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def take(self, event: Event) -> Build | Copy | None:
         """Take in one event; returns the build or copy that it is about."""
-        about = self.tracker.apply(event)
-        self.logs.take(event, self.tracker, about)
-        if isinstance(about, Build) and about.ended is not None:
-            self._ended.append(about)
+        subject = self.tracker.apply(event)
+        self.logs.take(event, subject)
+        if isinstance(subject, Build) and subject.ended is not None:
+            self._ended.append(subject)
         if self.tracker.failed > len(self.failed):
             self._find_failures()
-        return about
+        return subject
 
-    def cause(self, drv: str) -> Build | None:
-        """The build that failed and that the derivation `drv` is or needs, its own first."""
-        if drv in self.failed:
-            return self.failed[drv]
-        return next((build for build in self.failed.values() if build.drv in self.needs(drv)), None)
+    def cause(self, drv: str) -> Cause:
+        """Why the derivation `drv` is not built.
 
-    def errors(self, drv: str) -> list[str]:
-        """What Nix said about `drv` or something it needs, by the paths in its words."""
-        return [error for error in self.tracker.errors if any(path in error for path in self._drvs(drv))]
+        The build is its own, or one that it needs; the errors are those that name one of these.
+        """
+        build = self.failed.get(drv)
+        requisites = self.requisites(drv)
+        build = build or next((item for item in self.failed.values() if item.drv in requisites), None)
+        drvs = [path for path in requisites if path.endswith(".drv")]
+        return Cause(build, [error for error in self.tracker.errors if any(path in error for path in drvs)])
 
-    def needs(self, drv: str) -> frozenset[str]:
-        """The closure of a derivation, asked for once."""
-        if drv not in self._needs:
-            self._needs[drv] = self.nix.requisites(drv)
-        return self._needs[drv]
+    def requisites(self, drv: str) -> frozenset[str]:
+        """All that building a derivation may need; Nix is asked once."""
+        if drv not in self._requisites:
+            self._requisites[drv] = self.nix.requisites(drv)
+        return self._requisites[drv]
 
     def row(self, drv: str, out: str, now: float) -> Row:
-        """How one variant that is not finished stands, by its derivation and output."""
+        """How a variant that is not finished stands, by its derivation and output."""
         build = self.tracker.builds.get(drv)
         copy = next((copy for copy in list(self.tracker.copies.values()) if copy.path == out), None)
         if copy:
@@ -70,46 +85,51 @@ class Watch:
         return Row(self.names[drv], state, build.phase, build.objects, build.machine, build.seconds(now))
 
     def beside(self) -> str:
-        """What goes on beside the variants: downloads and what they need, in one line."""
+        """What goes on beside the variants, in one line: downloads, and builds that they need."""
         parts = []
         if self.tracker.copies:
-            done, of = self.tracker.bytes_copied / 1e6, self.tracker.to_copy / 1e6
-            parts.append(f"downloads: {done:.0f} of {of:.0f} MB")
+            done, expected = self.tracker.bytes_copied / 1e6, self.tracker.to_copy / 1e6
+            parts.append(f"downloads: {done:.0f} of {expected:.0f} MB")
         others = [build for build in self.tracker.running if build.drv not in self.names]
         if others:
-            parts.append(f"building {', '.join(_doing(build) for build in others)}")
+            counts = [f" {build.objects[0]}/{build.objects[1]}" if build.objects else "" for build in others]
+            shown = [f"{build.name}{count}" for build, count in zip(others, counts, strict=True)]
+            parts.append(f"building {', '.join(shown)}")
         return "; ".join(parts)
 
-    def _drvs(self, drv: str) -> Iterable[str]:
-        return (path for path in self.needs(drv) if path.endswith(".drv"))
+    def left_behind(self) -> str:
+        """What an interrupted run leaves in the store, and what may still go on elsewhere, as a sentence."""
+        ended = [build for build in self.tracker.builds.values() if build.ended is not None]
+        kept = len(ended) - len(self.failed)
+        text = f"stopped; {kept} finished build{'s' if kept != 1 else ''} of this run stay in the store"
+        machines = sorted({build.machine for build in self.tracker.running if build.machine})
+        if machines:
+            text += f"; what runs on {', '.join(machines)} ends when it notices, or goes on to its end there"
+        return text
 
     def _find_failures(self) -> None:
-        """Ask the store which of the builds that ended lately are not whole, as many as failed."""
+        """Look in the store which of the builds that ended lately are not whole, as many as failed."""
         while self._ended and self.tracker.failed > len(self.failed):
             build = self._ended.pop()
             if build.drv not in self.failed and not self.nix.whole(build.drv):
                 self.failed[build.drv] = build
-                self._tell(build)
+                self.say(failure_notice(self._subject(build), build, self.logs.paths.get(build.drv)))
 
-    def _tell(self, build: Build) -> None:
-        who = self.names.get(build.drv)
-        needed = [
-            name for drv, name in self.names.items() if drv != build.drv and build.drv in self.needs(drv)
-        ]
-        subject = who or f"{build.name}, which {_and(needed)} {'needs' if len(needed) == 1 else 'need'},"
-        took = f" after {duration(build.seconds(build.started))}"
-        phase = f" in {build.phase}" if build.phase else ""
-        objects = f" at object {build.objects[0]} of {build.objects[1]}" if build.objects else ""
-        lines = "".join(f"\n  | {line}" for line in list(build.tail)[-SHOWN:])
-        log = self.logs.paths.get(build.drv)
-        kept = f"\n  full log: {log}" if log else ""
-        self.say(f"{subject} failed{phase}{objects}{took}{'; last lines:' if lines else ''}{lines}{kept}")
+    def _subject(self, build: Build) -> str:
+        """A failed build as the subject of a sentence: a variant, or what variants need."""
+        if build.drv in self.names:
+            return self.names[build.drv]
+        dependents = [name for drv, name in self.names.items() if build.drv in self.requisites(drv)]
+        listed = " and ".join(filter(None, (", ".join(dependents[:-1]), *dependents[-1:])))
+        verb = "needs" if len(dependents) == 1 else "need"
+        return f"{build.name}, which {listed or 'nothing requested'} {verb},"
 
 
-def _doing(build: Build) -> str:
-    count = f" {build.objects[0]}/{build.objects[1]}" if build.objects else ""
-    return f"{build.name}{count}"
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else "nothing asked for"
+def failure_notice(subject: str, build: Build, log: Path | None) -> str:
+    """That a build failed: where, after how long, its last lines and its log."""
+    phase = f" in {build.phase}" if build.phase else ""
+    objects = f" at object {build.objects[0]} of {build.objects[1]}" if build.objects else ""
+    lines = "".join(f"\n  | {line}" for line in list(build.tail)[-SHOWN:])
+    after = f"{duration(build.seconds(build.started))}{'; last lines:' if lines else ''}{lines}"
+    kept = f"\n  full log: {log}" if log else ""
+    return f"{subject} failed{phase}{objects} after {after}{kept}"

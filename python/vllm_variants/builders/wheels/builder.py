@@ -161,4 +161,4 @@ def _entry(request: Request, lock: Lock, interpreter: Interpreter) -> str:
 
 
 def _python(interpreter: Interpreter) -> str:
-    return f"Python {interpreter.version} ({interpreter.found}: {interpreter.path})"
+    return f"Python {interpreter.version} ({interpreter.origin}: {interpreter.path})"

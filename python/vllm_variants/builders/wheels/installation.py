@@ -12,7 +12,7 @@ from vllm_variants.errors import Error, InputError, ResourceError, UnsupportedEr
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.platforms import host_system
 from vllm_variants.system import uv
-from vllm_variants.system.process import Talk
+from vllm_variants.system.process import CompletedCommand
 
 # What uv says → what it means. The first that is found in its last words decides.
 _REASONS: tuple[tuple[tuple[str, ...], type[Error], str, str], ...] = (
@@ -110,14 +110,14 @@ def uv_run(command: Sequence[str | Path], python: Interpreter | Path, rest: Sequ
     _check(uv.run([*command, "--python", path, *rest], hide=_EVERY_PACKAGE), "uv failed")
 
 
-def _check(talk: Talk, what: str) -> None:
-    if not talk.status:
+def _check(completed: CompletedCommand, what: str) -> None:
+    if not completed.status:
         return
-    error = _first_error(talk.text)
+    error = _first_error(completed.stdout)
     for words, kind, meaning, hint in _REASONS:
-        if any(word in talk.text for word in words):
+        if any(word in completed.stdout for word in words):
             raise kind(meaning.format(error=error), hint=hint)
-    raise Error(f"{what} (exit status {talk.status}): {error}")
+    raise Error(f"{what} (exit status {completed.status}): {error}")
 
 
 def _first_error(text: str) -> str:

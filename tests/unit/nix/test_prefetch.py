@@ -41,7 +41,7 @@ def test_a_strange_answer_of_nix_prefetch_github_is_a_sentence(
 ) -> None:
     program(tmp_path, "nix-prefetch-github", answer)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with pytest.raises(Error, match="nix-prefetch-github answered what is not understood") as caught:
+    with pytest.raises(Error, match="the output of nix-prefetch-github is not understood") as caught:
         prefetch.revision(REV)
     assert caught.value.exit_code is ExitCode.FAILED
     assert len(caught.value.message) < 200
@@ -68,7 +68,7 @@ def test_its_answer_is_a_commit_with_the_hash_of_its_tree(
     ],
 )
 def test_strange_metadata_is_a_sentence(tmp_path: Path, answer: str) -> None:
-    with pytest.raises(Error, match=r"^nix answered what is not understood"):
+    with pytest.raises(Error, match=r"^the output of nix is not understood"):
         prefetch.source(Nix(program(tmp_path, "nix", answer), ""), FOUND)
 
 
@@ -77,13 +77,13 @@ def test_strange_metadata_is_a_sentence(tmp_path: Path, answer: str) -> None:
 )
 def test_strange_versions_are_a_sentence(tmp_path: Path, answer: str) -> None:
     nix = Nix(program(tmp_path, "nix", answer), "")
-    with pytest.raises(Error, match=r"^nix answered what is not understood"):
+    with pytest.raises(Error, match=r"^the output of nix is not understood"):
         prefetch.versions(nix, tmp_path, matrix.load().default, "x86_64-linux")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 5000, "two\nlines"])
 def test_what_is_no_name_is_a_sentence_of_one_short_line(name: str) -> None:
-    with pytest.raises(UsageError, match="is no name of a revision") as caught:
+    with pytest.raises(UsageError, match="is not the name of a revision") as caught:
         prefetch.revision(name)
     assert len(caught.value.message) < 120
     assert "\n" not in caught.value.message

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vllm_variants.builders.outcomes import Outcome, Status
-from vllm_variants.builders.source import batch as nix_batch
-from vllm_variants.builders.source import closure_audit
+from vllm_variants.builders.source import closure_audit, finishing
+from vllm_variants.builders.source import nix as nix_builder
 from vllm_variants.builders.source.finishing import Finisher
 from vllm_variants.builders.source.options import Options
 from vllm_variants.errors import Interrupted
@@ -43,16 +43,16 @@ def test_an_upload_is_ended_by_an_interruption(
     """The result comes from a remote store, slowly, in a thread; Ctrl-C comes in the main one."""
     request = Request(ROWS.parse("sm90").variant, ROWS.default, tmp_path)
     ended: list[Outcome] = []
-    batch = nix_batch.Batch(nix, Options(), None, lambda text: None, ended.append)
+    batch = nix_builder.Batch(nix, Options(), None, lambda text: None, ended.append)
 
-    def interrupted(self: nix_batch.Batch, wait: bool = False) -> None:
+    def interrupted(self: nix_builder.Batch, wait: bool = False) -> None:
         deadline = time.monotonic() + 20
         while wait and not (tmp_path / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         if wait:
             raise Interrupted
 
-    monkeypatch.setattr(nix_batch.Batch, "_collect", interrupted)
+    monkeypatch.setattr(nix_builder.Batch, "_collect", interrupted)
     started = time.monotonic()
     with pytest.raises(Interrupted):
         batch.run([Derivation(request, "/nix/store/x.drv", "/nix/store/x", "x")])
@@ -69,11 +69,11 @@ def test_no_step_is_begun_after_a_stop(
     (tmp_path / "nix").write_text("#!/bin/sh\n")
     result = Result(tmp_path, Manifest({}))
     audits: list[Path] = []
-    monkeypatch.setattr(closure_audit, "identified", lambda request, out: result)
+    monkeypatch.setattr(finishing, "identified", lambda request, out: result)
     monkeypatch.setattr(closure_audit, "audited", lambda *_: audits.append(tmp_path) or tmp_path)
-    outcome = Finisher(nix, None, lambda: stopped).conclude(
-        request, "/nix/store/x", Outcome(request.name, "sm90", Status.BUILT), lambda text: None
-    )
+    built = Outcome(request.name, "sm90", Status.BUILT)
+    finisher = Finisher(nix, None, lambda: stopped)
+    outcome = finisher.finish(request, "/nix/store/x", built, lambda text: None)
     assert audits == ([] if stopped else [tmp_path])
     assert outcome.ok is not stopped
     assert not stopped or str(outcome.error) == "interrupted"

@@ -16,7 +16,7 @@ def drv(digit: str, name: str) -> str:
 def feed(logs: BuildLogs, *events: Started | LogLine | Stopped) -> None:
     tracker = Tracker()
     for event in events:
-        logs.take(event, tracker, tracker.apply(event))
+        logs.take(event, tracker.apply(event))
 
 
 def started(id: int, path: str, machine: str = "") -> Started:
@@ -49,10 +49,10 @@ def test_a_remote_build_that_is_told_of_twice_is_one_log(tmp_path: Path) -> None
     with BuildLogs(tmp_path, {vllm: "sm90"}) as logs:
         tracker = Tracker()
         for event in (started(1, vllm), LogLine(1, "before"), started(2, vllm, "ssh://far")):
-            logs.take(event, tracker, tracker.apply(event))
+            logs.take(event, tracker.apply(event))
             handles.append(logs._open[vllm])
         for event in (LogLine(2, "after"), Stopped(2), LogLine(1, "last"), Stopped(1)):
-            logs.take(event, tracker, tracker.apply(event))
+            logs.take(event, tracker.apply(event))
     assert all(handle is handles[0] for handle in handles), "an open file was dropped"
     assert handles[0].closed
     assert (tmp_path / "sm90.log").read_text() == "before\nafter\nlast\n"

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "e2e"))
 import source_model
 
+import vllm_variants
 from vllm_variants.audit import contents as expectations
 from vllm_variants.builders.source import closure_audit
 from vllm_variants.errors import AuditError, Error
@@ -103,9 +104,9 @@ def test_other_expectations_are_another_audit(
     assert said
 
 
-@pytest.mark.parametrize("part", ["audit/report.py", "fatbin/container.py", "capability.py"])
+@pytest.mark.parametrize("part", ["audit/report.py", "fatbin/container.py", "model/capability.py"])
 def test_other_code_of_the_audit_is_another_audit(tmp_path: Path, part: str) -> None:
-    package = Path(results.__file__).parent
+    package = Path(vllm_variants.__file__).parent
     copy = tmp_path / "package"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     before = closure_audit.code_digest(package)

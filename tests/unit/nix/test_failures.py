@@ -103,7 +103,7 @@ def test_nixs_words_tell_where_the_build_said_nothing() -> None:
 
 
 def test_a_failure_without_any_words_is_still_a_sentence() -> None:
-    assert failure("sm90", None, [], True, 8).message == "sm90 was not built, and said nothing"
+    assert failure("sm90", None, [], True, 8).message == "sm90 was not built, and printed nothing"
 
 
 def test_transfers_have_their_own_words() -> None:

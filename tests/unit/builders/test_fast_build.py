@@ -39,7 +39,7 @@ def test_it_has_a_worker_even_where_nothing_is_built_here(
     builder = fast_build.FastBuilder(Nix("nix", "."), Options(max_jobs=max_jobs), str(program))
     outcomes = builder.build_all(requests, lambda text: None)
     assert [outcome.status for outcome in outcomes] == [Status.FAILED] * 2
-    assert "said nothing about it" in str(outcomes[0].error)
+    assert "reported nothing about it" in str(outcomes[0].error)
     words = json.loads(seen.read_text())
     at = words.index("--max-jobs")
     assert words[at : at + 5] == ["--max-jobs", processes, "--option", "max-jobs", here]

@@ -81,7 +81,7 @@ def test_nix_eval_jobs_does_it_where_it_is(tmp_path: Path, monkeypatch: pytest.M
     found = nix_eval.evaluate(nix, [request("sm80"), request("sm90"), request("sm70")], workers=3)
     assert [type(each) for each in found] == [Refusal, Derivation, Refusal]
     assert isinstance(found[1], Derivation) and found[1].out == "/o"
-    assert isinstance(found[2], Refusal) and "said nothing" in found[2].error.message
+    assert isinstance(found[2], Refusal) and "printed nothing" in found[2].error.message
     words = json.loads(asked.read_text())
     assert words[words.index("--workers") + 1] == "3"
     assert words[words.index("--max-memory-size") + 1] == "2500"

@@ -97,10 +97,3 @@ def test_a_report_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 )
 def test_the_exit_code(outcomes: list[Outcome], code: ExitCode) -> None:
     assert exit_code(outcomes) is code
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.24, "4.2 s"), (200, "3 min 20 s"), (59.96, "60.0 s"), (18720, "5 h 12 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert reports.duration(seconds) == text
