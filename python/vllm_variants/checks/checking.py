@@ -31,7 +31,7 @@ Restored = Sequence[tuple[torch.Tensor, torch.Tensor]]
 _CHECKS: dict[str, CheckFunction] = {}
 
 # How libraries say that this device is not served. What follows from it (a failure, or just what
-# was expected of this SM) is not decided here: expectations.toml knows.
+# was expected of this SM) is not decided here: catalogue.toml knows.
 _UNSUPPORTED = (
     "no kernel image is available",
     "no compiled",

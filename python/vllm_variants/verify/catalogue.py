@@ -1,4 +1,4 @@
-"""What each check is, and on which SM of which release it must succeed: `checks/expectations.toml`."""
+"""What each check is, and on which SM of which release it must succeed: `checks/catalogue.toml`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _support(table: Mapping[str, Any]) -> Support:
 
 def read(path: Path | None = None) -> tuple[Check, ...]:
     """All checks in the file's order; `InputError` says which entry is broken."""
-    path = path or CHECKS / "expectations.toml"
+    path = path or CHECKS / "catalogue.toml"
     name = "the file"
     try:
         tables: Mapping[str, Mapping[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["check"]

@@ -1,4 +1,4 @@
-"""Hold outcomes against expectations: what happened, what should have, and a sentence about it."""
+"""Hold outcomes against the catalogue: what happened, what should have, and a sentence about it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def judge(check: Check, outcome: CheckOutcome, *, release: str, sm: str) -> Judg
     elif status == "unsupported":
         sentence = f"{sm} must run this with vLLM {release}, and it does not: {reason}"
     else:
-        sentence = f"it works, and vLLM {release} is not known to have it on {sm}: expectations.toml is wrong"
+        sentence = f"it works, and vLLM {release} is not known to have it on {sm}: catalogue.toml is wrong"
     return JudgedCheck(check, outcome, expected, judgement, sentence)
 
 

@@ -91,7 +91,7 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["check = 3", '[check."a.b"]\nlimit = 1', "not toml"])
 def test_broken_data_is_refused(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "expectations.toml"
+    file = tmp_path / "catalogue.toml"
     file.write_text(text)
     with pytest.raises(InputError, match="is broken"):
         catalogue.read(file)

@@ -49,7 +49,7 @@ def test_unsupported_where_it_must_run_says_so() -> None:
 
 
 def test_running_where_it_should_not_names_the_data() -> None:
-    assert "expectations.toml is wrong" in judged("ok", "sm80").sentence
+    assert "catalogue.toml is wrong" in judged("ok", "sm80").sentence
 
 
 @given(st.lists(st.tuples(st.sampled_from(STATUSES), st.sampled_from(("sm80", "sm90", "sm100")))))
