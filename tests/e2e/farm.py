@@ -59,7 +59,7 @@ class Farm:
         return self.start(self.command(model, *arguments), env)
 
     def start(self, command: list[str], env: Mapping[str, str] | None = None) -> Run:
-        told = subprocess.run(
+        completed = subprocess.run(
             command,
             env={**self.environment, **(env or {})},
             capture_output=True,
@@ -67,7 +67,7 @@ class Farm:
             check=False,
             timeout=300,
         )
-        return Run(told.returncode, told.stdout, told.stderr)
+        return Run(completed.returncode, completed.stdout, completed.stderr)
 
     def link(self, short: str) -> Path:
         return self.links / f"result-vllm-python312-cuda12_9-{short}"
@@ -79,9 +79,9 @@ class Farm:
     def log(self, name: str) -> str:
         """A variant's log by its short name, or that of something it needs, for every variant that does."""
         folder = self.root / "logs"
-        found = [*folder.glob(f"{name}.log"), *folder.glob(f"{name}-????????.log")]
-        assert found, f"no log is called {name}"
-        return "".join(path.read_text() for path in found)
+        logs = [*folder.glob(f"{name}.log"), *folder.glob(f"{name}-????????.log")]
+        assert logs, f"no log is called {name}"
+        return "".join(path.read_text() for path in logs)
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,15 @@ def farm(root: Path) -> Farm:
     made = Farm(root, source_model.checkout(root / "checkout"), environment)
     probe = """derivation { name = "probe"; system = builtins.currentSystem; builder = "/bin/sh";
         args = [ "-c" "PATH=/usr/bin:/bin; mkdir $out" ]; }"""
-    told = made.nix("build", "--no-link", "--print-out-paths", "--impure", "--expr", probe)
-    if told.returncode or not Path(told.stdout.strip()).is_dir():
-        pytest.skip(f"this Nix cannot build the model: {told.stderr.strip()[-200:]}")
+    completed = made.nix("build", "--no-link", "--print-out-paths", "--impure", "--expr", probe)
+    if completed.returncode or not Path(completed.stdout.strip()).is_dir():
+        pytest.skip(f"this Nix cannot build the model: {completed.stderr.strip()[-200:]}")
     return made
 
 
 def holding(word: str) -> list[str]:
     """The processes that run and have `word` in their arguments or their environment."""
-    found = []
+    holders = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             text = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
@@ -128,8 +128,8 @@ def holding(word: str) -> list[str]:
         except OSError:
             continue
         if word.encode() in text and state not in "ZX":
-            found.append(folder.name)
-    return found
+            holders.append(folder.name)
+    return holders
 
 
 def _from_debian() -> str:

@@ -53,8 +53,8 @@ class Checkout:
         command = [sys.executable, "-m", "vllm_variants", "build", "--via", "flox", "--json"]
         command += ["--links", str(self.farm.links), "--logs", str(self.farm.root / "logs"), *arguments]
         env = {**self.farm.environment, "PYTHONPATH": str(self.root / "python")}
-        told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        return Run(told.returncode, told.stdout, told.stderr)
+        completed = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        return Run(completed.returncode, completed.stdout, completed.stderr)
 
 
 @pytest.fixture

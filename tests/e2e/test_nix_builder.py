@@ -31,10 +31,10 @@ def test_a_variant_is_built_audited_and_linked(here: Farm) -> None:
     assert fact["status"] == "built"
     assert fact["how"] == "built"
     assert here.link("sm90").resolve() == Path(fact["path"])
-    told = subprocess.check_output(
+    version = subprocess.check_output(
         [here.link("sm90") / "bin/python", "-c", "import vllm; print(vllm.__version__)"]
     )
-    assert told.decode().strip() == "0.13.0"
+    assert version.decode().strip() == "0.13.0"
     assert json.loads(Path(fact["audit"]).read_text())["verdict"] == "pass"
     assert "[12/12] Building CUDA object" in here.log("sm90")
     assert "a CUDA compile job" in run.err
@@ -122,11 +122,11 @@ def test_a_feature_missing_further_down_stops_only_what_needs_it(here: Farm) -> 
     model = here.model()
     expression = model / "vllm.nix"
     text = expression.read_text()
-    wanted = 'env.VLLM_TARGET_DEVICE = "cuda";'
-    assert wanted in text
+    original = 'env.VLLM_TARGET_DEVICE = "cuda";'
+    assert original in text
     feature = 'lib.optional (targets == "8.0") (derivation { name = "probe"; builder = "/bin/sh"; '
     feature += 'inherit (cudaPackages.backendStdenv) system; requiredSystemFeatures = [ "quantum" ]; })'
-    expression.write_text(text.replace(wanted, f"{wanted} probe = {feature};"))
+    expression.write_text(text.replace(original, f"{original} probe = {feature};"))
     run = here.run(model, "sm80", "sm90")
     assert run.facts["sm90"]["status"] == "built", run.err
     assert run.facts["sm80"]["status"] == "failed"
@@ -278,10 +278,12 @@ def test_kill_9_of_the_build_ends_nix_and_its_builders_within_two_seconds(here: 
 
 
 def _processes_of(here: Farm) -> list[str]:
-    told = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False)
-    if told.returncode:
+    completed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False)
+    if completed.returncode:
         return []
-    return [line for line in told.stdout.splitlines() if str(here.root) in line and "nix" in line.split()[0]]
+    return [
+        line for line in completed.stdout.splitlines() if str(here.root) in line and "nix" in line.split()[0]
+    ]
 
 
 def test_two_at_once_build_once_and_both_link(here: Farm, tmp_path: Path) -> None:
@@ -322,10 +324,10 @@ def test_untracked_files_are_named_since_nix_does_not_see_them(here: Farm) -> No
 def test_no_nix_is_a_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vllm_variants", "build", "--via", "nix", "sm90"]
     env = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(source_model.ROOT / "python")}
-    told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert told.returncode == 4
-    assert "there is no nix on PATH" in told.stderr
-    assert "--via wheels" in told.stderr
+    completed = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert completed.returncode == 4
+    assert "there is no nix on PATH" in completed.stderr
+    assert "--via wheels" in completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -342,6 +344,6 @@ def test_no_nix_is_a_sentence(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together_are_refused(arguments: list[str], sentence: str) -> None:
     command = [sys.executable, "-m", "vllm_variants", "build", "sm90", *arguments]
     env = {**os.environ, "PYTHONPATH": str(source_model.ROOT / "python")}
-    told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert told.returncode == 2, told.stderr
-    assert sentence in told.stderr
+    completed = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert completed.returncode == 2, completed.stderr
+    assert sentence in completed.stderr

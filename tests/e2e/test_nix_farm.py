@@ -126,21 +126,21 @@ def key(here: Farm) -> tuple[Path, str]:
     secret = here.nix("key", "generate-secret", "--key-name", "farm-1").stdout
     path = here.root / "secret"
     path.write_text(secret)
-    told = subprocess.run(
+    completed = subprocess.run(
         ["nix", "key", "convert-secret-to-public"],
         input=secret, env=here.environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return path, told.stdout.strip()
+    return path, completed.stdout.strip()
 
 
 def fetch(here: Farm, path: str, cache: str, public: str) -> int:
     """Copy a path out of a cache into a new store that trusts one key alone."""
     settings = f"require-sigs = true\ntrusted-public-keys = {public}\nexperimental-features = nix-command"
-    told = subprocess.run(
+    completed = subprocess.run(
         ["nix", "copy", "--from", cache, "--to", f"local?root={here.root / 'fetched'}", path],
         env={**here.environment, "NIX_CONFIG": settings}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return told.returncode
+    return completed.returncode
 
 
 def test_an_audited_result_is_pushed_signed_and_another_store_takes_it(
@@ -189,8 +189,8 @@ def test_a_push_over_ssh_is_signed_and_refused_without(here: Farm, far: Path, ke
     assert here.link("sm90").exists()
     run = here.run(model, "sm90", "--push", "ssh-ng://farm", "--signing-key", str(secret))
     assert run.status == 0, run.err
-    told = here.nix("path-info", "--sigs", "--store", f"local?root={far}", run.facts["sm90"]["path"])
-    assert "farm-1:" in told.stdout
+    completed = here.nix("path-info", "--sigs", "--store", f"local?root={far}", run.facts["sm90"]["path"])
+    assert "farm-1:" in completed.stdout
 
 
 def test_a_push_that_fails_keeps_the_link_and_is_no_success(here: Farm) -> None:
@@ -216,9 +216,9 @@ def test_the_hydra_jobset_builds_the_same_derivations(here: Farm) -> None:
 
     def derivations(attribute: str) -> str:
         reference = f"path:{here.checkout}#{attribute}"
-        told = here.nix("eval", "--json", reference, "--apply", names, *options)
-        assert told.returncode == 0, told.stderr
-        return told.stdout
+        completed = here.nix("eval", "--json", reference, "--apply", names, *options)
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
 
     jobs = derivations("hydraJobs.packages.x86_64-linux")
     assert jobs == derivations('legacyPackages.x86_64-linux.releases."0.13.0"')

@@ -21,19 +21,19 @@ assert value("--max-jobs") == "1" and ["--option", "cores", "3"] == words[words.
 results = []
 for name in names:
     target = value("--flake") + "." + name
-    told = subprocess.run(["nix", "eval", "--raw", target + ".drvPath", "--no-write-lock-file", *override],
+    done = subprocess.run(["nix", "eval", "--raw", target + ".drvPath", "--no-write-lock-file", *override],
         capture_output=True, text=True)
-    facts = dict(attr=name, duration=1.5, success=told.returncode == 0, error=told.stderr or None)
+    facts = dict(attr=name, duration=1.5, success=done.returncode == 0, error=done.stderr or None)
     results.append(dict(facts, type="EVAL"))
-    if told.returncode:
+    if done.returncode:
         continue
-    drv = told.stdout
+    drv = done.stdout
     print("building", name, file=sys.stderr)
-    told = subprocess.run(["nix", "build", "-L", "--no-link", "--print-out-paths", drv + "^out"],
+    done = subprocess.run(["nix", "build", "-L", "--no-link", "--print-out-paths", drv + "^out"],
         capture_output=True, text=True)
-    facts = dict(attr=name, type="BUILD", duration=2.5, success=told.returncode == 0, drvPath=drv)
-    facts["error"] = None if facts["success"] else told.stderr
-    facts["outputs"] = dict(out=told.stdout.strip()) if facts["success"] else None
+    facts = dict(attr=name, type="BUILD", duration=2.5, success=done.returncode == 0, drvPath=drv)
+    facts["error"] = None if facts["success"] else done.stderr
+    facts["outputs"] = dict(out=done.stdout.strip()) if facts["success"] else None
     results.append(facts)
 json.dump(dict(results=results), open(value("--result-file"), "w"))
 sys.exit(any(not result["success"] for result in results))
@@ -57,8 +57,8 @@ def run(here: Farm, model: str, *arguments: str) -> tuple[int, dict[str, dict[st
     words = here.command(model, *command)
     at = words.index("--logs")
     del words[at : at + 2]
-    told = here.start(words)
-    return told.status, told.facts if told.out else {}, told.err
+    ended = here.start(words)
+    return ended.status, ended.facts if ended.out else {}, ended.err
 
 
 def test_what_it_builds_is_audited_and_linked(here: Farm) -> None:

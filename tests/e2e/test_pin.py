@@ -75,8 +75,8 @@ class Pinning:
     def run_command(self, *arguments: str) -> Run:
         env = {**self.farm.environment, "PYTHONPATH": str(self.root / "python")}
         command = [sys.executable, "-m", "vllm_variants", *arguments]
-        told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        return Run(told.returncode, told.stdout, told.stderr)
+        completed = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        return Run(completed.returncode, completed.stdout, completed.stderr)
 
     def texts(self) -> dict[str, str]:
         return {name: (self.root / name).read_text() for name in FILES}
@@ -107,15 +107,14 @@ def test_a_pin_moves_every_file_together_and_no_other_character(here: Farm) -> N
     assert facts["files"] == [*FILES[:3], "README.md", "docs/versions.md"]
     assert facts["changes"]["vLLM"] == {"before": "0.13.0", "after": "0.13.0"}
     assert "evaluating" in run.err
-    left = [*pinning.root.rglob(".*.new"), *pinning.root.rglob(".*.old")]
-    assert left == []
+    assert list(pinning.root.rglob(".*.vllm-variants-new")) == []
 
 
 def test_what_was_pinned_builds(here: Farm) -> None:
     pinning = Pinning(here)
     assert pinning.run_command("pin", NEW).status == 0
-    told = pinning.run_command("build", "--via", "nix", "sm90", "--links", str(here.links))
-    assert told.status == 0, told.err
+    completed = pinning.run_command("build", "--via", "nix", "sm90", "--links", str(here.links))
+    assert completed.status == 0, completed.err
     manifest = json.loads((here.link("sm90") / "share/vllm-variants/manifest.json").read_text())
     assert manifest["nixpkgs"] == NEW
 

@@ -8,8 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from paths import flox_call
 from real_nix import Nix, point_at_model
 
+from vllm_variants.builders.source.flox import EXPRESSIONS
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import SYSTEMS
 
@@ -73,6 +75,15 @@ def test_short_and_full_names_share_their_package_set(nix: Nix, counted: Path) -
         made = instances(nix, "eval", "--json", f"path:{counted}#legacyPackages", "--apply", forced)
         assert set(made.values()) == {1}
         assert len(made) == len(MATRIX.variants)
+
+
+def test_a_variant_by_way_of_flox_makes_its_package_set_alone(nix: Nix, counted: Path) -> None:
+    """Beside the nixpkgs that Flox itself brings, which is not counted here."""
+    for variant in MATRIX.variants.values():
+        file = EXPRESSIONS / f"{variant.name(MATRIX.default)}.nix"
+        expression = f"{flox_call(counted, file, variant.system)}.drvPath"
+        made = instances(nix, "eval", "--impure", "--json", "--expr", expression)
+        assert made == {f"{variant.system} {variant.capability}": 1}
 
 
 def test_names_and_descriptions_of_all_variants_need_no_package_set(nix: Nix, counted: Path) -> None:

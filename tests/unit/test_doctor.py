@@ -129,10 +129,10 @@ def test_what_is_lacking_is_a_finding_and_has_its_exit_code(
     whole = list(examined())
     lacks(monkeypatch, tmp_path)
 
-    found = examined()
+    findings = examined()
 
-    assert found[about].state is State.PROBLEM
-    assert [*found][: len(whole)] == whole  # and it went on
+    assert findings[about].state is State.PROBLEM
+    assert [*findings][: len(whole)] == whole  # and it went on
     assert ended(capsys) == code
 
 
@@ -143,10 +143,13 @@ def test_what_is_lacking_is_a_finding_and_has_its_exit_code(
 def test_a_program_that_is_no_uv_is_a_problem(tmp_path: Path, script: str, says: str) -> None:
     program(tmp_path / "uv", script)
 
-    found = examined()["uv"]
+    finding = examined()["uv"]
 
-    assert (found.state, found.hint) == (State.PROBLEM, "name a uv program in VLLM_VARIANTS_UV, or unset it")
-    assert says in found.text
+    assert (finding.state, finding.hint) == (
+        State.PROBLEM,
+        "name a uv program in VLLM_VARIANTS_UV, or unset it",
+    )
+    assert says in finding.text
 
 
 def test_the_doctor_says_whose_uv_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +182,7 @@ def test_a_nix_that_cannot_be_run_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "bin" / "nix").write_bytes(b"\x7fELF broken")
     (tmp_path / "bin" / "nix").chmod(0o755)
 
-    (found,) = nix_findings.examine()
+    (finding,) = nix_findings.examine()
 
-    assert found.state is State.NOTE
-    assert "cannot be run" in found.text
+    assert finding.state is State.NOTE
+    assert "cannot be run" in finding.text

@@ -35,9 +35,9 @@ def put(folder: Path, name: str, target: Path | str) -> None:
 
 def test_one_on_path_is_found_by_its_real_place(tmp_path: Path) -> None:
     put(tmp_path / "bin", "python3", HERE)
-    found = interpreters.find(MINOR)
-    assert (found.path, found.origin) == (HERE, "on PATH")
-    assert found.version.startswith(f"{MINOR}.")
+    interpreter = interpreters.find(MINOR)
+    assert (interpreter.path, interpreter.origin) == (HERE, "on PATH")
+    assert interpreter.version.startswith(f"{MINOR}.")
 
 
 def test_pyenv_is_asked_behind_its_shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +54,13 @@ def test_what_is_no_such_python_is_passed_over(tmp_path: Path, lie: str) -> None
     with pytest.raises(MissingError) as caught:
         interpreters.find(MINOR)
     assert f"{uv.program()} python install {MINOR}" in str(caught.value)
+
+
+def test_one_that_does_not_answer_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreters, "_PATIENCE", 3.0)
+    put(tmp_path / "bin", f"python{MINOR}", "#!/bin/sh\nexec /bin/sleep 60\n")
+    put(tmp_path / "bin", "python3", f'#!/bin/sh\necho \'["{MINOR}.1", "CPython", false]\'\n')
+    assert interpreters.find(MINOR).path == tmp_path / "bin" / "python3"
 
 
 def test_another_minor_version_is_not_taken(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_a_program_that_cannot_be_started_is_an_os_error(tmp_path: Path) -> None
 
 def test_a_captured_program_is_ended_when_its_time_is_up() -> None:
     started = time.monotonic()
-    with pytest.raises(TimeoutError, match="sleep did not end within 0.3 seconds"):
+    with pytest.raises(TimeoutError, match=r"sleep did not end within 0\.3 seconds"):
         process.capture(["sleep", "30"], seconds=0.3)
     assert time.monotonic() - started < 3
 
@@ -299,3 +300,28 @@ def test_lines_of_stdout_come_where_they_are_asked_for() -> None:
     lines: list[str] = []
     process.stream(shell("echo out; echo err >&2"), lines.append, lambda: None, stdout=True)
     assert lines == ["out", "err"]
+
+
+# ── one seam ──
+
+STARTERS = {
+    "system/process.py",
+    "system/orphans.py",  # the watcher itself
+    "cli/test.py",  # becomes pytest
+    "fatbin/workers.py",  # end with their stdin
+    "verify/processes.py",
+}
+
+
+STARTING = re.compile(r"^\s*(import|from) subprocess\b|\bos\.(system|exec|spawn|posix_spawn)", re.MULTILINE)
+
+
+def test_no_other_module_starts_programs() -> None:
+    """The GPU checks are programs of their own, run by a result's interpreter."""
+    package = Path(process.__file__).parents[1]
+    starters = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if STARTING.search(path.read_text()) and "checks" not in path.relative_to(package).parts
+    }
+    assert starters <= STARTERS

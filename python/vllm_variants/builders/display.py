@@ -1,4 +1,4 @@
-"""Show a batch while it builds: a table that lives on a terminal, plain lines in a log."""
+"""Show a batch while it builds: a table on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from rich.text import Text
 
 from vllm_variants.system.text import duration
 
-EVERY = 30.0  # seconds between two lines about the same variant in a log
+EVERY = 30.0
+"""Seconds between two lines on the same variant in a log."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant as it stands: `state` is a word (`waiting`, `downloading`, `building`, `auditing`, …),
-    `amount` how much of a download is there."""
+    """One variant as it stands.
+
+    `state` is a word (`waiting`, `downloading`, `building`, `auditing`, …), `objects` how many objects of
+    how many are compiled, `amount` how much of a download is there.
+    """
 
     short: str
     state: str
@@ -31,7 +35,7 @@ class Row:
     amount: str = ""
 
     def text(self) -> str:
-        """What is going on, for a line of a log."""
+        """The row as a line of a log."""
         parts = [self.phase or self.state]
         if self.amount:
             parts.append(self.amount)
@@ -44,14 +48,14 @@ class Row:
 
 @dataclass(frozen=True)
 class View:
-    """All variants, and a line on what goes on beside them (downloads, dependencies)."""
+    """All variants, and a line on what goes on beside them: downloads, builds that they need."""
 
     rows: Sequence[Row]
     beside: str = ""
 
 
 class Display(Protocol):
-    """Shows views as they come, and lines of talk between them."""
+    """Shows a batch while it builds, and lines of text between."""
 
     def __enter__(self) -> Display: ...
     def __exit__(self, *_: object) -> None: ...
@@ -61,12 +65,12 @@ class Display(Protocol):
         ...
 
     def tick(self) -> None:
-        """Called often: show what is new."""
+        """Show what is new; to be called often."""
         ...
 
 
 class Lines:
-    """Plain lines: a variant's when it starts, changes phase, or was not heard of for a while."""
+    """A line on a variant when it starts, changes phase, or had none for `EVERY` seconds."""
 
     def __init__(
         self,
@@ -88,9 +92,9 @@ class Lines:
         """Print what changed."""
         view, now = self._view(), self._clock()
         for row in view.rows:
-            state, phase, when = self._shown.get(row.short, ("", "", 0.0))
+            state, phase, shown = self._shown.get(row.short, ("", "", 0.0))
             busy = row.state in ("building", "downloading")
-            if busy and (row.state != state or row.phase != phase or now - when >= EVERY):
+            if busy and (row.state != state or row.phase != phase or now - shown >= EVERY):
                 self.say(row.text())
                 self._shown[row.short] = (row.state, row.phase, now)
         if view.beside and now - self._beside >= EVERY:
@@ -99,7 +103,7 @@ class Lines:
 
 
 class Board:
-    """A table at the bottom of the terminal, redrawn four times a second; talk scrolls above it."""
+    """A table at the bottom of the terminal, redrawn four times a second; lines of text scroll above it."""
 
     def __init__(self, view: Callable[[], View], console: Console) -> None:
         self._view = view
@@ -124,8 +128,8 @@ class Board:
         view = self._view()
         grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
         for row in view.rows:
-            count = f"{row.objects[0]}/{row.objects[1]}" if row.objects else row.amount
-            where = f"on {row.machine}" if row.machine else ""
-            time_ = duration(row.seconds) if row.seconds else ""
-            grid.add_row(row.short, row.state, row.phase, count, time_, where)
+            amount = f"{row.objects[0]}/{row.objects[1]}" if row.objects else row.amount
+            machine = f"on {row.machine}" if row.machine else ""
+            elapsed = duration(row.seconds) if row.seconds else ""
+            grid.add_row(row.short, row.state, row.phase, amount, elapsed, machine)
         return Group(grid, Text(view.beside, style="dim", overflow="ellipsis", no_wrap=True))

@@ -1,4 +1,4 @@
-"""What became of each variant of a batch, whichever builder worked on it."""
+"""The outcome of each variant of a batch, whichever builder worked on it, and the protocol of builders."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One variant's end: link, path and manifest of a result, or the error and its last lines.
+    """How one variant ended: link, path and manifest of a result, or the error and the last lines before it.
 
-    `how` a result came about: `built`, `fetched` from a cache, or found `already built`. `seconds` is
-    the time of its own build, without what it waited for; `log` the file with all that the build that
-    failed, or its own, printed; `audit` the audit's report; `pushed` the store that it was copied to.
+    `how` says where a result comes from: `built`, `fetched` from a cache, or `already built`. `seconds` is
+    the time of its own build, without what it waited for; `log` the file with all that its build printed,
+    or the build that failed; `audit` the audit's report; `pushed` the store that it was copied to.
     """
 
     variant: str
@@ -86,15 +86,16 @@ def skipped(request: Request) -> Outcome:
 
 
 Done = Callable[[Outcome], None]
+"""Called with each outcome as soon as it is known."""
 
 
 class Builder(Protocol):
-    """Makes results: a result that is not whole, or whose audit fails, is never linked."""
+    """Makes results. One that is not whole, or whose audit fails, is never linked."""
 
     def build_all(self, requests: Sequence[Request], say: Say, done: Done) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known.
 
-        Talks to the person through `say`. Raises `Interrupted` when asked to stop.
+        Shows the person lines of text by `say`. Raises `Interrupted` when asked to stop.
         """
         ...
 
@@ -123,7 +124,7 @@ def one_after_another(
 
 
 def exit_code(outcomes: list[Outcome]) -> ExitCode:
-    """What a batch ends in: the one failure's own code, or `FAILED` where several were requested."""
+    """The exit code of a batch: the one failure's own, or `FAILED` where several were requested."""
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if not failed:
         return ExitCode.OK

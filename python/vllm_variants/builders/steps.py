@@ -1,4 +1,4 @@
-"""The steps of a build, timed and recorded, so that a manifest says which of them ran."""
+"""The steps of a build, timed and recorded for its manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_variants.system.progress import Say
 
 @dataclass
 class Step:
-    """One step: `ran` or `skipped` with a reason; its time in seconds; facts of its own."""
+    """One step of a build: `ran` or `skipped`, its seconds, and facts of its own: why it was skipped."""
 
     name: str
     status: str = "ran"

@@ -12,7 +12,6 @@ from vllm_variants.errors import ExitCode
 from vllm_variants.maintain import docs as generated
 from vllm_variants.maintain import flox
 from vllm_variants.model import matrix
-from vllm_variants.system import atomic
 
 
 def docs(
@@ -36,7 +35,7 @@ def docs(
     for path, text in old.items():
         say(f"{'old' if check else 'rewritten'}: {path.relative_to(root)}")
         if not check:
-            atomic.write(path, text)
+            path.write_text(text, encoding="utf-8")
     if check and (old or strays):
         raise typer.Exit(ExitCode.FAILED)
     if not old and not strays:

@@ -1,4 +1,4 @@
-"""Text that is computed: tables in README.md and docs/, of the matrix and of recorded runs, and Flox's part.
+"""Compute generated text: tables in README.md and docs/, and Flox's expressions.
 
 In a Markdown file a generated part stands between `<!-- generated: NAME -->` and
 `<!-- end generated -->`; NAME is one that `_tables` knows.
@@ -76,7 +76,10 @@ def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
 
 
 def refresh(text: str, tables: Mapping[str, Callable[[], str]], where: str) -> str:
-    """`text` with every generated part made anew; `InputError` for a part nobody generates."""
+    """`text`, of the file `where`, with every generated part made anew.
+
+    Raises `InputError` for a part that is not in `tables`.
+    """
 
     def part(match: re.Match[str]) -> str:
         name = match[2]

@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import signal
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from vllm_variants.maintain import docs as generated
 from vllm_variants.model import matrix
 from vllm_variants.model.variants import Matrix, Release
 from vllm_variants.nix.prefetch import Revision, Source, Versions
+from vllm_variants.system import atomic
+from vllm_variants.system.atomic import NewFile
 
 _NOTE = re.compile(r"at \S+?(?:; |$)")  # the name that a pin was asked by, before a person's comment
 # What Nix reads of the checkout, and what it imports from there.
@@ -77,25 +80,25 @@ def edited(root: Path, matrix: Matrix, pin: Pin) -> dict[Path, str]:
 def edit_toml(text: str, pin: Pin) -> str:
     """The matrix with the release's revision and torch changed; every other character stays."""
     table = re.escape(f'[release."{pin.release.name}"]')
-    found = re.search(rf"^{table}[^\n]*\n(?:(?!\[).*\n?)*", text, re.MULTILINE)
-    if not found:
+    match = re.search(rf"^{table}[^\n]*\n(?:(?!\[).*\n?)*", text, re.MULTILINE)
+    if not match:
         raise InputError(f'variants.toml has no table [release."{pin.release.name}"]')
-    body = _set(found[0], "nixpkgs", pin.revision.rev, pin.revision.name)
+    body = _set(match[0], "nixpkgs", pin.revision.rev, pin.revision.name)
     if pin.versions.torch != pin.release.stack.torch:
         body = _set(body, "torch", pin.versions.torch, None)
-    return text[: found.start()] + body + text[found.end() :]
+    return text[: match.start()] + body + text[match.end() :]
 
 
 def _set(table: str, key: str, value: str, name: str | None) -> str:
     """The table with `key` set to `value`; `name` is noted in the comment behind, before a person's."""
-    found = re.search(rf'^({key}\s*=\s*)"[^"]*"([ \t]*)(#[^\n]*)?$', table, re.MULTILINE)
-    if not found:
+    match = re.search(rf'^({key}\s*=\s*)"[^"]*"([ \t]*)(#[^\n]*)?$', table, re.MULTILINE)
+    if not match:
         raise InputError(f'variants.toml: {table.splitlines()[0]} has no line {key} = "…"')
-    comment = (found[3] or "").removeprefix("#").strip()
+    comment = (match[3] or "").removeprefix("#").strip()
     if key == "nixpkgs":
         comment = "; ".join(filter(None, (f"at {name}" if name else "", _NOTE.sub("", comment, count=1))))
-    tail = f"{found[2] or ' '}# {comment}" if comment else ""
-    return table[: found.start()] + f'{found[1]}"{value}"{tail}' + table[found.end() :]
+    tail = f"{match[2] or ' '}# {comment}" if comment else ""
+    return table[: match.start()] + f'{match[1]}"{value}"{tail}' + table[match.end() :]
 
 
 def edit_flake(text: str, name: str, rev: str) -> str:
@@ -151,35 +154,40 @@ def replace_all(texts: Mapping[Path, str]) -> None:
 
     Signals wait until the renames are through. Raises `ResourceError`.
     """
-    suffix = f".{os.getpid()}"
-    aside = {path: path.with_name(f".{path.name}{suffix}.new") for path in texts}
-    kept = {path: path.with_name(f".{path.name}{suffix}.old") for path in texts}
+    old = {path: atomic.name_beside(path) for path in texts if path.exists()}
     try:
-        for path, text in texts.items():
-            aside[path].write_text(text, encoding="utf-8")
-            if path.exists():
-                shutil.copymode(path, aside[path])
-                os.link(path, kept[path])
-        with _signals_wait():
-            _rename(aside, kept)
+        with ExitStack() as stack:
+            for path, kept in old.items():
+                stack.callback(kept.unlink, missing_ok=True)
+                os.link(path, kept)
+            new = [stack.enter_context(_written_aside(path, text)) for path, text in texts.items()]
+            with _signals_wait():
+                _publish(new, old)
     except OSError as error:
         raise resource_error(error) from error
-    finally:
-        for left in (*aside.values(), *kept.values()):
-            left.unlink(missing_ok=True)
 
 
-def _rename(aside: Mapping[Path, Path], kept: Mapping[Path, Path]) -> None:
-    done: list[Path] = []
+@contextmanager
+def _written_aside(path: Path, text: str) -> Iterator[NewFile]:
+    with atomic.new_file(path) as new:
+        with os.fdopen(os.dup(new.descriptor), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.fchmod(new.descriptor, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644)
+        yield new
+
+
+def _publish(files: Sequence[NewFile], old: Mapping[Path, Path]) -> None:
+    """Publish all files; when that fails, put back what is kept in `old`, by target."""
+    published: list[Path] = []
     try:
-        for path, new in aside.items():
-            new.replace(path)
-            done.append(path)
+        for file in files:
+            file.publish()
+            published.append(file.target)
     except OSError:
-        for path in done:
+        for path in published:
             with suppress(OSError):
-                if kept[path].exists():
-                    kept[path].replace(path)
+                if path in old:
+                    old[path].replace(path)
                 else:
                     path.unlink()
         raise
@@ -187,8 +195,7 @@ def _rename(aside: Mapping[Path, Path], kept: Mapping[Path, Path]) -> None:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    waiting = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Typed events of Nix's `--log-format internal-json`, one a line on stderr.
 
-Read from Nix's logging.hh (`ActivityType`, `ResultType`); Lix and Determinate Nix write the same with
-numbers of their own beside them. What is not known here becomes no event: a log never fails a build.
+The numbers are those of Nix's logging.hh (`ActivityType`, `ResultType`); Lix and Determinate Nix add
+numbers of their own. What is not known here becomes no event, so that a log never fails a build.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Message:
-    """Nix's own words, without colours; level 0 is an error, 1 a warning, 3 and more are talk."""
+    """A message of Nix itself, without colours; level 0 is an error, 1 a warning, 3 and more are details."""
 
     level: int
     text: str
@@ -107,7 +107,7 @@ _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED, _POST_BUILD_LINE = 101, 104, 105, 106, 
 
 
 def parse(line: str) -> Event | None:
-    """The event in one line of Nix's stderr; None for what says nothing here or is not understood.
+    """The event in one line of Nix's stderr; None for an empty line and one that is not known here.
 
     A line without the `@nix` prefix (what a program behind Nix printed) is a `Message` of level 3.
     """

@@ -1,8 +1,8 @@
-"""What is going on in a `nix build`, gathered from its events: pure, fed line by line.
+"""The state of a `nix build`, computed from its events alone.
 
-Nix says when a build starts and stops, not which one failed: the count of failures rises (its
-activity `BUILDS`) and the error itself comes at the very end under `--keep-going`. So a build that
-stopped is `ended`, and whoever feeds the tracker asks the store which of the ended ones are whole.
+Nix's events say when a build starts and stops, not which one failed: the count of failures rises (its
+activity `BUILDS`), and the error itself comes at the very end under `--keep-going`. So a build that
+stopped is `ended`, and the user of the tracker asks the store which of the ended ones are whole.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Copy:
 
 @dataclass
 class Tracker:
-    """Builds by their derivation, copies by their activity, and Nix's own words."""
+    """Builds by their derivation, copies by their activity, and Nix's errors."""
 
     clock: Callable[[], float] = time.monotonic
     builds: dict[str, Build] = field(default_factory=dict)
@@ -80,12 +80,12 @@ class Tracker:
 
     @property
     def running(self) -> list[Build]:
-        """The builds under way."""
+        """The builds that have started and not ended."""
         return list({build.drv: build for build in list(self._running.values())}.values())
 
     @property
     def bytes_copied(self) -> int:
-        """Bytes that came so far."""
+        """Bytes copied so far."""
         return self.copied + sum(copy.done for copy in list(self.copies.values()))
 
     def apply(self, event: Event) -> Build | Copy | None:

@@ -1,9 +1,10 @@
 """End what a killed process leaves: nothing that this package starts outlives it.
 
-Ctrl-C and SIGTERM are answered in order, but SIGKILL and the kernel's memory killer leave no time for
-that. So every program gets a mark in its environment, which all that it starts inherits, and a
-watcher reads a pipe of which only this process holds the other end. When that end closes without a
-word of farewell, the watcher ends every process with the mark, and what shares a session with one.
+Ctrl-C and SIGTERM are handled in order, but SIGKILL and the kernel's out-of-memory killer leave no time
+for that. So every program gets a mark in its environment, which all that it starts inherits, and a
+watcher reads a pipe of which only this process holds the other end. When that end closes without the
+word that says an ordinary end, the watcher ends every process with the mark, and what shares a session
+with one.
 
 The watcher is this very file, run by path: it imports the standard library alone.
 """
@@ -23,19 +24,21 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK = "VLLM_VARIANTS_RUN"
-GRACE = 1.0  # seconds that an orphan has between SIGTERM and SIGKILL, and then to disappear
-_FAREWELL = b"done"
+"""The variable that marks a program; its value is another one in every process of ours."""
+GRACE = 1.0
+"""Seconds that an orphan has between SIGTERM and SIGKILL, and then to disappear."""
+_ORDINARY_END = b"done"
 _POLL = 0.02  # seconds
 
 
 class _Watcher:
-    """The watcher of one process; `mark` is the value that its programs bear."""
+    """The watcher of this process; `mark` is the value that marks its programs."""
 
     def __init__(self) -> None:
-        self.mark, self.of = uuid.uuid4().hex, os.getpid()
-        spared = os.getsid(0)  # what shares our own session without a mark is not ours to end
+        self.mark, self.owner = uuid.uuid4().hex, os.getpid()
+        own_session = os.getsid(0)  # what shares it without a mark is not ours to end
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, self.mark, str(spared)],
+            [sys.executable, "-I", "-S", __file__, self.mark, str(own_session)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -47,10 +50,10 @@ class _Watcher:
         atexit.register(self.release)
 
     def release(self) -> None:
-        """Say farewell: what still runs was left running on purpose."""
-        if self.of == os.getpid() and self._process.stdin:
+        """Tell it that this process ends in order: what still runs was left running on purpose."""
+        if self.owner == os.getpid() and self._process.stdin:
             with suppress(OSError):
-                self._process.stdin.write(_FAREWELL)
+                self._process.stdin.write(_ORDINARY_END)
                 self._process.stdin.close()
 
 
@@ -59,64 +62,65 @@ _watcher: _Watcher | None = None
 
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """`base` (else this process's environment) for a program that must not outlive this process."""
+    """`base` (None: this process's environment) for a program that must not outlive this process."""
     global _watcher
     with _lock:
-        if _watcher is None or _watcher.of != os.getpid():
+        if _watcher is None or _watcher.owner != os.getpid():
             _watcher = _Watcher()
         return {**(os.environ if base is None else base), MARK: _watcher.mark}
 
 
-def end(mark: str, spared: int) -> None:
-    """End every process that bears `mark`, or is in the session of one, `spared` being left alone.
+def end(mark: str, spared_session: int) -> None:
+    """End every process with the mark, and all in the session of one, `spared_session` excepted.
 
     Returns when they are gone, or `2 × GRACE` seconds later where something does not die.
     """
     sessions: set[int] = set()
-    told: set[int] = set()
+    signalled: set[int] = set()
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + GRACE
-        while found := list(_running(mark, sessions, spared)):
-            for pid in found:
-                if number == signal.SIGKILL or pid not in told:
+        while orphans := list(_orphans(mark, sessions, spared_session)):
+            for pid in orphans:
+                if number == signal.SIGKILL or pid not in signalled:
                     with suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, number)
-            told.update(found)
+            signalled.update(orphans)
             if time.monotonic() > deadline:
                 break
             time.sleep(_POLL)
 
 
-def _running(mark: str, sessions: set[int], spared: int) -> Iterator[int]:
+def _orphans(mark: str, sessions: set[int], spared_session: int) -> Iterator[int]:
     """The processes to end; `sessions` grows by those in which one with the mark was seen."""
-    wanted = f"{MARK}={mark}".encode()
-    rest: dict[int, int] = {}
+    variable = f"{MARK}={mark}".encode()
+    unmarked: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
-            words = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            state, session = words[0], int(words[3])
+            # proc(5), /proc/PID/stat: the fields behind the program's name in parentheses
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            state, session = fields[0], int(fields[3])
             if state in "ZX":
                 continue
-            if _bears(folder, wanted):
-                if session != spared:
+            if _has(folder, variable):
+                if session != spared_session:
                     sessions.add(session)
                 yield int(folder.name)
             else:
-                rest[int(folder.name)] = session
-    yield from (pid for pid, session in rest.items() if session in sessions)
+                unmarked[int(folder.name)] = session
+    yield from (pid for pid, session in unmarked.items() if session in sessions)
 
 
-def _bears(folder: Path, wanted: bytes) -> bool:
+def _has(folder: Path, variable: bytes) -> bool:
     try:
-        return wanted in (folder / "environ").read_bytes().split(b"\0")
+        return variable in (folder / "environ").read_bytes().split(b"\0")
     except OSError:  # another user's
         return False
 
 
-def main(mark: str, spared: int) -> None:
+def main(mark: str, spared_session: int) -> None:
     """Watch standard input until it ends."""
-    if _FAREWELL not in sys.stdin.buffer.read():
-        end(mark, spared)
+    if _ORDINARY_END not in sys.stdin.buffer.read():
+        end(mark, spared_session)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work, on stderr: a bar on a terminal, elsewhere a line a quarter."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Say = Callable[[str], None]
-"""Tells the person one line, on stderr."""
+"""Shows the person a line, on stderr."""
 
 Advance = Callable[[int, int], None]
-"""Told how much is done, and of how much, in bytes."""
+"""Called with how much is done, and of how much, in bytes."""
 
 
 def draws() -> bool:
@@ -20,29 +20,29 @@ def draws() -> bool:
 
 
 @contextmanager
-def bar(what: str) -> Iterator[Advance]:
-    """Show progress of `what` while the block runs."""
+def bar(title: str) -> Iterator[Advance]:
+    """Show progress under `title` while the block runs, by calls of the `Advance` that it gives."""
     if not draws():
-        yield _Lines(what)
+        yield _Lines(title)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=None)
+        task = shown.add_task(title, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 class _Lines:
-    """A line each time another quarter is done: a log that is short and yet alive."""
+    """A line each time another quarter is done."""
 
-    def __init__(self, what: str) -> None:
-        self._what, self._quarter = what, 0
+    def __init__(self, title: str) -> None:
+        self._title, self._quarter = title, 0
 
     def __call__(self, done: int, total: int) -> None:
         quarter = 4 * done // total if total else 4
         if quarter > self._quarter:
             self._quarter = quarter
-            sys.stderr.write(f"{self._what}: {25 * quarter} % of {total / 1e9:.2f} GB\n")
+            sys.stderr.write(f"{self._title}: {25 * quarter} % of {total / 1e9:.2f} GB\n")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What the reports of builds and of checks share: written whole or not at all, in text that XML can hold.
+"""Write the reports of builds and of checks, whole or not at all, to wherever a person named.
 
 Needs the standard library alone: `python -m vllm_variants.verify` runs where nothing is installed.
 """

@@ -69,14 +69,14 @@ def broken(tmp_path: Path) -> Path:
 
 
 def audit(request_: Request, result: Result, *more: Path) -> tuple[Path, list[str]]:
-    said: list[str] = []
-    path = closure_audit.audited(request_, result, [result.path, *more], said.append)
-    return path, said
+    printed: list[str] = []
+    path = closure_audit.audited(request_, result, [result.path, *more], printed.append)
+    return path, printed
 
 
 def test_a_report_is_made_once(request_: Request, result: Result) -> None:
-    path, said = audit(request_, result)
-    assert said == ["sm90: audit: pass for 9.0 in all 1 store paths"]
+    path, printed = audit(request_, result)
+    assert printed == ["sm90: audit: pass for 9.0 in all 1 store paths"]
     assert json.loads(path.read_text())["verdict"] == "pass"
     assert audit(request_, result) == (path, [])
 
@@ -99,9 +99,9 @@ def test_other_expectations_are_another_audit(
     with (root / "expectations" / f"{request_.release.name}.toml").open("a") as file:
         file.write("# another word\n")
     monkeypatch.setattr(closure_audit.data, "root", lambda: root)
-    two, said = audit(request_, result)
+    two, printed = audit(request_, result)
     assert one != two
-    assert said
+    assert printed
 
 
 @pytest.mark.parametrize("part", ["audit/report.py", "fatbin/container.py", "model/capability.py"])
@@ -123,9 +123,9 @@ def test_a_report_that_is_not_whole_and_good_is_made_again(
 ) -> None:
     path, _ = audit(request_, result)
     path.write_text(text)
-    again, said = audit(request_, result)
+    again, printed = audit(request_, result)
     assert again == path
-    assert said
+    assert printed
     assert json.loads(path.read_text())["verdict"] == "pass"
 
 

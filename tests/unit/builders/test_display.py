@@ -11,21 +11,21 @@ from vllm_variants.builders.display import EVERY, Board, Lines, Row, View
 
 
 def test_lines_come_at_a_start_a_phase_and_after_a_while() -> None:
-    now, said = [0.0], list[str]()
+    now, printed = [0.0], list[str]()
     rows = [Row("sm90", "waiting")]
-    lines = Lines(lambda: View(rows, "downloads: 1 of 2 MB"), said.append, lambda: now[0])
+    lines = Lines(lambda: View(rows, "downloads: 1 of 2 MB"), printed.append, lambda: now[0])
     lines.tick()
-    assert said == []
+    assert printed == []
     rows[0] = Row("sm90", "building", "configurePhase", None, "ssh-ng://far", 1.0)
     lines.tick()
     lines.tick()
-    assert said == ["sm90: configurePhase on ssh-ng://far, 1.0 s"]
+    assert printed == ["sm90: configurePhase on ssh-ng://far, 1.0 s"]
     rows[0] = Row("sm90", "building", "buildPhase", (123, 406), "", 65.0)
     lines.tick()
-    assert said[1:] == ["sm90: buildPhase 123/406 objects, 1 min 5 s"]
+    assert printed[1:] == ["sm90: buildPhase 123/406 objects, 1 min 5 s"]
     now[0] = EVERY
     lines.tick()
-    assert said[2:] == ["sm90: buildPhase 123/406 objects, 1 min 5 s", "downloads: 1 of 2 MB"]
+    assert printed[2:] == ["sm90: buildPhase 123/406 objects, 1 min 5 s", "downloads: 1 of 2 MB"]
 
 
 def test_the_board_draws_every_variant_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +44,8 @@ def test_the_board_draws_every_variant_and_leaves_no_trace(monkeypatch: pytest.M
 
 
 def test_a_download_tells_how_much_of_it_is_there() -> None:
-    said = list[str]()
+    printed = list[str]()
     rows = [Row("sm90", "downloading", amount="12 of 800 MB")]
-    lines = Lines(lambda: View(rows), said.append, lambda: 0.0)
+    lines = Lines(lambda: View(rows), printed.append, lambda: 0.0)
     lines.tick()
-    assert said == ["sm90: downloading 12 of 800 MB, 0.0 s"]
+    assert printed == ["sm90: downloading 12 of 800 MB, 0.0 s"]

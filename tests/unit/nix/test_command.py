@@ -24,7 +24,7 @@ def configured(**settings: object) -> Configuration:
 
 
 @pytest.mark.parametrize(
-    ("told", "fits"),
+    ("version", "fits"),
     [
         ("nix (Nix) 2.18.0", True),
         ("nix (Nix) 2.26.3", True),
@@ -36,8 +36,8 @@ def configured(**settings: object) -> Configuration:
         ("", False),
     ],
 )
-def test_versions_that_the_pinned_nixpkgs_takes(told: str, fits: bool) -> None:
-    assert new_enough(told) is fits
+def test_versions_that_the_pinned_nixpkgs_takes(version: str, fits: bool) -> None:
+    assert new_enough(version) is fits
 
 
 def test_this_machine_builds_for_its_systems_with_its_features() -> None:

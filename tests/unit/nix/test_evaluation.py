@@ -49,19 +49,21 @@ print(json.dumps(dict(drvPath=f"/drv/{attribute}", out="/out", name="n", feature
 """,
     )
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = nix_eval.evaluate(Nix(str(nix), "path:/f"), [request("sm80"), request("sm90-arm64")], workers=2)
-    assert isinstance(found[0], Refusal)
-    assert found[0].error.message == "sm80 does not evaluate: the model has no sm80"
-    assert isinstance(found[1], Derivation)
-    assert found[1].drv == '/drv/legacyPackages.aarch64-linux.releases."0.13.0".sm90-arm64'
-    assert found[1].features == ("big-parallel",)
+    evaluated = nix_eval.evaluate(
+        Nix(str(nix), "path:/f"), [request("sm80"), request("sm90-arm64")], workers=2
+    )
+    assert isinstance(evaluated[0], Refusal)
+    assert evaluated[0].error.message == "sm80 does not evaluate: the model has no sm80"
+    assert isinstance(evaluated[1], Derivation)
+    assert evaluated[1].drv == '/drv/legacyPackages.aarch64-linux.releases."0.13.0".sm90-arm64'
+    assert evaluated[1].features == ("big-parallel",)
 
 
 JOBS = """
 import json, sys
 if "--help" in sys.argv:
     sys.exit("--workers  --select EXPR")
-json.dump(sys.argv[1:], open({asked!r}, "a"))
+json.dump(sys.argv[1:], open({arguments!r}, "a"))
 select = sys.argv[sys.argv.index("--select") + 1]
 for name in ("sm80", "sm90", "sm90-arm64"):
     if f" {{name}};" in select or f" {{name}} " in select:
@@ -74,15 +76,15 @@ for name in ("sm80", "sm90", "sm90-arm64"):
 
 
 def test_nix_eval_jobs_does_it_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = tmp_path / "asked"
-    program(tmp_path, "nix-eval-jobs", JOBS.format(asked=str(asked)))
+    arguments = tmp_path / "arguments"
+    program(tmp_path, "nix-eval-jobs", JOBS.format(arguments=str(arguments)))
     monkeypatch.setenv("PATH", str(tmp_path))
     nix = Nix("/no/nix", "path:/f", (("nixpkgs", "path:/n"),))
-    found = nix_eval.evaluate(nix, [request("sm80"), request("sm90"), request("sm70")], workers=3)
-    assert [type(each) for each in found] == [Refusal, Derivation, Refusal]
-    assert isinstance(found[1], Derivation) and found[1].out == "/o"
-    assert isinstance(found[2], Refusal) and "printed nothing" in found[2].error.message
-    words = json.loads(asked.read_text())
+    evaluated = nix_eval.evaluate(nix, [request("sm80"), request("sm90"), request("sm70")], workers=3)
+    assert [type(item) for item in evaluated] == [Refusal, Derivation, Refusal]
+    assert isinstance(evaluated[1], Derivation) and evaluated[1].out == "/o"
+    assert isinstance(evaluated[2], Refusal) and "printed nothing" in evaluated[2].error.message
+    words = json.loads(arguments.read_text())
     assert words[words.index("--workers") + 1] == "3"
     assert words[words.index("--max-memory-size") + 1] == "2500"
     assert words[words.index("--override-input") :][:3] == ["--override-input", "nixpkgs", "path:/n"]
@@ -94,5 +96,5 @@ def test_a_nix_eval_jobs_that_cannot_select_is_left_alone(
     program(tmp_path, "nix-eval-jobs", "print('--workers')")
     nix = program(tmp_path, "nix", 'print(\'{"drvPath":"/d","out":"/o","name":"n","features":[]}\')')
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = nix_eval.evaluate(Nix(str(nix), "path:/f"), [request("sm80"), request("sm90")], workers=1)
-    assert [type(each) for each in found] == [Derivation, Derivation]
+    evaluated = nix_eval.evaluate(Nix(str(nix), "path:/f"), [request("sm80"), request("sm90")], workers=1)
+    assert [type(item) for item in evaluated] == [Derivation, Derivation]

@@ -29,8 +29,8 @@ def findings(tmp_path: Path, trusted: int = 1, builds: int = 1, **settings: Any)
         "build-dir": str(tmp_path),
         **{name.replace("_", "-"): value for name, value in settings.items()},
     }
-    found = nix_findings.before_build(Nix(str(nix), ""), Configuration(all_), builds)
-    return {finding.about: finding for finding in found}
+    examined = nix_findings.before_build(Nix(str(nix), ""), Configuration(all_), builds)
+    return {finding.about: finding for finding in examined}
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 def test_a_machine_that_has_all_is_given_no_hint(tmp_path: Path) -> None:
-    found = findings(tmp_path)
-    assert all(finding.state is State.OK for finding in found.values())
-    assert all(finding.hint is None for finding in found.values())
+    examined = findings(tmp_path)
+    assert all(finding.state is State.OK for finding in examined.values())
+    assert all(finding.hint is None for finding in examined.values())
 
 
 def test_every_variant_wants_its_room(tmp_path: Path, disk: list[int]) -> None:

@@ -92,14 +92,14 @@ def test_what_is_no_name_is_a_sentence_of_one_short_line(name: str) -> None:
 def test_pin_without_nix_says_what_it_needs_nix_for(tmp_path: Path) -> None:
     if not data.checkout():
         pytest.skip("pin is there in a checkout only")
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "vllm_variants", "pin", "nixos-unstable"],
         env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert told.returncode == 4, told.stderr
-    assert "there is no nix on PATH, and pin evaluates the new nixpkgs with it" in told.stderr
-    assert "install Nix: https://nixos.org/download" in told.stderr
-    assert "--via" not in told.stderr
+    assert completed.returncode == 4, completed.stderr
+    assert "there is no nix on PATH, and pin evaluates the new nixpkgs with it" in completed.stderr
+    assert "install Nix: https://nixos.org/download" in completed.stderr
+    assert "--via" not in completed.stderr
 
 
 def test_without_nix_prefetch_github_the_hint_is_named(

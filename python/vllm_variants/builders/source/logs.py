@@ -3,7 +3,7 @@
 $XDG_STATE_HOME/vllm-variants/logs/20261123-220000-4711/
     sm90.log                   a variant's own build
     torch-2.9.1-8k3x0q1z.log   something it needs, with the start of its derivation's hash: sm80's is another
-    nix.log                    Nix's own words
+    nix.log                    Nix's own messages
 """
 
 from __future__ import annotations
