@@ -26,8 +26,7 @@ from vllm_variants.errors import Error
 from vllm_variants.machine import gpus
 from vllm_variants.model import matrix
 from vllm_variants.model.results import Result
-from vllm_variants.verify import catalogue as expectations
-from vllm_variants.verify import preflight
+from vllm_variants.verify import catalogue, preflight
 from vllm_variants.verify.catalogue import Check
 
 
@@ -44,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class FittingResult:
     """A result that fits this machine, and the indices of the cards that it is built for."""
 
     result: Result
@@ -56,59 +55,59 @@ class Subject:
         return f"{self.result.manifest.short}-{self.result.manifest.release}"
 
 
-def _subjects(config: pytest.Config) -> tuple[list[Subject], list[str]]:
+def _fitting_results(config: pytest.Config) -> tuple[list[FittingResult], list[str]]:
     """(results to check, reasons why others are not), for the options given."""
-    wanted = {matrix.load().parse(text).variant.short for text in config.getoption("--variant", [])}
-    given = [Path(each) for each in config.getoption("--result", [])]
-    paths = given or sorted(each for each in Path.cwd().glob("result-*") if each.is_dir())
+    requested = {matrix.load().parse(text).variant.short for text in config.getoption("--variant", [])}
+    given = [Path(path) for path in config.getoption("--result", [])]
+    paths = given or sorted(path for path in Path.cwd().glob("result-*") if path.is_dir())
     machine = gpus.machine()
-    subjects, reasons = [], []
+    fitting_results, reasons = [], []
     for path in paths:
         try:
             result = preflight.result(path)
-            if wanted and result.manifest.short not in wanted:
+            if requested and result.manifest.short not in requested:
                 continue
             cards = preflight.fitting(result, machine)
         except Error as error:
             reasons.append(error.message)
             continue
-        subjects.append(Subject(result, preflight.devices(cards)))
+        fitting_results.append(FittingResult(result, preflight.devices(cards)))
     if not machine.gpus:
         reasons = [f"there is no GPU: {machine.problem or 'the driver sees none'}"]
     elif not paths:
         reasons = ["there is no ./result-* here: build one with vllm-variants build"]
-    return subjects, list(dict.fromkeys(reasons)) or ["no result is of the variant asked for"]
+    return fitting_results, list(dict.fromkeys(reasons)) or ["no result is of the variant asked for"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "subject" not in metafunc.fixturenames:
+    if "fitting" not in metafunc.fixturenames:
         return
-    subjects, reasons = _subjects(metafunc.config)
-    if not subjects:
+    fitting_results, reasons = _fitting_results(metafunc.config)
+    if not fitting_results:
         mark = pytest.mark.skip(reason="; ".join(reasons))
         metafunc.parametrize(
-            "subject,check", [pytest.param(None, None, marks=[mark, pytest.mark.gpu], id="none")]
+            "fitting,check", [pytest.param(None, None, marks=[mark, pytest.mark.gpu], id="none")]
         )
         return
     metafunc.parametrize(
-        "subject,check",
+        "fitting,check",
         [
             pytest.param(
-                subject,
+                fitting,
                 check,
-                id=f"{subject.id}-{check.name}",
-                marks=[pytest.mark.gpu, getattr(pytest.mark, subject.result.manifest.capability.sm)],
+                id=f"{fitting.id}-{check.name}",
+                marks=[pytest.mark.gpu, getattr(pytest.mark, fitting.result.manifest.capability.sm)],
             )
-            for subject in subjects
-            for check in expectations.read()
+            for fitting in fitting_results
+            for check in catalogue.read()
         ],
     )
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto`: one worker a card that some result fits."""
-    subjects, _ = _subjects(config)
-    return max((len(subject.cards) for subject in subjects), default=1)
+    fitting_results, _ = _fitting_results(config)
+    return max((len(fitting.cards) for fitting in fitting_results), default=1)
 
 
 @pytest.fixture(scope="session")
@@ -119,17 +118,17 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def cards(subject: Subject, check: Check) -> Iterator[tuple[str, ...]]:
+def cards(fitting: FittingResult, check: Check) -> Iterator[tuple[str, ...]]:
     """The cards of this test: the worker's own first, and nobody else's while it runs.
 
     A check that wants two cards waits until its neighbour is free; more workers than cards wait too.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    first = int(worker) % len(subject.cards)
-    mine = (subject.cards[first:] + subject.cards[:first])[: check.gpus]
+    first = int(worker) % len(fitting.cards)
+    own = (fitting.cards[first:] + fitting.cards[:first])[: check.gpus]
     with contextlib.ExitStack() as stack:
-        for card in sorted(mine):  # always in this order, so that two tests never wait for each other
+        for card in sorted(own):  # always in this order, so that two tests never wait for each other
             lock = Path(tempfile.gettempdir(), f"vllm-variants-{os.getuid()}-{card}.lock")
             file = stack.enter_context(lock.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield mine
+        yield own

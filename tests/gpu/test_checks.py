@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_variants.verify import judgement as verdicts
-from vllm_variants.verify import preflight, processes, running
+from vllm_variants.verify import check_process, judgement, preflight, running
 from vllm_variants.verify.catalogue import Check
 
 if TYPE_CHECKING:
-    from conftest import Subject
+    from conftest import FittingResult
 
 
-def test_check(subject: Subject, check: Check, cards: tuple[str, ...], seed: int) -> None:
+def test_check(fitting: FittingResult, check: Check, cards: tuple[str, ...], seed: int) -> None:
     """The outcome is what this SM must show with this release."""
-    manifest = subject.result.manifest
-    whole = processes.Subject(subject.result.python, preflight.facts(subject.result), cards)
-    (outcome,) = running.run(whole, [check], running.Plan(seed))
-    judged = verdicts.judge(check, outcome, release=manifest.release, sm=manifest.capability.sm)
-    if judged.verdict in (verdicts.Verdict.SKIPPED, verdicts.Verdict.OPEN):
+    manifest = fitting.result.manifest
+    checked = check_process.CheckedResult(fitting.result.python, preflight.facts(fitting.result), cards)
+    (outcome,) = running.run(checked, [check], running.RunOptions(seed))
+    judged = judgement.judge(check, outcome, release=manifest.release, sm=manifest.capability.sm)
+    if judged.judgement in (judgement.Judgement.SKIPPED, judgement.Judgement.OPEN):
         pytest.skip(judged.sentence)
-    if judged.verdict is verdicts.Verdict.FAILED:
+    if judged.judgement is judgement.Judgement.FAILED:
         pytest.fail(f"{check.name}: {judged.sentence} (seed {seed})", pytrace=False)

@@ -1,20 +1,28 @@
 """Writing keys and values into the KV cache, in every layout, and copying its blocks."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from vllm import _custom_ops as ops
 
 from . import references
-from .checking import check
-from .norms import dtypes
+from .checking import Run, check
+from .dtypes import FP8, floating_types, sixteen_bit_types
 
-FP8 = torch.float8_e4m3fn
+# (cache to change, slot, row): put the row of one token where it belongs.
+Place = Callable[[torch.Tensor, int, torch.Tensor], None]
 
 
-def _slots(run, tokens, blocks, block_size):
+def _slots(run: Run, tokens: int, blocks: int, block_size: int) -> torch.Tensor:
     return run.permutation(blocks * block_size, dtype=torch.int64)[:tokens].contiguous()
 
 
-def _cache_reference(initial, slots, rows, place):
+def _cache_reference(
+    initial: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, place: Place
+) -> torch.Tensor:
     expected = references.exact(initial).clone()
     for slot, row in zip(slots.tolist(), rows, strict=True):
         place(expected, slot, row)
@@ -22,10 +30,10 @@ def _cache_reference(initial, slots, rows, place):
 
 
 @check("cache.reshape_and_cache")
-def reshape_and_cache(run):
+def reshape_and_cache(run: Run) -> None:
     """The PagedAttention layout, in the model's type and in fp8."""
     tokens, heads, size, block, blocks = 42, 8, 64, 16, 9
-    for dtype in dtypes(run):
+    for dtype in floating_types(run):
         for cache in ("auto", "fp8"):
             kind, step = (dtype, 1.0) if cache == "auto" else (FP8, 0.5)
             x = 16 // kind.itemsize
@@ -34,10 +42,10 @@ def reshape_and_cache(run):
             key_cache = torch.zeros(blocks, heads, size // x, block, x, device=run.device).to(kind)
             value_cache = torch.zeros(blocks, heads, size, block, device=run.device).to(kind)
 
-            def place_key(cache, slot, row, x=x):
+            def place_key(cache: torch.Tensor, slot: int, row: torch.Tensor, x: int = x) -> None:
                 cache[slot // block, :, :, slot % block, :] = row.reshape(heads, size // x, x)
 
-            def place_value(cache, slot, row):
+            def place_value(cache: torch.Tensor, slot: int, row: torch.Tensor) -> None:
                 cache[slot // block, :, :, slot % block] = row
 
             _cache_case(
@@ -47,37 +55,50 @@ def reshape_and_cache(run):
 
 
 @check("cache.reshape_and_cache_flash")
-def reshape_and_cache_flash(run):
+def reshape_and_cache_flash(run: Run) -> None:
     """The FlashAttention layout [blocks, block, heads, size], in the model's type and in fp8."""
     tokens, heads, size, block, blocks = 42, 4, 128, 16, 9
-    for dtype in dtypes(run):
+    for dtype in floating_types(run):
         for cache in ("auto", "fp8"):
             kind, step = (dtype, 1.0) if cache == "auto" else (FP8, 0.5)
             key, value = (run.normal(tokens, heads, size, dtype=dtype) for _ in range(2))
             slots = _slots(run, tokens, blocks, block)
-            caches = [torch.zeros(blocks, block, heads, size, device=run.device).to(kind) for _ in range(2)]
+            key_cache, value_cache = (
+                torch.zeros(blocks, block, heads, size, device=run.device).to(kind) for _ in range(2)
+            )
 
-            def place(cache, slot, row):
+            def place(cache: torch.Tensor, slot: int, row: torch.Tensor) -> None:
                 cache[slot // block, slot % block] = row
 
             _cache_case(
-                run, f"{dtype} cache {cache}", ops.reshape_and_cache_flash, key, value, *caches,
-                slots, cache, step, place, place,
+                run, f"{dtype} cache {cache}", ops.reshape_and_cache_flash, key, value, key_cache,
+                value_cache, slots, cache, step, place, place,
             )  # fmt: skip
 
 
-def _cache_case(run, label, operator, key, value, key_cache, value_cache, slots, cache, step, *places):
-    rounding = references.fp8 if cache == "fp8" else (lambda values: values)
+def _cache_case(
+    run: Run,
+    label: str,
+    operator: Callable[..., None],
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    cache: str,
+    step: float,
+    *places: Place,
+) -> None:
     expected = [
-        _cache_reference(initial, slots, rounding(references.exact(rows) / step), place)
+        _cache_reference(initial, slots, _stored(references.exact(rows) / step, cache), place)
         for initial, rows, place in zip((key_cache, value_cache), (key, value), places, strict=True)
     ]
-    one = run.tensor([step], torch.float32)
+    scale = run.tensor([step], torch.float32)
     initial = [key_cache.clone(), value_cache.clone()]
-    raw = [each.view(torch.uint8) if cache == "fp8" else each for each in (key_cache, value_cache)]
+    raw = [_viewed(key_cache, cache), _viewed(value_cache, cache)]
     run.case(
         label,
-        lambda: operator(key, value, *raw, slots, cache, one, one),
+        partial(operator, key, value, *raw, slots, cache, scale, scale),
         expected,
         1e-3 if cache == "fp8" else 0.0,
         outputs=[key_cache, value_cache],
@@ -85,29 +106,37 @@ def _cache_case(run, label, operator, key, value, key_cache, value_cache, slots,
     )
 
 
+def _stored(rows: torch.Tensor, cache: str) -> torch.Tensor:
+    """Float64 rows as a cache of this kind ("auto", "fp8") keeps them."""
+    return references.fp8(rows) if cache == "fp8" else rows
+
+
+def _viewed(tensor: torch.Tensor, cache: str) -> torch.Tensor:
+    """A cache as the operators take it: fp8 as bytes."""
+    return tensor.view(torch.uint8) if cache == "fp8" else tensor
+
+
 @check("cache.mla")
-def concat_and_cache_mla(run):
+def concat_and_cache_mla(run: Run) -> None:
+    """The latent cache [blocks, block, rank + rope] of multi-head latent attention, 16-bit and fp8."""
     tokens, rank, rope, block, blocks = 42, 512, 64, 16, 8
-    for dtype in dtypes(run)[:-1]:
+    for dtype in sixteen_bit_types(run):
         for cache in ("auto", "fp8"):
             kind, step = (dtype, 1.0) if cache == "auto" else (FP8, 0.5)
             latent, positional = run.normal(tokens, rank, dtype=dtype), run.normal(tokens, rope, dtype=dtype)
             slots = _slots(run, tokens, blocks, block)
             kv_cache = torch.zeros(blocks, block, rank + rope, device=run.device).to(kind)
             rows = torch.cat([references.exact(latent), references.exact(positional)], -1) / step
-            rows = references.fp8(rows) if cache == "fp8" else rows
 
-            def place(cache, slot, row):
+            def place(cache: torch.Tensor, slot: int, row: torch.Tensor) -> None:
                 cache[slot // block, slot % block] = row
 
-            raw = kv_cache.view(torch.uint8) if cache == "fp8" else kv_cache
-            one = run.tensor([step], torch.float32)
+            raw = _viewed(kv_cache, cache)
+            scale = run.tensor([step], torch.float32)
             run.case(
                 f"{dtype} cache {cache}",
-                lambda a=latent, b=positional, raw=raw, slots=slots, cache=cache, one=one: (
-                    ops.concat_and_cache_mla(a, b, raw, slots, cache, one)
-                ),
-                _cache_reference(kv_cache, slots, rows, place),
+                partial(ops.concat_and_cache_mla, latent, positional, raw, slots, cache, scale),
+                _cache_reference(kv_cache, slots, _stored(rows, cache), place),
                 1e-3 if cache == "fp8" else 0.0,
                 outputs=[kv_cache],
                 restore=[(kv_cache, kv_cache.clone())],
@@ -115,18 +144,19 @@ def concat_and_cache_mla(run):
 
 
 @check("cache.copy_blocks")
-def copy_blocks(run):
-    for dtype in dtypes(run):
+def copy_blocks(run: Run) -> None:
+    """Blocks copied to others in two layers, keys and values."""
+    for dtype in floating_types(run):
         caches = [run.normal(8, 16, 4, 64, dtype=dtype) for _ in range(4)]
         keys, values = caches[:2], caches[2:]
         mapping = run.tensor([[0, 5], [0, 6], [3, 7]], torch.int64)
-        expected = [references.exact(each).clone() for each in caches]
-        for each in expected:
-            each[5], each[6], each[7] = each[0], each[0], each[3]
-        initial = [each.clone() for each in caches]
+        expected = [references.exact(cache).clone() for cache in caches]
+        for blocks in expected:
+            blocks[5], blocks[6], blocks[7] = blocks[0], blocks[0], blocks[3]
+        initial = [cache.clone() for cache in caches]
         run.case(
             f"{dtype}",
-            lambda keys=keys, values=values, mapping=mapping: ops.copy_blocks(keys, values, mapping),
+            partial(ops.copy_blocks, keys, values, mapping),
             expected,
             0.0,
             outputs=caches,

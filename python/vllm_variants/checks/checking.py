@@ -6,23 +6,32 @@ call (so an operator that writes nothing cannot pass) and compared with a refere
 float64 on the CPU.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import time
 import traceback
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 
 from . import images
-from .comparing import compare, digest, raw, sentence, summary, tensors
-from .measuring import median_ms, poison, poison_free_memory
+from .comparing import Bounds, Case, raw, sentence, summary, tensors
+from .measuring import gpu_timed, median_ms, poison, poison_free_memory
 
-_CHECKS = {}
+Status = Literal["ok", "failed", "unsupported", "skipped"]
+CheckFunction = Callable[["Run"], None]
+# Tensors that an operator works on in place, with the values they have before each call.
+Restored = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+_CHECKS: dict[str, CheckFunction] = {}
 
 # How libraries say that this device is not served. What follows from it (a failure, or just what
-# was expected of this SM) is not decided here: expectations.toml knows.
+# was expected of this SM) is not decided here: catalogue.toml knows.
 _UNSUPPORTED = (
     "no kernel image is available",
     "no compiled",
@@ -39,8 +48,6 @@ _UNSUPPORTED = (
     "device kernel image is invalid",
 )
 
-HALF_PRECISION = {torch.float16: 1e-3, torch.bfloat16: 6e-3, torch.float32: 1e-5}
-
 
 class Unsupported(Exception):
     """vLLM itself says that this device cannot run it; the text is vLLM's reason."""
@@ -54,33 +61,70 @@ class Wrong(Exception):
     """A fact that should hold does not; the text is a sentence for a person."""
 
 
-def check(name):
+def check(name: str) -> Callable[[CheckFunction], CheckFunction]:
     """Register the decorated function as the check `name`."""
 
-    def register(function):
+    def register(function: CheckFunction) -> CheckFunction:
         _CHECKS[name] = function
         return function
 
     return register
 
 
-def registered(name):
+def registered(name: str) -> CheckFunction:
     """The check's function; raises KeyError for a name that the imported scripts do not define."""
     return _CHECKS[name]
 
 
+def require(run: Run, question: Callable[[int], bool], subject: str) -> None:
+    """Raise Unsupported unless vLLM's own `question` (90 for 9.0) says yes; a dry run asks nothing.
+
+    `subject` is the sentence's beginning: "fp8 is".
+    """
+    major, minor = run.capability
+    if not run.dry and not question(major * 10 + minor):
+        raise Unsupported(f"vLLM says that {subject} not supported on {major}.{minor}")
+
+
+@dataclass(frozen=True)
+class PoisonedCall:
+    """An operator's call that returns its outputs, in which NaN stood before it."""
+
+    call: Callable[[], object]
+    outputs: Sequence[torch.Tensor] | None  # what the call writes; None: it returns its outputs
+    restored: Restored
+    dry: bool
+
+    def __call__(self) -> list[torch.Tensor]:
+        """Restore what the operator changes in place, poison its other outputs, and call it."""
+        for tensor, initial in self.restored:
+            tensor.copy_(initial)
+        in_place = {tensor.data_ptr() for tensor, _ in self.restored}
+        for tensor in self.outputs or ():
+            if tensor.data_ptr() not in in_place:
+                poison(tensor)
+        if self.outputs is None and not self.dry:
+            poison_free_memory()
+        returned = self.call()
+        return tensors(returned if self.outputs is None else self.outputs)
+
+
 @dataclass
 class Run:
-    """What a check works with: a seeded source of inputs, a device, and the cases so far."""
+    """What a check works with: a seeded source of inputs, a device, and the cases so far.
+
+    `facts` is what the result says about itself (see `imports.py`), `notes` what the check found out.
+    In a `dry` run there is no GPU and operators compute nothing.
+    """
 
     name: str
     seed: int
-    facts: dict
+    facts: Mapping[str, Any]
     dry: bool
-    cases: list = field(default_factory=list)
-    notes: dict = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    notes: dict[str, object] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.device = torch.device("cpu" if self.dry else "cuda")
         # torch's CPU generator takes 32 bits of a seed: name and seed go into the same ones.
         own = zlib.crc32(f"{self.seed} {self.name}".encode())
@@ -88,40 +132,49 @@ class Run:
         self._inputs = hashlib.sha256()
 
     @property
-    def capability(self):
+    def capability(self) -> tuple[int, int]:
         """The device's compute capability as (major, minor); the variant's own in a dry run."""
         if self.dry:
             major, minor = str(self.facts.get("capability", "9.0")).split(".")
             return int(major), int(minor)
-        return torch.cuda.get_device_capability()
+        capability: tuple[int, int] = torch.cuda.get_device_capability()
+        return capability
+
+    @property
+    def inputs_digest(self) -> str:
+        """A short SHA-256 over all inputs so far: equal digests are equal inputs."""
+        return self._inputs.hexdigest()[:32]
 
     # ── inputs: always made on the CPU, so the same seed gives the same bits on every card ──
 
-    def _input(self, tensor):
+    def input(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a CPU tensor among the inputs, and return it on the device."""
         self._inputs.update(raw(tensor))
         return tensor.to(self.device)
 
-    def normal(self, *shape, dtype=torch.float32, scale=1.0):
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
         """A tensor of normally distributed values with this standard deviation."""
-        return self._input((torch.randn(shape, generator=self.generator) * scale).to(dtype))
+        return self.input((torch.randn(shape, generator=self.generator) * scale).to(dtype))
 
-    def uniform(self, *shape, dtype=torch.float32, low=0.0, high=1.0):
+    def uniform(
+        self, *shape: int, dtype: torch.dtype = torch.float32, low: float = 0.0, high: float = 1.0
+    ) -> torch.Tensor:
         """A tensor of values in [low, high)."""
-        return self._input((torch.rand(shape, generator=self.generator) * (high - low) + low).to(dtype))
+        return self.input((torch.rand(shape, generator=self.generator) * (high - low) + low).to(dtype))
 
-    def integers(self, low, high, *shape, dtype=torch.int32):
+    def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         """A tensor of integers in [low, high)."""
-        return self._input(torch.randint(low, high, shape, generator=self.generator).to(dtype))
+        return self.input(torch.randint(low, high, shape, generator=self.generator).to(dtype))
 
-    def permutation(self, count, dtype=torch.int32):
+    def permutation(self, count: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         """The integers below `count` in random order."""
-        return self._input(torch.randperm(count, generator=self.generator).to(dtype))
+        return self.input(torch.randperm(count, generator=self.generator).to(dtype))
 
-    def tensor(self, values, dtype):
+    def tensor(self, values: object, dtype: torch.dtype) -> torch.Tensor:
         """A tensor of these values."""
-        return self._input(torch.tensor(values, dtype=dtype))
+        return self.input(torch.tensor(values, dtype=dtype))
 
-    def empty(self, *shape, dtype):
+    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         """An output for `case(outputs=…)`, which poisons it before every call that is judged."""
         return torch.empty(shape, dtype=dtype, device=self.device)
 
@@ -129,17 +182,17 @@ class Run:
 
     def case(
         self,
-        name,
-        call,
-        reference,
-        tolerance,
+        name: str,
+        call: Callable[[], object],
+        reference: torch.Tensor | Sequence[torch.Tensor],
+        tolerance: float | Sequence[float],
         *,
-        outputs=None,
-        restore=None,
-        worst=6.0,
-        timed=True,
-        image=True,
-    ):
+        outputs: Sequence[torch.Tensor] | None = None,
+        restore: Restored = (),
+        worst: float = 6.0,
+        timed: bool = True,
+        image: bool = True,
+    ) -> Case:
         """Run `call`, compare its outputs with `reference`, time it, and record the case.
 
         `outputs`: the tensors that `call` writes; without them `call` returns its output(s).
@@ -149,75 +202,49 @@ class Run:
         `worst`: how many times the tolerance the worst row may differ, in units of the mean row.
         `image`: find out which images served the call; not for calls that cannot be captured.
         """
-        references = list(reference) if isinstance(reference, (tuple, list)) else [reference]
-        tolerances = tolerance if isinstance(tolerance, (tuple, list)) else [tolerance] * len(references)
-
-        def judged():
-            for tensor, initial in restore or ():
-                tensor.copy_(initial)
-            restored = {tensor.data_ptr() for tensor, _ in restore or ()}
-            for tensor in outputs or ():
-                if tensor.data_ptr() not in restored:
-                    poison(tensor)
-            if outputs is None and not self.dry:
-                poison_free_memory()
-            returned = call()
-            return tensors(returned if outputs is None else outputs)
-
-        first_ms, got = self._first(judged)
-        record = {"case": name, "first_ms": first_ms}
-        # On the CPU: the copy also keeps later calls from overwriting what is judged.
-        got = [tensor.detach().to("cpu", copy=True) for tensor in got]
-        if len(got) < len(references):
-            raise Wrong(f"{name}: {len(got)} outputs where {len(references)} were expected")
-        record |= compare(got, references, tolerances, worst)
-        record["digest"] = digest(got)
-        again = [tensor.detach().to("cpu", copy=True) for tensor in judged()]
-        record["deterministic"] = digest(again) == record["digest"]
+        references = [reference] if isinstance(reference, torch.Tensor) else list(reference)
+        tolerances = [tolerance] * len(references) if isinstance(tolerance, (int, float)) else tolerance
+        poisoned = PoisonedCall(call, outputs, restore, self.dry)
+        first_ms, first = self._first(poisoned)
+        if len(first) < len(references):
+            raise Wrong(f"{name}: {len(first)} outputs where {len(references)} were expected")
+        case = Bounds(references, tolerances, worst).case(name, first_ms, first, _copied(poisoned()))
         if timed and not self.dry:
-            record["median_ms"] = median_ms(call)
+            case["median_ms"] = median_ms(call)
             if image:
-                record["kernels"] = images.kernels(call)
-        self.cases.append(record)
-        return record
+                case["kernels"] = images.kernels(call)
+        self.cases.append(case)
+        return case
 
-    def fact(self, **facts):
+    def _first(self, poisoned: PoisonedCall) -> tuple[float | None, list[torch.Tensor]]:
+        """(milliseconds of the first call, its outputs on the CPU)."""
+        if self.dry:
+            return None, _copied(poisoned())
+        torch.cuda.synchronize()
+        milliseconds, outputs = gpu_timed(poisoned)
+        torch.cuda.synchronize()
+        return round(milliseconds, 4), _copied(outputs)
+
+    def fact(self, **facts: object) -> None:
         """Record facts for the report (versions, paths, counts)."""
         self.notes |= facts
 
-    def _first(self, judged):
-        if self.dry:
-            return None, judged()
-        torch.cuda.synchronize()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        got = judged()
-        end.record()
-        torch.cuda.synchronize()
-        return round(start.elapsed_time(end), 4), got
+
+def _copied(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies on the CPU, so that later calls do not overwrite what is judged."""
+    return [tensor.detach().to("cpu", copy=True) for tensor in outputs]
 
 
-def outcome(name, function, *, seed, facts, dry):
-    """Run one check and say how it went, as the record that becomes its JSON line."""
+def outcome(
+    name: str, function: CheckFunction, *, seed: int, facts: Mapping[str, Any], dry: bool
+) -> dict[str, object]:
+    """Run one check and say how it went, as the record that becomes its JSON line.
+
+    `status` is a `Status`, `reason` stands there unless it is ok, `cases` are `comparing.Case`.
+    """
     run = Run(name, seed, facts, dry)
     started = time.monotonic()
-    status, reason = "ok", None
-    try:
-        function(run)
-        if not dry:
-            torch.cuda.synchronize()
-        wrong = [case for case in run.cases if not case["ok"]]
-        if wrong:
-            status, reason = "failed", "; ".join(sentence(case) for case in wrong[:4])
-    except Unsupported as error:
-        status, reason = "unsupported", str(error)
-    except Skipped as error:
-        status, reason = "skipped", str(error)
-    except Wrong as error:
-        status, reason = "failed", str(error)
-    except Exception as error:
-        traceback.print_exc()
-        status, reason = _judge(error)
+    status, reason = _status(run, function)
     return {
         "check": name,
         "status": status,
@@ -225,18 +252,37 @@ def outcome(name, function, *, seed, facts, dry):
         **summary(run.cases),
         "seconds": round(time.monotonic() - started, 3),
         "seed": seed,
-        "inputs": run._inputs.hexdigest()[:32],
+        "inputs": run.inputs_digest,
         **({"facts": json.loads(json.dumps(run.notes, default=str))} if run.notes else {}),
         "cases": run.cases,
     }
 
 
-def _judge(error):
+def _status(run: Run, function: CheckFunction) -> tuple[Status, str | None]:
+    """Run the check; (its status, the reason unless it is ok)."""
+    try:
+        function(run)
+        if not run.dry:
+            torch.cuda.synchronize()
+    except Unsupported as error:
+        return "unsupported", str(error)
+    except Skipped as error:
+        return "skipped", str(error)
+    except Wrong as error:
+        return "failed", str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return _status_of(error)
+    wrong = [case for case in run.cases if not case["ok"]]
+    return ("failed", "; ".join(sentence(case) for case in wrong[:4])) if wrong else ("ok", None)
+
+
+def _status_of(error: Exception) -> tuple[Status, str]:
     """(status, reason) of an exception that nobody raised on purpose; CUDA's advice is left out."""
     lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
     # Pydantic only counts in its first line: "1 validation error for ModelConfig".
-    said = ": ".join(lines[:2]) if "validation error" in lines[0] else lines[0]
-    text = said.split(" Search for ")[0].split(" This could be because ")[0][:300]
-    if isinstance(error, NotImplementedError) or any(phrase in said.lower() for phrase in _UNSUPPORTED):
+    message = ": ".join(lines[:2]) if "validation error" in lines[0] else lines[0]
+    text = message.split(" Search for ")[0].split(" This could be because ")[0][:300]
+    if isinstance(error, NotImplementedError) or any(phrase in message.lower() for phrase in _UNSUPPORTED):
         return "unsupported", text
     return "failed", f"{type(error).__name__}: {text}"

@@ -1,26 +1,69 @@
 """An operator's outputs against their references: relative errors, the worst row, digests."""
 
+from __future__ import annotations
+
 import hashlib
+import math
 import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import torch
 
 from . import images
 
 
-def tensors(returned):
+class Case(TypedDict):
+    """One case as it stands in a check's JSON; times in milliseconds, None where there is no GPU.
+
+    `error` and `worst_row` are of the output that is worst in units of its tolerance; infinity and NaN
+    are text there, for JSON.
+    """
+
+    case: str
+    first_ms: float | None
+    ok: bool
+    error: float | str
+    worst_row: float | str
+    tolerance: float
+    misshapen: NotRequired[str]
+    digest: str
+    deterministic: bool
+    median_ms: NotRequired[float]
+    kernels: NotRequired[list[images.Kernel] | None]
+
+
+class Summary(TypedDict, total=False):
+    """A check's own figures in its JSON: of the case nearest to its tolerance, and over all cases."""
+
+    error: float | str
+    tolerance: float
+    first_ms: float | None
+    median_ms: float | None
+    image: str | None
+
+
+def tensors(returned: object) -> list[torch.Tensor]:
     """What an operator returned as a list of tensors, whatever else it returned left out."""
     if isinstance(returned, torch.Tensor):
         return [returned]
+    assert isinstance(returned, Iterable), f"an operator returned {type(returned).__name__}"
     return [item for item in returned if isinstance(item, torch.Tensor)]
 
 
-def raw(tensor):
+def first_output(operator: Callable[..., Sequence[torch.Tensor]], *arguments: object) -> torch.Tensor:
+    """Call the operator, and return the first of its outputs alone."""
+    return operator(*arguments)[0]
+
+
+def raw(tensor: torch.Tensor) -> bytes:
     """The bytes of a CPU tensor of any type."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    data: bytes = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return data
 
 
-def digest(outputs):
+def digest(outputs: Iterable[torch.Tensor]) -> str:
     """A short SHA-256 over the bytes of all outputs: equal digests are equal bits."""
     whole = hashlib.sha256()
     for tensor in outputs:
@@ -28,57 +71,99 @@ def digest(outputs):
     return whole.hexdigest()[:32]
 
 
-def compare(got, references, tolerances, worst):
-    """The error of the worst output, in units of its tolerance, with the figures of that output.
+@dataclass(frozen=True)
+class Deviation:
+    """How far one output is from its reference; see `relative_error`."""
 
-    `misshapen` says so where an output has another shape than its reference.
+    error: float
+    worst_row: float
+    tolerance: float
+    ok: bool
+
+    @property
+    def badness(self) -> tuple[bool, float]:
+        """What sorts deviations: those outside their tolerance last, then by the share of it used."""
+        if self.error == 0:
+            return not self.ok, 0.0
+        share = self.error / self.tolerance if self.tolerance else math.inf
+        return not self.ok, math.inf if math.isnan(share) else share
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a case's outputs are held to.
+
+    `tolerances`: the largest error of each output; `worst`: how many times that its worst row may differ.
     """
-    found = []
-    shapes = [said for pair in zip(got, references, strict=False) if (said := misshapen(*pair))]
-    for output, reference, tolerance in zip(got, references, tolerances, strict=False):
-        error, peak = relative_error(output, reference)
-        good = error <= tolerance and peak <= worst * tolerance
-        ratio = 0.0 if error == 0 else error / tolerance if tolerance else float("inf")
-        found.append((good, ratio if ratio == ratio else float("inf"), error, peak, tolerance))
-    good, _, error, peak, tolerance = max(found, key=lambda each: (not each[0], each[1]))
-    figures = {"ok": good, "error": _finite(error), "worst_row": _finite(peak), "tolerance": tolerance}
-    return figures | ({"misshapen": shapes[0]} if shapes else {})
+
+    references: Sequence[torch.Tensor]
+    tolerances: Sequence[float]
+    worst: float
+
+    def farthest(self, outputs: Sequence[torch.Tensor]) -> Deviation:
+        """The deviation of the output that is worst in units of its tolerance."""
+        deviations = []
+        for output, reference, tolerance in zip(outputs, self.references, self.tolerances, strict=False):
+            error, peak = relative_error(output, reference)
+            ok = error <= tolerance and peak <= self.worst * tolerance
+            deviations.append(Deviation(error, peak, tolerance, ok))
+        return max(deviations, key=lambda deviation: deviation.badness)
+
+    def case(
+        self, name: str, first_ms: float | None, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]
+    ) -> Case:
+        """Judge the outputs of a case's first call, which took `first_ms`; the second's show if they vary."""
+        farthest, own = self.farthest(first), digest(first)
+        case: Case = {
+            "case": name,
+            "first_ms": first_ms,
+            "ok": farthest.ok,
+            "error": _finite(farthest.error),
+            "worst_row": _finite(farthest.worst_row),
+            "tolerance": farthest.tolerance,
+            "digest": own,
+            "deterministic": digest(second) == own,
+        }
+        problems = map(misshapen, first, self.references)
+        if problem := next(filter(None, problems), None):
+            case["misshapen"] = problem
+        return case
 
 
-def _finite(value):
+def _finite(value: float) -> float | str:
     """A number that JSON can carry: NaN and infinity as text."""
-    return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else str(value)
+    return float(f"{value:.4g}") if math.isfinite(value) else str(value)
 
 
-def misshapen(output, reference):
+def misshapen(output: torch.Tensor, reference: torch.Tensor) -> str | None:
     """What is wrong with the shape of an output, or None."""
     if tuple(output.shape) == tuple(reference.shape):
         return None
     return f"an output of shape {tuple(output.shape)} where {tuple(reference.shape)} was expected"
 
 
-def relative_error(output, reference):
+def relative_error(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
     """(‖out−ref‖/‖ref‖, the worst row's ‖out−ref‖ over the mean row norm of ref), in float64.
 
     Wrong shapes and non-finite values where the reference is finite count as infinitely wrong.
     """
     if misshapen(output, reference):
-        return float("inf"), float("inf")
+        return math.inf, math.inf
     out, ref = output.double(), reference.double()
     same_infinite = torch.isinf(ref) & (out == ref)
     out, ref = out.masked_fill(same_infinite, 0), ref.masked_fill(same_infinite, 0)
     rows = ref.reshape(-1, ref.shape[-1]) if ref.dim() > 1 else ref.reshape(1, -1)
     difference = (out - ref).reshape(rows.shape)
-    size = rows.norm().item()
-    error = difference.norm().item()
-    mean_row = rows.norm(dim=-1).mean().item()
-    peak = difference.norm(dim=-1).max().item() if difference.numel() else 0.0
-    if error != error or peak != peak:
-        return float("inf"), float("inf")
+    size = float(rows.norm())
+    error = float(difference.norm())
+    mean_row = float(rows.norm(dim=-1).mean())
+    peak = float(difference.norm(dim=-1).max()) if difference.numel() else 0.0
+    if math.isnan(error) or math.isnan(peak):
+        return math.inf, math.inf
     return (error / size if size else error), (peak / mean_row if mean_row else peak)
 
 
-def sentence(case):
+def sentence(case: Case) -> str:
     """What is wrong with a case."""
     if "misshapen" in case:
         return f"{case['case']}: {case['misshapen']}"
@@ -88,23 +173,22 @@ def sentence(case):
     )
 
 
-def summary(cases):
+def summary(cases: Sequence[Case]) -> Summary:
     """The check's own figures: the case nearest to its tolerance, the first call, the median."""
     if not cases:
         return {}
 
-    def ratio(case):
+    def badness(case: Case) -> tuple[bool, float]:
         error = case["error"]
-        if isinstance(error, str):
-            return float("inf")
-        return error / case["tolerance"] if case["tolerance"] else (float("inf") if error else 0.0)
+        number = math.inf if isinstance(error, str) else error
+        return Deviation(number, 0.0, case["tolerance"], case["ok"]).badness
 
-    nearest = max(cases, key=lambda case: (not case["ok"], ratio(case)))
-    medians = [case["median_ms"] for case in cases if case.get("median_ms") is not None]
+    nearest = max(cases, key=badness)
+    medians = [case["median_ms"] for case in cases if "median_ms" in case]
     return {
         "error": nearest["error"],
         "tolerance": nearest["tolerance"],
-        "first_ms": cases[0].get("first_ms"),
+        "first_ms": cases[0]["first_ms"],
         "median_ms": round(statistics.median(medians), 4) if medians else None,
         "image": images.summary([kernel for case in cases for kernel in case.get("kernels") or ()]),
     }

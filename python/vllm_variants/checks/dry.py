@@ -5,9 +5,12 @@ values are uninitialised tensors of one element, so every comparison fails; what
 is whether a check gets that far. It needs no GPU.
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +19,12 @@ NAMESPACES = ("_C", "_moe_C", "_C_cache_ops", "_C_cuda_utils", "_vllm_fa2_C", "_
               "_flashmla_C", "_flashmla_extension_C")  # fmt: skip
 
 
-def _value(kind):
+# Libraries unregister their kernels when they are collected.
+_KEPT: list[torch.library.Library] = []
+
+
+def _value(kind: str) -> object:
+    """A value of a type as schemas write it: Tensor, int, …; None for one that no operator here returns."""
     if kind == "Tensor":
         return torch.empty(1)
     if kind == "List[Tensor]":
@@ -24,19 +32,20 @@ def _value(kind):
     return {"int": 1, "bool": True, "List[str]": [""]}.get(kind)
 
 
-def _fake(schema):
-    values = [str(each.type) for each in schema.returns]
+def _empty_kernel(schema: torch._C.FunctionSchema) -> Callable[..., object]:
+    """A kernel that takes anything and returns what the schema promises."""
+    kinds = [str(returned.type) for returned in schema.returns]
     if schema.name == "_vllm_fa3_C::fwd":
         return lambda *arguments, **keywords: [torch.empty(1) for _ in range(4)]
 
-    def kernel(*arguments, **keywords):
-        made = tuple(_value(kind) for kind in values)
-        return None if not made else made[0] if len(made) == 1 else made
+    def kernel(*arguments: object, **keywords: object) -> object:
+        values = tuple(_value(kind) for kind in kinds)
+        return None if not values else values[0] if len(values) == 1 else values
 
     return kernel
 
 
-def prepare():
+def prepare() -> None:
     """Register the empty kernels, and let the device look like a CUDA one of 9.0."""
     import vllm
 
@@ -50,10 +59,7 @@ def prepare():
         if namespace in NAMESPACES and schema.arguments:
             library = torch.library.Library(namespace, "IMPL")
             with contextlib.suppress(RuntimeError):
-                library.impl(name, _fake(schema), "CPU")
+                library.impl(name, _empty_kernel(schema), "CPU")
             _KEPT.append(library)
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.cuda.synchronize = lambda *_: None
-
-
-_KEPT = []

@@ -5,10 +5,14 @@ many random prompts those are used whose every next token leads by a clear margi
 different token means a wrong result and not a rounding.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,7 +22,7 @@ import torch
 from vllm import LLM, SamplingParams, TokensPrompt
 
 from . import references
-from .checking import Wrong, check
+from .checking import Run, Wrong, check
 
 HIDDEN, INNER, LAYERS, HEADS, KEY_HEADS, SIZE, WORDS = 256, 512, 2, 4, 2, 64, 512
 EPSILON, THETA = 1e-5, 10000.0
@@ -46,10 +50,10 @@ CONFIG = {
 }
 
 
-def weights(run):
+def weights(run: Run) -> dict[str, torch.Tensor]:
     """The parameters of the model by vLLM's names, float16 on the CPU."""
     wide = (HEADS + 2 * KEY_HEADS) * SIZE
-    shapes = {"model.embed_tokens.weight": (WORDS, HIDDEN)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, HIDDEN)}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
         shapes |= {
@@ -61,19 +65,19 @@ def weights(run):
             prefix + "mlp.down_proj.weight": (HIDDEN, INNER),
         }
     shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (WORDS, HIDDEN)}
-    made = {}
+    parameters = {}
     for name, shape in shapes.items():
         if len(shape) == 1:
             value = 1 + 0.1 * torch.randn(shape, generator=run.generator)
         else:
             scale = 1.0 if "embed" in name else 1.5 * shape[1] ** -0.5
             value = scale * torch.randn(shape, generator=run.generator)
-        made[name] = value.to(torch.float16)
-        run._input(made[name])
-    return made
+        parameters[name] = value.to(torch.float16)
+        run.input(parameters[name])
+    return parameters
 
 
-def _rotated(x, positions):
+def _rotated(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Rotate [batch, positions, heads, size] pairs (i, i + size/2), in float64."""
     frequency = THETA ** -(torch.arange(0, SIZE, 2, dtype=torch.float64) / SIZE)
     angle = positions[:, None].double() * frequency
@@ -82,7 +86,7 @@ def _rotated(x, positions):
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def logits(model, tokens):
+def logits(model: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
     """The float64 logits [batch, length, words] of token ids [batch, length]."""
     length = tokens.shape[1]
     positions = torch.arange(length)
@@ -98,9 +102,9 @@ def logits(model, tokens):
         q, k, v = (normed @ part["self_attn.qkv_proj.weight"].T).split(
             [HEADS * SIZE, KEY_HEADS * SIZE, KEY_HEADS * SIZE], -1
         )
-        q, k, v = (each.unflatten(-1, (-1, SIZE)) for each in (q, k, v))
+        q, k, v = (heads.unflatten(-1, (-1, SIZE)) for heads in (q, k, v))
         q, k = _rotated(q, positions), _rotated(k, positions)
-        k, v = (each.repeat_interleave(HEADS // KEY_HEADS, 2) for each in (k, v))
+        k, v = (heads.repeat_interleave(HEADS // KEY_HEADS, 2) for heads in (k, v))
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * SIZE**-0.5
         mixed = torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(hidden_mask, -torch.inf).softmax(-1), v)
         x = x + mixed.flatten(-2) @ part["self_attn.o_proj.weight"].T
@@ -110,7 +114,7 @@ def logits(model, tokens):
     return references.rms_norm(x, model["model.norm.weight"], EPSILON) @ model["lm_head.weight"].T
 
 
-def greedy(model, prompts):
+def greedy(model: Mapping[str, torch.Tensor], prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(the NEW next tokens of each prompt, the smallest lead of a chosen token, in deviations)."""
     tokens, leads = prompts, []
     for _ in range(NEW):
@@ -121,9 +125,9 @@ def greedy(model, prompts):
     return tokens[:, prompts.shape[1] :], torch.stack(leads).min(0).values
 
 
-def clear_prompts(run, model):
+def clear_prompts(run: Run, model: Mapping[str, torch.Tensor]) -> tuple[list[list[int]], torch.Tensor]:
     """Prompts (lists of token ids) whose greedy continuation is beyond rounding, and what follows."""
-    chosen = []
+    chosen: list[tuple[list[int], torch.Tensor]] = []
     for length in LENGTHS:
         prompts = torch.randint(3, WORDS, (CANDIDATES, length), generator=run.generator)
         following, lead = greedy(model, prompts)
@@ -134,7 +138,7 @@ def clear_prompts(run, model):
     return [prompt for prompt, _ in chosen], torch.stack([following for _, following in chosen])
 
 
-def _generate(run, label, **options):
+def _generate(run: Run, label: str, **options: Any) -> None:
     # The same model and prompts in every check of this file: their tokens are compared with one list.
     run.generator.manual_seed(run.seed)
     parameters = weights(run)
@@ -163,17 +167,18 @@ def _generate(run, label, **options):
             raise Wrong(f"the model took {replaced} of {len(parameters)} weights")
         sampling = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
 
-        def call():
-            found = llm.generate(
+        def call() -> torch.Tensor:
+            completions = llm.generate(
                 [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], sampling, use_tqdm=False
             )
-            return torch.tensor([list(each.outputs[0].token_ids) for each in found])
+            return torch.tensor([list(completion.outputs[0].token_ids) for completion in completions])
 
         run.case(label, call, expected, 0.0, timed=False)
         run.fact(tokens=expected.tolist(), attention=_backend(llm))
 
 
-def _replace(module, parameters):
+def _replace(module: torch.nn.Module, parameters: Mapping[str, torch.Tensor]) -> int:
+    """Give the model these parameters; returns how many it has."""
     own = dict(module.named_parameters())
     with torch.no_grad():
         for name, value in parameters.items():
@@ -181,20 +186,26 @@ def _replace(module, parameters):
     return len(own)
 
 
-def _backend(llm):
-    def names(module):
-        return sorted({type(each.impl).__name__ for each in module.modules() if hasattr(each, "impl")})
+def _backend(llm: LLM) -> list[str]:
+    """The names of the attention implementations that the model uses."""
 
-    return llm.apply_model(names)[0]
+    def names(module: torch.nn.Module) -> list[str]:
+        layers = [layer for layer in module.modules() if hasattr(layer, "impl")]
+        return sorted({type(layer.impl).__name__ for layer in layers})
+
+    backends: list[str] = llm.apply_model(names)[0]
+    return backends
 
 
 @check("generate.eager")
-def eager(run):
+def eager(run: Run) -> None:
+    """Without CUDA graphs and without torch.compile."""
     _generate(run, f"{PROMPTS} prompts, {NEW} tokens each", enforce_eager=True)
 
 
 @check("generate.cuda_graphs")
-def cuda_graphs(run):
+def cuda_graphs(run: Run) -> None:
+    """With full CUDA graphs for decoding, without torch.compile."""
     _generate(
         run,
         f"{PROMPTS} prompts, {NEW} tokens each",
@@ -207,7 +218,7 @@ def cuda_graphs(run):
 
 
 @check("generate.compiled")
-def compiled(run):
+def compiled(run: Run) -> None:
     """vLLM's default: torch.compile with Inductor and Triton, and piecewise CUDA graphs."""
     _generate(
         run,

@@ -4,6 +4,9 @@ Facts (all optional; `run.py --facts`): `vllm`, `torch`, `cuda`, `python` versio
 ("9.0"), `driver` (the oldest branch, "560"), `inside` (folders that the libraries must come from).
 """
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
 import importlib
 import importlib.metadata
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from .checking import Wrong, check
+from .checking import Run, Wrong, check
 
 # The driver's own libraries are the host's, on purpose: they must match its kernel module.
 DRIVER = re.compile(r"^(libcuda\.so|libnvidia-|libcudadebugger|libnvcuvid|libnvoptix)")
@@ -25,12 +28,13 @@ GPU_LIBRARY = re.compile(
 )
 
 
-def _same(found, wanted):
-    """Whether a version is the wanted one or a patch of it: 2.9.1+cu128 is 2.9.1."""
-    return found.split("+")[0] == wanted or found.split("+")[0].startswith(wanted + ".")
+def _same(version: str, stated: str) -> bool:
+    """Whether a version is the stated one or a patch of it: 2.9.1+cu128 is 2.9.1."""
+    public = version.split("+")[0]
+    return public == stated or public.startswith(stated + ".")
 
 
-def _mapped():
+def _mapped() -> list[str]:
     """Paths of the shared libraries that this process has mapped."""
     with Path("/proc/self/maps").open() as maps:
         lines = [line.split(maxsplit=5) for line in maps]
@@ -38,22 +42,23 @@ def _mapped():
 
 
 @check("import.versions")
-def versions(run):
+def versions(run: Run) -> None:
+    """vLLM, torch, Python and the CUDA runtime are of the versions that the result states."""
     import vllm
 
-    found = {"vllm": vllm.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    installed = {"vllm": vllm.__version__, "torch": torch.__version__, "python": platform.python_version()}
     number = ctypes.c_int()
     ctypes.CDLL("libcudart.so.12").cudaRuntimeGetVersion(ctypes.byref(number))
-    found["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
-    run.fact(**found, torch_built_for_cuda=torch.version.cuda)
-    for name, version in found.items():
-        wanted = run.facts.get(name)
-        if wanted and not _same(version, wanted):
-            raise Wrong(f"{name} is {version}, and the result says {wanted}")
+    installed["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    run.fact(**installed, torch_built_for_cuda=torch.version.cuda)
+    for name, version in installed.items():
+        stated = run.facts.get(name)
+        if stated and not _same(version, stated):
+            raise Wrong(f"{name} is {version}, and the result says {stated}")
 
 
 @check("import.extensions")
-def extensions(run):
+def extensions(run: Run) -> None:
     """Every extension library of vLLM loads, and leaves operators or functions behind."""
     import vllm
 
@@ -67,7 +72,7 @@ def extensions(run):
             raise Wrong(f"{name} does not load: {error}") from error
         own = name.rsplit(".", 1)[-1] + "::"
         operators = sum(schema.name.startswith(own) for schema in torch._C._jit_get_all_schemas())
-        functions = sum(not each.startswith("__") for each in vars(module))
+        functions = sum(not attribute.startswith("__") for attribute in vars(module))
         if not operators and not functions:
             raise Wrong(f"{name} loads but registers nothing")
         counts[name] = operators or functions
@@ -78,19 +83,20 @@ def extensions(run):
 
 
 @check("import.platform")
-def vllm_platform(run):
+def vllm_platform(run: Run) -> None:
     """vLLM recognises the card by the installed packages and NVML; half of vLLM hangs on the answer."""
     import vllm
     from vllm.platforms import current_platform
 
+    metadata: str | None
     try:
-        said = importlib.metadata.version("vllm")
+        metadata = importlib.metadata.version("vllm")
     except (importlib.metadata.PackageNotFoundError, KeyError):
-        said = None
-    run.fact(distribution=said, vllm=vllm.__version__, platform=type(current_platform).__name__)
-    if not said or said.split("+")[0] != vllm.__version__.split("+")[0]:
+        metadata = None
+    run.fact(distribution=metadata, vllm=vllm.__version__, platform=type(current_platform).__name__)
+    if not metadata or metadata.split("+")[0] != vllm.__version__.split("+")[0]:
         raise Wrong(
-            f"vLLM is {vllm.__version__}, and its installed metadata says {said}:"
+            f"vLLM is {vllm.__version__}, and its installed metadata says {metadata}:"
             " there is a foreign or an empty vllm-*.dist-info folder beside its own"
         )
     if not current_platform.is_cuda():
@@ -102,22 +108,23 @@ def vllm_platform(run):
 
 
 @check("import.device")
-def device(run):
+def device(run: Run) -> None:
+    """The card has the stated capability, its driver is new enough, and it can add."""
     if not torch.cuda.is_available():
         raise Wrong("torch finds no CUDA device: torch.cuda.is_available() is False")
-    found = ".".join(map(str, torch.cuda.get_device_capability()))
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
     driver = _driver()
     properties = torch.cuda.get_device_properties(0)
     run.fact(
-        capability=found,
+        capability=capability,
         driver=driver,
         name=properties.name,
         memory=properties.total_memory,
         built_for=torch.cuda.get_arch_list(),
     )
-    wanted = run.facts.get("capability")
-    if wanted and found != wanted:
-        raise Wrong(f"this card is of compute capability {found}, and the result is built for {wanted}")
+    stated = run.facts.get("capability")
+    if stated and capability != stated:
+        raise Wrong(f"this card is of compute capability {capability}, and the result is built for {stated}")
     oldest = run.facts.get("driver")
     if oldest and driver and int(driver.split(".")[0]) < int(oldest.split(".")[0]):
         raise Wrong(f"the driver is {driver}, and this result needs {oldest} or newer")
@@ -126,25 +133,20 @@ def device(run):
         raise Wrong("the card adds wrongly: 0 + 1 + … + 999 is not 499500")
 
 
-def _driver():
+def _driver() -> str | None:
     """The driver's version, from the kernel module or nvidia-smi; None where neither tells."""
-    try:
-        with Path("/proc/driver/nvidia/version").open() as file:
-            found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", file.read())
-            if found:
-                return found[1]
-    except OSError:
-        pass
-    try:
+    with contextlib.suppress(OSError), Path("/proc/driver/nvidia/version").open() as file:
+        if match := re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", file.read()):
+            return match[1]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        return said.split("\n")[0].strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return completed.stdout.split("\n")[0].strip() or None
+    return None
 
 
 @check("import.libraries")
-def libraries(run):
+def libraries(run: Run) -> None:
     """Use every NVIDIA library once, then look where each of them was loaded from."""
     import vllm
     import vllm._C
@@ -160,13 +162,13 @@ def libraries(run):
     used = [path for path in _mapped() if GPU_LIBRARY.match(Path(path).name)]
     own = [path for path in used if not DRIVER.match(Path(path).name)]
     run.fact(libraries=own, driver_libraries=[path for path in used if path not in own])
-    inside = [os.path.realpath(each) for each in run.facts.get("inside", ())]
+    inside = [os.path.realpath(folder) for folder in run.facts.get("inside", ())]
     if not inside:
         return
     strangers = [
         path
         for path in (*own, torch.__file__, vllm.__file__)
-        if not any(os.path.realpath(path).startswith(each.rstrip("/") + "/") for each in inside)
+        if not any(os.path.realpath(path).startswith(folder.rstrip("/") + "/") for folder in inside)
     ]
     if strangers:
         raise Wrong(

@@ -4,7 +4,11 @@ vLLM's own functions prepare the weights, as they do for a model; the reference 
 the quantised weights stand for.
 """
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from vllm import _custom_ops as ops
@@ -17,21 +21,16 @@ from vllm.model_executor.layers.quantization.utils.marlin_utils_fp8 import (
     is_fp8_marlin_supported,
     marlin_quant_fp8_torch,
 )
-from vllm.scalar_type import scalar_types
+from vllm.scalar_type import ScalarType, scalar_types
 
 from . import references
-from .checking import Unsupported, check
+from .checking import Run, Unsupported, check
+from .dtypes import ACCUMULATED, sixteen_bit_types
 
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
 SHAPES = ((1, 1024, 512), (17, 512, 2048), (129, 1024, 1024))  # m, n, k
 
 
-def half_precision(run):
-    """The 16-bit types to try: bfloat16 arithmetic begins with 8.0."""
-    return (torch.float16, torch.bfloat16) if run.capability >= (8, 0) else (torch.float16,)
-
-
-def ask_marlin(run, kind, *, zero_points):
+def require_marlin(run: Run, kind: ScalarType, *, zero_points: bool) -> None:
     """Raise Unsupported unless vLLM says that Marlin takes such weights on this card."""
     major, minor = run.capability
     able = marlin_utils.query_marlin_supported_quant_types(zero_points, device_capability=major * 10 + minor)
@@ -42,8 +41,20 @@ def ask_marlin(run, kind, *, zero_points):
         )
 
 
-def marlin(run, a, b, *, kind, scales, n, k, zeros=None, g_idx=None, order=None):
-    """Call Marlin with the arguments that this release of vLLM knows."""
+def marlin(
+    run: Run,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    kind: ScalarType,
+    scales: torch.Tensor,
+    n: int,
+    k: int,
+    zeros: torch.Tensor | None = None,
+    g_idx: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+) -> Callable[[], torch.Tensor]:
+    """A call of Marlin for a [m, k] and packed weights of [k, n], with the arguments that this vLLM knows."""
     none = torch.empty(0, dtype=torch.int32, device=run.device)
     known = inspect.signature(ops.gptq_marlin_gemm).parameters
     arguments = {
@@ -67,20 +78,21 @@ def marlin(run, a, b, *, kind, scales, n, k, zeros=None, g_idx=None, order=None)
         "use_fp32_reduce": True,
         "is_zp_float": False,
     }
-    chosen = {name: value for name, value in arguments.items() if name in known}
-    return lambda: ops.gptq_marlin_gemm(**chosen)
+    return partial(
+        ops.gptq_marlin_gemm, **{name: value for name, value in arguments.items() if name in known}
+    )
 
 
-def _workspace(run):
+def _workspace(run: Run) -> torch.Tensor:
     if run.dry:
         return torch.zeros(128, dtype=torch.int32)
-    return marlin_utils.marlin_make_workspace_new(run.device)
+    workspace: torch.Tensor = marlin_utils.marlin_make_workspace_new(run.device)
+    return workspace
 
 
-def _gptq(run, kind):
-    ask_marlin(run, kind, zero_points=False)
-    bits = kind.size_bits
-    for dtype in half_precision(run):
+def _gptq(run: Run, kind: ScalarType) -> None:
+    require_marlin(run, kind, zero_points=False)
+    for dtype in sixteen_bit_types(run):
         for group, act_order in ((128, False), (-1, False), (64, True)):
             for m, n, k in SHAPES:
                 a = run.normal(m, k, dtype=dtype)
@@ -95,12 +107,12 @@ def _gptq(run, kind):
                     f"{dtype} {m}×{n}×{k}, groups of {group}{', activation order' if act_order else ''}",
                     marlin(run, a, packed, kind=kind, scales=scales, n=n, k=k, g_idx=g_idx, order=order),
                     expected,
-                    TOLERANCE[dtype],
+                    ACCUMULATED[dtype],
                 )
-    _repack(run, kind, bits)
+    _repack(run, kind.size_bits)
 
 
-def _repack(run, kind, bits):
+def _repack(run: Run, bits: int) -> None:
     """GPTQ's own packing, rearranged by vLLM's kernel, bit for bit as the slow definition does it."""
     k, n = 512, 1024
     codes = run.integers(0, 1 << bits, k, n)
@@ -109,22 +121,24 @@ def _repack(run, kind, bits):
         codes.cpu(), k, n, bits, marlin_utils_test.get_weight_perm(bits)
     )
     none = torch.empty(0, dtype=torch.int32, device=run.device)
-    run.case("repack", lambda: ops.gptq_marlin_repack(packed, none, k, n, bits), expected, 0.0)
+    run.case("repack", partial(ops.gptq_marlin_repack, packed, none, k, n, bits), expected, 0.0)
 
 
 @check("marlin.gptq_4bit")
-def gptq_4bit(run):
+def gptq_4bit(run: Run) -> None:
+    """Symmetric 4-bit weights, in groups and by activation order, and their repacking."""
     _gptq(run, scalar_types.uint4b8)
 
 
 @check("marlin.gptq_8bit")
-def gptq_8bit(run):
+def gptq_8bit(run: Run) -> None:
+    """Symmetric 8-bit weights, in groups and by activation order, and their repacking."""
     _gptq(run, scalar_types.uint8b128)
 
 
-def _awq(run, kind):
-    ask_marlin(run, kind, zero_points=True)
-    for dtype in half_precision(run):
+def _awq(run: Run, kind: ScalarType) -> None:
+    require_marlin(run, kind, zero_points=True)
+    for dtype in sixteen_bit_types(run):
         for group in (128, 32):
             for m, n, k in SHAPES:
                 a = run.normal(m, k, dtype=dtype)
@@ -138,7 +152,7 @@ def _awq(run, kind):
                     f"{dtype} {m}×{n}×{k}, groups of {group}",
                     marlin(run, a, packed, kind=kind, scales=scales, n=n, k=k, zeros=zeros),
                     references.matmul(a, w),
-                    TOLERANCE[dtype],
+                    ACCUMULATED[dtype],
                 )
     bits, k, n = kind.size_bits, 512, 1024
     codes = run.integers(0, 1 << bits, k, n)
@@ -146,33 +160,35 @@ def _awq(run, kind):
     expected = marlin_utils_test.marlin_weights(
         codes.cpu(), k, n, bits, marlin_utils_test.get_weight_perm(bits)
     )
-    run.case("repack", lambda: ops.awq_marlin_repack(packed, k, n, bits), expected, 0.0)
+    run.case("repack", partial(ops.awq_marlin_repack, packed, k, n, bits), expected, 0.0)
 
 
 @check("marlin.awq_4bit")
-def awq_4bit(run):
+def awq_4bit(run: Run) -> None:
+    """4-bit weights with zero points, and their repacking."""
     _awq(run, scalar_types.uint4)
 
 
 @check("marlin.awq_8bit")
-def awq_8bit(run):
+def awq_8bit(run: Run) -> None:
+    """8-bit weights with zero points, and their repacking."""
     _awq(run, scalar_types.uint8)
 
 
 @check("marlin.fp8")
-def fp8(run):
+def fp8(run: Run) -> None:
     """fp8 weights with 16-bit activations: how vLLM runs fp8 models on cards without fp8 units."""
     if not run.dry and not is_fp8_marlin_supported():
         raise Unsupported("vLLM says that this card cannot run fp8 weights through Marlin")
-    for dtype in half_precision(run):
+    for dtype in sixteen_bit_types(run):
         for group in (-1, 128):
             for m, n, k in SHAPES:
                 a = run.normal(m, k, dtype=dtype)
-                made = run.normal(n, k, dtype=dtype, scale=0.05)
-                w, packed, scales = marlin_quant_fp8_torch(made, group)
+                drawn = run.normal(n, k, dtype=dtype, scale=0.05)
+                w, packed, scales = marlin_quant_fp8_torch(drawn, group)
                 run.case(
                     f"{dtype} {m}×{n}×{k}, groups of {group}",
                     marlin(run, a, packed, kind=scalar_types.float8_e4m3fn, scales=scales, n=n, k=k),
                     references.matmul(a, w),
-                    TOLERANCE[dtype],
+                    ACCUMULATED[dtype],
                 )

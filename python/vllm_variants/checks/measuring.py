@@ -1,22 +1,25 @@
 """Before and beside an operator's call: poisoned outputs, and its time by CUDA events."""
 
+from __future__ import annotations
+
 import statistics
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
+Returned = TypeVar("Returned")
 
-def poison(tensor):
+
+def poison(tensor: torch.Tensor) -> None:
     """Fill with bytes that no operator would leave by accident: NaN in every floating type."""
-    tensor.view(torch.uint8).fill_(0xFF) if tensor.is_contiguous() else tensor.fill_(
-        _poison_value(tensor.dtype)
-    )
+    if tensor.is_contiguous():
+        tensor.view(torch.uint8).fill_(0xFF)
+    else:
+        tensor.fill_(float("nan") if tensor.dtype.is_floating_point else -1)
 
 
-def _poison_value(dtype):
-    return float("nan") if dtype.is_floating_point else -1
-
-
-def poison_free_memory():
+def poison_free_memory() -> None:
     """Leave NaN in the allocator's free blocks, where an operator's own outputs will come from."""
     for count in (1 << 10, 1 << 18, 1 << 22):
         block = torch.empty(count, dtype=torch.float32, device="cuda")
@@ -24,16 +27,18 @@ def poison_free_memory():
         del block
 
 
-def median_ms(call, repeats=11):
-    """The median time of a call in milliseconds, by CUDA events, each call by itself."""
-    times = []
+def gpu_timed(call: Callable[[], Returned]) -> tuple[float, Returned]:
+    """(milliseconds that the GPU took for one call, by CUDA events; what the call returned)."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    returned = call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end), returned
+
+
+def median_ms(call: Callable[[], object], repeats: int = 11) -> float:
+    """The median time of a call in milliseconds, each call by itself, after one that is not counted."""
     call()
     torch.cuda.synchronize()
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return round(statistics.median(times), 4)
+    return round(statistics.median(gpu_timed(call)[0] for _ in range(repeats)), 4)

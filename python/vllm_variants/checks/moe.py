@@ -1,6 +1,9 @@
 """Mixtures of experts: routing, permutation, and the grouped products (Triton, CUTLASS, Marlin)."""
 
+from __future__ import annotations
+
 import itertools
+from functools import partial
 
 import torch
 from vllm import _custom_ops as ops
@@ -12,18 +15,14 @@ from vllm.model_executor.layers.quantization.utils.marlin_utils_test import marl
 from vllm.scalar_type import scalar_types
 
 from . import references
-from .checking import HALF_PRECISION, Unsupported, check
-from .marlin import ask_marlin
+from .checking import Run, check, require
+from .dtypes import FP8, ROUNDING, sixteen_bit_types
+from .marlin import require_marlin
 
-FP8 = torch.float8_e4m3fn
 TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 1.2e-2}
 
 
-def _types(run):
-    return (torch.float16, torch.bfloat16) if run.capability >= (8, 0) else (torch.float16,)
-
-
-def _routing(run, tokens, experts, chosen):
+def _routing(run: Run, tokens: int, experts: int, chosen: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(weights float32 [tokens, chosen], expert ids int32), renormalised top-k of random scores."""
     scores = run.normal(tokens, experts)
     weights, ids = references.exact(scores).softmax(-1).topk(chosen, -1)
@@ -32,7 +31,8 @@ def _routing(run, tokens, experts, chosen):
 
 
 @check("moe.topk_softmax")
-def topk_softmax(run):
+def topk_softmax(run: Run) -> None:
+    """The weights and ids of the chosen experts, with and without renormalisation."""
     for tokens, experts, chosen in ((1, 8, 2), (33, 64, 6), (222, 256, 8)):
         for renormalise in (False, True):
             scores = run.normal(tokens, experts, scale=2.0)
@@ -43,7 +43,7 @@ def topk_softmax(run):
                 expected = expected / expected.sum(-1, keepdim=True)
             run.case(
                 f"{tokens} tokens, {chosen} of {experts}{', renormalised' if renormalise else ''}",
-                lambda w=weights, i=ids, s=source, x=scores, r=renormalise: ops.topk_softmax(w, i, s, x, r),
+                partial(ops.topk_softmax, weights, ids, source, scores, renormalise),
                 (expected, picked),
                 (1e-5, 0.0),
                 outputs=[weights, ids],
@@ -51,7 +51,7 @@ def topk_softmax(run):
 
 
 @check("moe.grouped_topk")
-def grouped_topk(run):
+def grouped_topk(run: Run) -> None:
     """DeepSeek's routing: the best groups by the sum of their two best biased scores, then top-k."""
     for tokens in (1, 64):
         experts, groups, kept, chosen = 256, 8, 4, 8
@@ -66,95 +66,93 @@ def grouped_topk(run):
         weights = references.exact(scores).gather(1, ids)
         weights = 2.5 * weights / weights.sum(-1, keepdim=True)
 
-        def call(scores=scores, bias=bias, sizes=(groups, kept, chosen)):
-            # scoring_func 0: the scores are already what they should be
-            got, picked = torch.ops._moe_C.grouped_topk(scores, *sizes, True, 2.5, bias, 0)
-            picked, order = picked.to(torch.int64).sort(-1)
-            return got.gather(1, order), picked
-
-        run.case(f"{tokens} tokens", _shaped(call, run, tokens, chosen), (weights, ids), (1e-4, 0.0))
+        call = partial(_grouped_topk, run, scores, bias, groups, kept, chosen)
+        run.case(f"{tokens} tokens", call, (weights, ids), (1e-4, 0.0))
 
 
-def _shaped(call, run, tokens, chosen):
-    """In a dry run the operator returns nothing to sort."""
-    if not run.dry:
-        return call
-
-    def dry():
-        try:
-            return call()
-        except IndexError:
-            return torch.zeros(tokens, chosen), torch.zeros(tokens, chosen)
-
-    return dry
+def _grouped_topk(
+    run: Run, scores: torch.Tensor, bias: torch.Tensor, groups: int, kept: int, chosen: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights, expert ids) of vLLM's operator, by ascending id: the order among the chosen is free."""
+    # scoring_func 0: the scores are already what they should be
+    weights, ids = torch.ops._moe_C.grouped_topk(scores, groups, kept, chosen, True, 2.5, bias, 0)
+    if run.dry:  # the operator returned nothing to sort
+        return torch.zeros(len(scores), chosen), torch.zeros(len(scores), chosen)
+    ids, order = ids.to(torch.int64).sort(-1)
+    return weights.gather(1, order), ids
 
 
 @check("moe.align_block_size")
-def align_block_size(run):
+def align_block_size(run: Run) -> None:
+    """Tokens sorted by expert, each expert padded to whole blocks."""
     for tokens, experts, chosen, block in ((5, 8, 2, 16), (223, 64, 6, 32), (1024, 256, 8, 64)):
         _, ids = _routing(run, tokens, experts, chosen)
-        counts = torch.bincount(ids.cpu().flatten().long(), minlength=experts)
-        padded_counts = (counts + block - 1) // block * block
-        total = int(padded_counts.sum())
-        owners = torch.arange(experts).repeat_interleave(padded_counts // block)
-        slots = torch.full((total,), tokens * chosen, dtype=torch.int64)
-        start = 0
-        for expert in range(experts):
-            mine = (ids.cpu().flatten() == expert).nonzero().flatten()
-            slots[start : start + len(mine)] = mine
-            start += int(padded_counts[expert])
-
-        def call(ids=ids, block=block, experts=experts, total=total, owners=owners):
-            order, blocks, padded = moe_align_block_size(ids, block, experts)
-            # The order of an expert's own tokens is free: sort each expert's run of blocks.
-            order, blocks = order[:total].to(torch.int64), blocks[: len(owners)].to(torch.int64)
-            rank = blocks.repeat_interleave(block) * (1 << 32) + order
-            return rank.sort().values - blocks.repeat_interleave(block) * (1 << 32), blocks, padded
-
+        slots, owners = _blocks(ids.cpu().flatten().long(), experts, block)
         run.case(
             f"{tokens} tokens, {chosen} of {experts}, blocks of {block}",
-            call,
-            (slots, owners, torch.tensor([total])),
+            partial(_aligned, ids, block, experts, len(slots), len(owners)),
+            (slots, owners, torch.tensor([len(slots)])),
             0.0,
         )
 
 
+def _blocks(ids: torch.Tensor, experts: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(slots by expert, each expert's padded with `len(ids)` to whole blocks; the expert of each block)."""
+    counts = torch.bincount(ids, minlength=experts)
+    padded = (counts + block - 1) // block * block
+    slots = torch.full((int(padded.sum()),), len(ids), dtype=torch.int64)
+    start = 0
+    for expert in range(experts):
+        own = (ids == expert).nonzero().flatten()
+        slots[start : start + len(own)] = own
+        start += int(padded[expert])
+    return slots, torch.arange(experts).repeat_interleave(padded // block)
+
+
+def _aligned(
+    ids: torch.Tensor, block: int, experts: int, total: int, blocks: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(slots, the expert of each block, how many slots) by vLLM's operator, as `_blocks` orders them."""
+    order, owners, padded = moe_align_block_size(ids, block, experts)
+    # The order of an expert's own tokens is free: sort each expert's run of blocks.
+    order, owners = order[:total].to(torch.int64), owners[:blocks].to(torch.int64)
+    expert = owners.repeat_interleave(block) * (1 << 32)
+    return (expert + order).sort().values - expert, owners, padded
+
+
 @check("moe.sum")
-def moe_sum(run):
-    for dtype in (*_types(run), torch.float32):
+def moe_sum(run: Run) -> None:
+    """The sum of each token's outputs over its experts."""
+    for dtype in (*sixteen_bit_types(run), torch.float32):
         for tokens, chosen, hidden in ((1, 2, 128), (33, 4, 2048)):
             x = run.normal(tokens, chosen, hidden, dtype=dtype)
             out = run.empty(tokens, hidden, dtype=dtype)
             run.case(
                 f"{dtype} {tokens} tokens of {hidden}, {chosen} experts",
-                lambda x=x, out=out: ops.moe_sum(x, out),
+                partial(ops.moe_sum, x, out),
                 references.exact(x).sum(1),
-                HALF_PRECISION[dtype],
+                ROUNDING[dtype],
                 outputs=[out],
             )
 
 
 @check("moe.permute")
-def permute(run):
+def permute(run: Run) -> None:
     """Tokens to their experts' rows and back, weighted."""
-    for dtype in _types(run):
+    for dtype in sixteen_bit_types(run):
         for tokens, experts, chosen in ((2, 8, 2), (133, 64, 6)):
             x = run.normal(tokens, 512, dtype=dtype)
             weights, ids = _routing(run, tokens, experts, chosen)
             weights = weights * run.uniform(tokens, chosen, low=0.5, high=1.0)
             out = run.empty(tokens, 512, dtype=dtype)
 
-            def call(x=x, ids=ids, experts=experts, weights=weights, out=out):
-                rows, _, offsets, back, *_ = moe_permute(x, None, ids, experts)
-                moe_unpermute(out, rows, weights, back)
-                return offsets
-
+            call = partial(_there_and_back, x, ids, experts, weights, out)
             expected = references.exact(x) * references.exact(weights).sum(-1, keepdim=True)
             run.case(
                 f"there and back {dtype} {tokens} tokens, {chosen} of {experts}",
                 call,
                 expected,
-                HALF_PRECISION[dtype],
+                ROUNDING[dtype],
                 outputs=[out],
             )
             counts = torch.bincount(ids.cpu().flatten().long(), minlength=experts)
@@ -162,10 +160,20 @@ def permute(run):
             run.case(f"offsets {dtype} {tokens} tokens", call, starts, 0.0, timed=False)
 
 
+def _there_and_back(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, weights: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
+    """Permute x to its experts' rows and back into `out`; returns where each expert's rows begin."""
+    offsets: torch.Tensor
+    rows, _, offsets, back, *_ = moe_permute(x, None, ids, experts)
+    moe_unpermute(out, rows, weights, back)
+    return offsets
+
+
 @check("moe.fused_experts")
-def fused_experts(run):
+def fused_experts(run: Run) -> None:
     """vLLM's Triton kernels for 16-bit experts."""
-    for dtype in _types(run):
+    for dtype in sixteen_bit_types(run):
         for tokens, experts, chosen, hidden, inner in ((3, 8, 2, 512, 256), (130, 16, 4, 256, 512)):
             x = run.normal(tokens, hidden, dtype=dtype)
             w1 = run.normal(experts, 2 * inner, hidden, dtype=dtype, scale=hidden**-0.5)
@@ -173,24 +181,20 @@ def fused_experts(run):
             weights, ids = _routing(run, tokens, experts, chosen)
             run.case(
                 f"{dtype} {tokens} tokens, {chosen} of {experts}, {hidden}→{inner}",
-                lambda x=x, w1=w1, w2=w2, w=weights, i=ids: triton_experts(x, w1, w2, w, i),
+                partial(triton_experts, x, w1, w2, weights, ids),
                 references.experts(x, w1, w2, weights, ids),
                 TOLERANCE[dtype],
             )
 
 
 @check("moe.cutlass_fp8")
-def cutlass_fp8(run):
+def cutlass_fp8(run: Run) -> None:
     """One CUTLASS launch for all experts' products, fp8, as vLLM groups them."""
-    major, minor = run.capability
-    if not run.dry and not ops.cutlass_group_gemm_supported(major * 10 + minor):
-        raise Unsupported(f"vLLM says that grouped fp8 products are not supported on {major}.{minor}")
+    require(run, ops.cutlass_group_gemm_supported, "grouped fp8 products are")
     for per_token, per_channel in ((False, False), (True, True)):
         for experts, n, k in ((8, 512, 1024), (40, 1024, 256)):
             sizes = (run.integers(1, 9, experts, dtype=torch.int64) * 16).tolist()
-            starts = [0]
-            for size in sizes:
-                starts.append(starts[-1] + size)
+            starts = [0, *itertools.accumulate(sizes)]
             rows = starts[-1]
             a, b = run.normal(rows, k).to(FP8), run.normal(experts, n, k).to(FP8)
             scale_a = run.uniform(rows if per_token else 1, 1, low=0.01, high=0.1)
@@ -208,41 +212,50 @@ def cutlass_fp8(run):
             ]
             run.case(
                 f"{experts} experts, {rows}×{n}×{k}, {'per-token' if per_token else 'per-tensor'}",
-                lambda o=out, a=a, b=b, sa=scale_a, sb=scale_b, f=offsets, p=problems, s=strides, t=per_token,
-                c=per_channel: ops.cutlass_moe_mm(o, a, b, sa, sb, f, p, s[0], s[0], s[1], t, c),
+                partial(
+                    ops.cutlass_moe_mm, out, a, b, scale_a, scale_b, offsets, problems,
+                    strides[0], strides[0], strides[1], per_token, per_channel,
+                ),
                 torch.cat(parts),
-                HALF_PRECISION[torch.bfloat16],
+                ROUNDING[torch.bfloat16],
                 outputs=[out],
             )  # fmt: skip
 
 
+MARLIN_WEIGHTS, MARLIN_GROUP = scalar_types.uint4b8, 128
+
+
+def _marlin_experts(
+    run: Run, dtype: torch.dtype, experts: int, n: int, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(what the weights stand for [experts, n, k], the packed weights, their scales)."""
+    exact, packed, scales = [], [], []
+    for _ in range(experts):
+        drawn = run.normal(k, n, dtype=dtype, scale=k**-0.5).cpu()
+        w, q, s, *_ = marlin_quantize(drawn, MARLIN_WEIGHTS, MARLIN_GROUP, False)
+        exact.append(w.T)
+        packed.append(q)
+        scales.append(s)
+    whole, codes, steps = (torch.stack(parts).to(run.device) for parts in (exact, packed, scales))
+    return whole, codes, steps
+
+
 @check("moe.marlin")
-def marlin(run):
+def marlin(run: Run) -> None:
     """4-bit experts through the Marlin kernels."""
-    kind, group = scalar_types.uint4b8, 128
-    ask_marlin(run, kind, zero_points=False)
-    for dtype in _types(run):
+    require_marlin(run, MARLIN_WEIGHTS, zero_points=False)
+    for dtype in sixteen_bit_types(run):
         for tokens, experts, chosen, hidden, inner in ((1, 4, 2, 256, 512), (65, 12, 3, 512, 256)):
             x = run.normal(tokens, hidden, dtype=dtype)
-            made = []
-            for n, k in ((2 * inner, hidden), (hidden, inner)):
-                whole, packed, scales = [], [], []
-                for _ in range(experts):
-                    w, q, s, *_ = marlin_quantize(
-                        run.normal(k, n, dtype=dtype, scale=k**-0.5).cpu(), kind, group, False
-                    )
-                    whole.append(w.T)
-                    packed.append(q)
-                    scales.append(s)
-                made.append([torch.stack(each).to(run.device) for each in (whole, packed, scales)])
-            (w1, q1, s1), (w2, q2, s2) = made
+            w1, q1, s1 = _marlin_experts(run, dtype, experts, 2 * inner, hidden)
+            w2, q2, s2 = _marlin_experts(run, dtype, experts, hidden, inner)
             weights, ids = _routing(run, tokens, experts, chosen)
             space = {} if not run.dry else {"workspace": torch.zeros(8, dtype=torch.int32)}
             run.case(
                 f"{dtype} {tokens} tokens, {chosen} of {experts}, {hidden}→{inner}",
-                lambda x=x, q=(q1, q2), s=(s1, s2), w=weights, i=ids, e=experts, k=space: fused_marlin_moe(
-                    x, *q, None, None, *s, None, w, i,
-                    quant_type_id=kind.id, global_num_experts=e, is_k_full=True, **k,
+                partial(
+                    fused_marlin_moe, x, q1, q2, None, None, s1, s2, None, weights, ids,
+                    quant_type_id=MARLIN_WEIGHTS.id, global_num_experts=experts, is_k_full=True, **space,
                 ),
                 references.experts(x, w1, w2, weights, ids),
                 TOLERANCE[dtype],

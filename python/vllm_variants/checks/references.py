@@ -3,46 +3,64 @@
 Every function takes CPU or GPU tensors of any dtype and returns float64 CPU tensors.
 """
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 
 
-def exact(tensor):
+def exact(tensor: Tensor) -> Tensor:
     """The tensor's values in float64 on the CPU."""
     return tensor.detach().to("cpu").double()
 
 
-def fp8(values):
+def fp8(values: Tensor) -> Tensor:
     """Round to float8 e4m3, saturating, and back to float64."""
     return values.clamp(-448.0, 448.0).float().to(torch.float8_e4m3fn).double()
 
 
-def int8(values):
+def int8(values: Tensor) -> Tensor:
     """Round half to even to int8, saturating, as float64."""
     return values.round().clamp(-128, 127)
 
 
-def matmul(a, b, scale_a=1.0, scale_b=1.0, bias=None):
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor | float = 1.0,
+    scale_b: Tensor | float = 1.0,
+    bias: Tensor | None = None,
+) -> Tensor:
     """(scale_a · a) @ (scale_b · b) + bias; the scales broadcast against their operand."""
     product = (exact(a) * _scale(scale_a)) @ (exact(b) * _scale(scale_b))
     return product if bias is None else product + exact(bias)
 
 
-def _scale(scale):
-    return exact(scale) if isinstance(scale, torch.Tensor) else scale
+def _scale(scale: Tensor | float) -> Tensor | float:
+    return exact(scale) if isinstance(scale, Tensor) else scale
 
 
-def spread(scales, rows, columns):
+def spread(scales: Tensor, rows: int, columns: int) -> Tensor:
     """Repeat each entry of a block-scale matrix over its block of `rows` × `columns` elements."""
     return exact(scales).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 
 
-def rms_norm(x, weight, epsilon):
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x²) + epsilon) · weight, over the last dimension."""
     x = exact(x)
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * exact(weight)
 
 
-def attention(q, k, v, *, scale, causal=True, window=None, softcap=0.0):
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """(output [queries, heads, v size], log-sum-exp [heads, queries]) of one sequence.
 
     q is [queries, heads, size], k and v are [keys, key heads, size]; the queries are the last ones
@@ -65,7 +83,7 @@ def attention(q, k, v, *, scale, causal=True, window=None, softcap=0.0):
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
-def rotary(positions, x, cache, neox):
+def rotary(positions: Tensor, x: Tensor, cache: Tensor, neox: bool) -> Tensor:
     """Rotate the first `cache.shape[1]` elements of every head of x [tokens, heads, size]."""
     x, cache = exact(x), exact(cache)[positions.cpu().long()]
     half = cache.shape[1] // 2
@@ -80,12 +98,12 @@ def rotary(positions, x, cache, neox):
     return torch.cat([both, rest], -1)
 
 
-def silu(x):
+def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x)."""
     return x * torch.sigmoid(x)
 
 
-def experts(x, w1, w2, weights, ids):
+def experts(x: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     """A mixture of experts: Σ weight · (silu(x w1_gateᵀ) · (x w1_upᵀ)) w2ᵀ over each token's experts.
 
     x [tokens, hidden], w1 [experts, 2·inner, hidden], w2 [experts, hidden, inner].
@@ -100,7 +118,17 @@ def experts(x, w1, w2, weights, ids):
     return out
 
 
-def selective_scan(u, delta, a, b, c, d, z, bias, state):
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    z: Tensor,
+    bias: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Mamba's recurrence over one sequence; returns (output [dim, length], final state [dim, n]).
 
     h ← exp(Δ A) h + Δ B u,  y = C h + D u, gated by silu(z), with Δ = softplus(delta + bias).

@@ -9,6 +9,8 @@ every operator through its registered schema with kernels that compute nothing, 
 without a GPU: the call is proven, the result is not.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import importlib.util
@@ -18,23 +20,33 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "vllm_variant_checks"
 
 
-def _package():
+def _package() -> None:
     """Make this folder importable as a package, and keep its file names out of `sys.path`."""
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
     spec = importlib.util.spec_from_file_location(
         PACKAGE, HERE / "__init__.py", submodule_search_locations=[str(HERE)]
     )
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACKAGE] = module
     spec.loader.exec_module(module)
 
 
-def _arguments():
+def _module(name: str) -> ModuleType:
+    """A module of this folder. This one is run by its path, so it has no package to name them in."""
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run one check of this interpreter's vLLM.")
     parser.add_argument("check", help="its name, such as norm.rms_norm")
     parser.add_argument("--script", required=True, help="the module of this folder that defines it")
@@ -45,46 +57,44 @@ def _arguments():
     return parser.parse_args()
 
 
-def main():
+def _emit(stream: TextIO, record: dict[str, object]) -> None:
+    stream.write(json.dumps(record) + "\n")
+    stream.flush()
+
+
+def _imported(arguments: argparse.Namespace) -> ModuleType:
+    """Import the check's script and return `checking`; whatever the libraries raise passes through."""
+    if arguments.dry:
+        _module("dry").prepare()
+    checking = _module("checking")
+    _module(arguments.script)
+    checking.registered(arguments.check)
+    return checking
+
+
+def main() -> None:
     """Print the outcome on the real standard output; whatever libraries print goes to stderr."""
     arguments = _arguments()
     stream = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM and its libraries print on stdout; that stream is for JSON lines
     _package()
     started = time.monotonic()
-
-    def emit(record):
-        stream.write(json.dumps(record) + "\n")
-        stream.flush()
-
     try:
-        if arguments.dry:
-            importlib.import_module(PACKAGE + ".dry").prepare()
-        checking = importlib.import_module(PACKAGE + ".checking")
-        importlib.import_module(f"{PACKAGE}.{arguments.script}")
-        function = checking.registered(arguments.check)
+        checking = _imported(arguments)
     except Exception as error:
         traceback.print_exc()
-        emit(
-            {
-                "check": arguments.check,
-                "status": "failed",
-                "reason": f"its imports fail: {type(error).__name__}: {error}",
-            }
-        )
+        reason = f"its imports fail: {type(error).__name__}: {error}"
+        _emit(stream, {"check": arguments.check, "status": "failed", "reason": reason})
         return
     if arguments.gated:
-        emit({"event": "ready", "seconds": round(time.monotonic() - started, 3)})
+        _emit(stream, {"event": "ready", "seconds": round(time.monotonic() - started, 3)})
         if not sys.stdin.readline():
             return
-    emit(
-        checking.outcome(
-            arguments.check,
-            function,
-            seed=arguments.seed,
-            facts=json.loads(arguments.facts),
-            dry=arguments.dry,
-        )
+    function = checking.registered(arguments.check)
+    facts = json.loads(arguments.facts)
+    _emit(
+        stream,
+        checking.outcome(arguments.check, function, seed=arguments.seed, facts=facts, dry=arguments.dry),
     )
     stream.close()
     # Libraries that hang or crash while the interpreter shuts down are not what is being checked.

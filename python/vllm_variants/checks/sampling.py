@@ -1,14 +1,18 @@
 """Sampling: top-k and top-p masks, the draw itself, penalties, and the best logits of a row."""
 
+from __future__ import annotations
+
+from functools import partial
+
 import torch
 from vllm import _custom_ops as ops
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p, random_sample
 
 from . import references
-from .checking import check
+from .checking import Run, check
 
 
-def _masked(logits, k, ranks):
+def _masked(logits: torch.Tensor, k: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(p [rows], the logits where all but the best are -inf), both masks applied.
 
     Of each row the k best logits are left, and of these the `ranks` best: p is chosen between the
@@ -27,7 +31,8 @@ def _masked(logits, k, ranks):
 
 
 @check("sampling.top_k_top_p")
-def top_k_top_p(run):
+def top_k_top_p(run: Run) -> None:
+    """Which logits both masks leave, and that those are untouched."""
     for rows, vocabulary in ((1, 512), (16, 32000)):
         logits = run.normal(rows, vocabulary, scale=3.0)
         k = run.integers(5, 200, rows)
@@ -35,18 +40,20 @@ def top_k_top_p(run):
         p = p.float().to(run.device)
         run.case(
             f"masks, {rows} rows of {vocabulary}",
-            lambda x=logits, k=k, p=p: _finite_part(apply_top_k_top_p(x.clone(), k, p)),
+            partial(_kept, logits, k, p),
             (torch.isfinite(expected).double(), expected.masked_fill(torch.isinf(expected), 0.0)),
             0.0,
         )
 
 
-def _finite_part(masked):
+def _kept(logits: torch.Tensor, k: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1 where vLLM's masks leave a logit and 0 elsewhere, the logits that are left)."""
+    masked = apply_top_k_top_p(logits.clone(), k, p)
     return torch.isfinite(masked).float(), masked.masked_fill(torch.isinf(masked), 0.0)
 
 
 @check("sampling.draw")
-def draw(run):
+def draw(run: Run) -> None:
     """How often each token is drawn, against its probability."""
     draws, vocabulary = 100_000, 32
     probabilities = references.exact(run.normal(1, vocabulary)).softmax(-1)
@@ -63,7 +70,8 @@ def draw(run):
 
 
 @check("sampling.penalties")
-def penalties(run):
+def penalties(run: Run) -> None:
+    """In place: repeated tokens become less likely."""
     for dtype in (torch.float32, torch.float16):
         rows, vocabulary = 9, 4096
         logits = run.normal(rows, vocabulary, dtype=dtype, scale=2.0)
@@ -74,7 +82,7 @@ def penalties(run):
         work = logits.clone()
         run.case(
             f"{dtype} {rows} rows of {vocabulary}",
-            lambda w=work, p=prompt, o=output, f=factor: ops.apply_repetition_penalties(w, p, o, f),
+            partial(ops.apply_repetition_penalties, work, prompt, output, factor),
             torch.where(exact > 0, exact / strength, exact * strength),
             1e-6 if dtype is torch.float32 else 1e-3,
             outputs=[work],
@@ -83,7 +91,7 @@ def penalties(run):
 
 
 @check("sampling.top_k_per_row")
-def top_k_per_row(run):
+def top_k_per_row(run: Run) -> None:
     """The 2048 best logits of each row, as sparse attention picks its keys."""
     best, rows = 2048, 5
     for length in (1500, 12000):
@@ -92,7 +100,12 @@ def top_k_per_row(run):
         ends = run.tensor([length - 7 * i for i in range(rows)], torch.int32)
         picked = run.empty(rows, best, dtype=torch.int32)
 
-        def call(x=logits, first=first, ends=ends, picked=picked):
+        def call(
+            x: torch.Tensor = logits,
+            first: torch.Tensor = first,
+            ends: torch.Tensor = ends,
+            picked: torch.Tensor = picked,
+        ) -> torch.Tensor:
             shape = (rows, x.stride(0), x.stride(1))
             if hasattr(torch.ops._C, "top_k_per_row_prefill"):
                 torch.ops._C.top_k_per_row_prefill(x, first, ends, picked, *shape, best)
@@ -107,8 +120,8 @@ def top_k_per_row(run):
         run.case(f"{rows} rows of {length}", call, expected, 0.0)
 
 
-def _chosen(logits, picked):
+def _chosen(logits: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
     """A row of ones at the picked positions; -1 means nothing was picked."""
-    found = torch.zeros(logits.shape[0], logits.shape[1] + 1, device=logits.device)
+    ones = torch.zeros(logits.shape[0], logits.shape[1] + 1, device=logits.device)
     index = torch.where(picked < 0, logits.shape[1], picked).long()
-    return found.scatter_(1, index, 1.0)[:, : logits.shape[1]]
+    return ones.scatter_(1, index, 1.0)[:, : logits.shape[1]]

@@ -1,32 +1,40 @@
 """Products with quantised weights beside Marlin: Machete, AllSpark, and the older GPTQ and AWQ kernels."""
 
+from __future__ import annotations
+
+from functools import partial
+
 import torch
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.quantization.kernels.mixed_precision.machete import MacheteLinearKernel
 from vllm.model_executor.layers.quantization.utils import allspark_utils, quant_utils
-from vllm.scalar_type import scalar_types
+from vllm.scalar_type import ScalarType, scalar_types
 
 from . import references
-from .checking import Unsupported, check
-from .marlin import SHAPES, TOLERANCE, half_precision
+from .checking import Run, Unsupported, check
+from .dtypes import ACCUMULATED, sixteen_bit_types
+from .marlin import SHAPES
 
 
 @check("machete.gptq_4bit")
-def machete_4bit(run):
+def machete_4bit(run: Run) -> None:
+    """Symmetric 4-bit weights."""
     _machete(run, scalar_types.uint4b8, zero_points=False)
 
 
 @check("machete.gptq_8bit")
-def machete_8bit(run):
+def machete_8bit(run: Run) -> None:
+    """Symmetric 8-bit weights."""
     _machete(run, scalar_types.uint8b128, zero_points=False)
 
 
 @check("machete.awq_4bit")
-def machete_awq(run):
+def machete_awq(run: Run) -> None:
+    """4-bit weights with zero points."""
     _machete(run, scalar_types.uint4, zero_points=True)
 
 
-def _machete(run, kind, zero_points):
+def _machete(run: Run, kind: ScalarType, zero_points: bool) -> None:
     least = MacheteLinearKernel.get_min_capability()
     major, minor = run.capability
     if (major, minor) != divmod(least, 10):  # vLLM runs it on exactly this capability
@@ -50,18 +58,25 @@ def _machete(run, kind, zero_points):
                 ready = ops.machete_prepack_B(packed.t().contiguous().t(), dtype, kind, dtype)
                 run.case(
                     f"{dtype} {m}×{n}×{k}, groups of {group}",
-                    lambda a=a, b=ready, s=scales, z=zeros, g=group: ops.machete_mm(
-                        a=a, b_q=b, b_type=kind, b_group_scales=s, b_group_zeros=z, b_group_size=g
+                    partial(
+                        ops.machete_mm,
+                        a=a,
+                        b_q=ready,
+                        b_type=kind,
+                        b_group_scales=scales,
+                        b_group_zeros=zeros,
+                        b_group_size=group,
                     ),
                     references.matmul(a, w),
-                    TOLERANCE[dtype],
+                    ACCUMULATED[dtype],
                 )
 
 
 @check("allspark.w8a16")
-def allspark(run):
+def allspark(run: Run) -> None:
+    """8-bit weights, one scale a channel."""
     kind = scalar_types.uint8b128
-    for dtype in half_precision(run):
+    for dtype in sixteen_bit_types(run):
         for m, n, k in SHAPES:
             if not run.dry:
                 able, reason = allspark_utils.check_allspark_supported_dtype_shape(k, n, -1, kind, dtype)
@@ -77,16 +92,27 @@ def allspark(run):
             major, minor = run.capability
             run.case(
                 f"{dtype} {m}×{n}×{k}",
-                lambda a=a, b=packed, s=ordered, n=n, c=count, v=major * 10 + minor: ops.allspark_w8a16_gemm(
-                    a, b, s, None, n, -1, c, v, allspark_utils.ALLSPARK_AMPERE_M_CUBLAS_THRESHOLD, False, True
+                partial(
+                    ops.allspark_w8a16_gemm,
+                    a,
+                    packed,
+                    ordered,
+                    None,
+                    n,
+                    -1,
+                    count,
+                    major * 10 + minor,
+                    allspark_utils.ALLSPARK_AMPERE_M_CUBLAS_THRESHOLD,
+                    False,
+                    True,
                 ),
                 references.matmul(a, w),
-                TOLERANCE[dtype],
+                ACCUMULATED[dtype],
             )
 
 
 @check("gptq.exllama_4bit")
-def gptq_exllama(run):
+def gptq_exllama(run: Run) -> None:
     """The kernel of GPTQ's first days, which every card still runs."""
     bits, kind, group = 4, scalar_types.uint4b8, 128
     for m, n, k in SHAPES:
@@ -102,14 +128,14 @@ def gptq_exllama(run):
         ops.gptq_shuffle(packed, none, bits)
         run.case(
             f"{m}×{n}×{k}",
-            lambda a=a, b=packed, z=zeros, s=scales, i=none: ops.gptq_gemm(a, b, z, s, i, True, False, bits),
+            partial(ops.gptq_gemm, a, packed, zeros, scales, none, True, False, bits),
             references.matmul(a, w),
             2e-2,  # sums in half precision
         )
 
 
 @check("awq.gemm_4bit")
-def awq_gemm(run):
+def awq_gemm(run: Run) -> None:
     """AWQ's own kernels: the product, and the dequantisation that large batches use."""
     kind, group = scalar_types.uint4, 128
     for m, n, k in SHAPES:
@@ -122,13 +148,13 @@ def awq_gemm(run):
         scales = scales.to(run.device)
         run.case(
             f"product {m}×{n}×{k}",
-            lambda a=a, b=packed, s=scales, z=points: ops.awq_gemm(a, b, s, z, 8),
+            partial(ops.awq_gemm, a, packed, scales, points, 8),
             references.matmul(a, w),
             5e-3,
         )
         run.case(
             f"dequantise {k}×{n}",
-            lambda b=packed, s=scales, z=points: ops.awq_dequantize(b, s, z, 0, 0, 0),
+            partial(ops.awq_dequantize, packed, scales, points, 0, 0, 0),
             references.exact(w),
             1e-3,
         )

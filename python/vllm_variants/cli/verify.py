@@ -13,16 +13,17 @@ from rich.console import Console
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, err, out, print_json, say, table
 from vllm_variants.errors import ExitCode, UsageError
+from vllm_variants.verify.options import LOGS, NATIVE, ONLY, SEED, TIME, TOGETHER, run_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vllm_variants.model.results import Result
     from vllm_variants.verify.catalogue import Check
-    from vllm_variants.verify.comparison import Compared
-    from vllm_variants.verify.judgement import Judged
-    from vllm_variants.verify.processes import Subject
-    from vllm_variants.verify.running import Plan
+    from vllm_variants.verify.check_process import CheckedResult
+    from vllm_variants.verify.comparison import ComparedCheck
+    from vllm_variants.verify.judgement import JudgedCheck
+    from vllm_variants.verify.running import RunOptions
 
 
 def verify(
@@ -37,21 +38,22 @@ def verify(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="PATTERN", help="Checks by name, group or pattern: moe, '*fp8*'."),
+        typer.Option(ONLY.flag, metavar=ONLY.metavar, help=ONLY.help),
     ] = None,
     compare: Annotated[
         Path | None,
         typer.Option("--compare", metavar="RESULT", help="Hold this other result's outputs against it."),
     ] = None,
+    native: Annotated[bool, typer.Option(NATIVE.flag, help=NATIVE.help)] = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
-    logs: Annotated[Path | None, typer.Option("--logs", help="Keep the checks' logs in this folder.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The inputs' seed; a fresh one else.")] = None,
+    logs: Annotated[Path | None, typer.Option(LOGS.flag, metavar=LOGS.metavar, help=LOGS.help)] = None,
+    seed: Annotated[int | None, typer.Option(SEED.flag, metavar=SEED.metavar, help=SEED.help)] = None,
     together: Annotated[
-        int, typer.Option("--together", min=1, help="So many checks share the GPU: faster, coarser times.")
-    ] = 1,
+        int, typer.Option(TOGETHER.flag, metavar=TOGETHER.metavar, min=1, help=TOGETHER.help)
+    ] = TOGETHER.default,
     time: Annotated[
         float | None,
-        typer.Option("--time", metavar="SECONDS", min=1, help="End the run then; the rest is skipped."),
+        typer.Option(TIME.flag, metavar=TIME.metavar, min=1, help=TIME.help),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say what each check proves, and where.")] = False,
     release: ReleaseName = None,
@@ -62,10 +64,9 @@ def verify(
     Every kernel's output is held against a float64 reference on random inputs. Exit code 5: a check
     failed, or none could run; 3: this machine has no GPU, or another one, or too old a driver.
     """
-    from vllm_variants.verify import catalogue as expectations
-    from vllm_variants.verify import running
+    from vllm_variants.verify import catalogue
 
-    checks = expectations.select(expectations.read(), only or ())
+    checks = catalogue.select(catalogue.read(), only or ())
     if listed:
         _list(checks, variant, release, as_json)
         return
@@ -73,14 +74,12 @@ def verify(
         raise UsageError("say which variant to check", hint="vllm-variants verify sm90")
     if compare and junit:
         raise UsageError("--junit reports the checks of one result", hint="leave out --junit or --compare")
-    found, other = _results(variant, release, result, compare)
-    plan = running.Plan(
-        _fresh() if seed is None else seed, together=together, time=time or float("inf"), logs=logs
-    )
+    checked, other = _results(variant, release, result, compare)
+    options = run_options(seed=seed, together=together, time=time, logs=logs)
     if other:
-        _compare(found, other, checks, plan, as_json)
+        _compare(checked, other, checks, options, native, as_json)
     else:
-        _check(found, checks, plan, junit, as_json)
+        _check(checked, checks, options, native, junit, as_json)
 
 
 def _show(rows: Table) -> None:
@@ -90,123 +89,140 @@ def _show(rows: Table) -> None:
     (out if out.is_terminal else Console(width=240, highlight=False)).print(rows)
 
 
-def _fresh() -> int:
-    import secrets
-
-    return secrets.randbelow(1 << 31)
-
-
 def _results(
     variant: str | None, release: str | None, path: Path | None, compare: Path | None
 ) -> tuple[Result, Result | None]:
     from vllm_variants.model import matrix
     from vllm_variants.verify import preflight
 
-    wanted = matrix.load().parse(variant).variant if variant else None
+    requested = matrix.load().parse(variant).variant if variant else None
     if path is None:
-        assert wanted is not None
-        path = Path(f"result-{wanted.name(matrix.load().release(release))}")
-    found = preflight.result(path, wanted=wanted.short if wanted else None)
-    return found, preflight.result(compare, wanted=found.manifest.short) if compare else None
+        assert requested is not None
+        path = Path(f"result-{requested.name(matrix.load().release(release))}")
+    result = preflight.result(path, variant=requested.short if requested else None)
+    return result, preflight.result(compare, variant=result.manifest.short) if compare else None
 
 
-def _machine(found: Result) -> tuple[Subject, dict[str, Any]]:
+def _machine(result: Result, native: bool) -> tuple[CheckedResult, dict[str, Any]]:
     """What to run, and the facts of the report: result, machine, GPU."""
     from vllm_variants import __version__
     from vllm_variants.machine import gpus
     from vllm_variants.verify import preflight
 
     machine = gpus.machine()
-    fitting = preflight.fitting(found, machine)
-    if reservation := preflight.reservation(found, machine):
+    fitting = preflight.fitting(result, machine)
+    if reservation := preflight.reservation(result, machine):
         say(f"note: {reservation}")
     about = {
-        "result": str(found.path),
-        "variant": found.manifest.variant,
-        "release": found.manifest.release,
-        "builder": found.manifest.builder,
+        "result": str(result.path),
+        "variant": result.manifest.variant,
+        "release": result.manifest.release,
+        "builder": result.manifest.builder,
+        "native": native,
         "gpu": fitting[0].as_dict(),
         "driver": machine.driver,
         "tool": __version__,
         "command": " ".join(sys.argv),
     }
-    return preflight.subject(found, fitting), about
+    return preflight.checked_result(result, fitting, native=native), about
 
 
-def _check(found: Result, checks: Sequence[Check], plan: Plan, junit: Path | None, as_json: bool) -> None:
-    from vllm_variants.verify import judgement as verdicts
-    from vllm_variants.verify import reports, running
+def _check(
+    result: Result,
+    checks: Sequence[Check],
+    options: RunOptions,
+    native: bool,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    from vllm_variants.verify import judgement, reports
 
-    subject, about = _machine(found)
-    by_name = {each.name: each for each in checks}
-    release, sm = found.manifest.release, found.manifest.capability.sm
+    checked, about = _machine(result, native)
+    release, sm = result.manifest.release, result.manifest.capability.sm
     say(f"{about['gpu']['name']}, driver {about['driver']}: {len(checks)} checks of {about['variant']}")
-    judged: list[Judged] = []
+    judged: list[JudgedCheck] = []
     with err.status("starting …") as status:
-        for outcome in running.run(subject, checks, plan):
-            one = verdicts.judge(by_name[outcome["check"]], outcome, release=release, sm=sm)
-            judged.append(one)
-            err.print(reports.line(one), markup=False) if as_json else None
-            status.update(f"{len(judged)} of {len(checks)} done, last {outcome['check']}")
+        for check in judgement.run_and_judge(checked, checks, options, release=release, sm=sm):
+            judged.append(check)
+            err.print(reports.line(check), markup=False) if as_json else None
+            status.update(f"{len(judged)} of {len(checks)} done, last {check.check.name}")
     if junit:
-        reports.junit(judged, about["variant"], junit)
+        reports.write_junit(judged, about["variant"], junit)
     if as_json:
-        print_json(reports.document(judged, {**about, "seed": plan.seed}))
+        print_json(reports.document(judged, {**about, "seed": options.seed}))
     else:
         _show(_table(judged))
-    _conclude(judged, str(found.manifest.capability), plan.seed)
+    _conclude(judged, str(result.manifest.capability), options.seed)
 
 
-def _table(judged: list[Judged]) -> Table:
+def _table(judged: list[JudgedCheck]) -> Table:
     from vllm_variants.verify import reports
-    from vllm_variants.verify.judgement import Verdict
+    from vllm_variants.verify.judgement import Judgement
 
     rows = table("check", "status", "error of its tolerance", "median time", "image")
-    colour = {Verdict.FAILED: "red", Verdict.SKIPPED: "dim", Verdict.OPEN: "yellow"}
-    for one in judged:
-        status = one.outcome["status"] + (" !" if one.verdict is Verdict.FAILED else "")
-        rows.add_row(one.check.name, status, *reports.figures(one.outcome), style=colour.get(one.verdict))
+    colour = {Judgement.FAILED: "red", Judgement.SKIPPED: "dim", Judgement.OPEN: "yellow"}
+    for check in judged:
+        status = check.outcome["status"] + (" !" if check.judgement is Judgement.FAILED else "")
+        style = colour.get(check.judgement)
+        rows.add_row(check.check.name, status, *reports.figures(check.outcome), style=style)
     return rows
 
 
-def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
-    from vllm_variants.verify import judgement as verdicts
+def _conclude(judged: list[JudgedCheck], capability: str, seed: int) -> None:
+    from vllm_variants.verify import judgement
 
-    for one in judged:
-        if one.verdict is not verdicts.Verdict.PASSED:
-            say(f"{one.check.name}: {one.sentence}")
-    summary = verdicts.summarise(judged)
+    for check in judged:
+        if check.judgement is not judgement.Judgement.PASSED:
+            say(f"{check.check.name}: {check.sentence}")
+    summary = judgement.summarise(judged)
     say(f"{summary.sentence} (seed {seed})")
-    hint = verdicts.advice(judged, capability)
+    hint = judgement.advice(judged, capability)
     if hint:
         say(f"hint: {hint}")
     if not summary.good:
         raise typer.Exit(ExitCode.AUDIT)
 
 
-def _compare(found: Result, other: Result, checks: Sequence[Check], plan: Plan, as_json: bool) -> None:
-    from vllm_variants.verify import comparison, preflight, processes
+def _compare(
+    result: Result, other: Result, checks: Sequence[Check], options: RunOptions, native: bool, as_json: bool
+) -> None:
+    from vllm_variants.verify import comparison, preflight
+    from vllm_variants.verify.check_process import CheckedResult
 
-    subject, about = _machine(found)
-    rival = processes.Subject(other.python, preflight.facts(other), subject.gpus)
-    compared: list[Compared] = []
+    checked, about = _machine(result, native)
+    against = CheckedResult(other.python, preflight.facts(other), checked.gpus)
+    compared: list[ComparedCheck] = []
     with err.status("starting …") as status:
-        for one, two in comparison.run(subject, rival, checks, plan):
-            compared.append(comparison.compare(one, two))
-            err.print(compared[-1].line(), markup=False) if as_json else None
-            status.update(f"{len(compared)} of {len(checks)} done, last {one['check']}")
+        for check in comparison.run_and_compare(checked, against, checks, options):
+            compared.append(check)
+            err.print(check.line(), markup=False) if as_json else None
+            status.update(f"{len(compared)} of {len(checks)} done, last {check.check}")
     if as_json:
-        against = {"against": str(other.path), "summary": comparison.summary(compared)}
-        print_json({**about, **against, "seed": plan.seed, "checks": [each.as_dict() for each in compared]})
+        print_json(
+            {
+                **about,
+                "against": str(other.path),
+                "summary": comparison.summary(compared),
+                "seed": options.seed,
+                "checks": [check.as_dict() for check in compared],
+            }
+        )
     else:
-        rows = table("check", "outputs", "time ratio", "first call", "")
-        for each in compared:
-            ratios = [f"{ratio:.2f}×" if ratio else "" for ratio in (each.ratio, each.first_ratio)]
-            rows.add_row(each.check, each.likeness.value, *ratios, each.sentence)
-        _show(rows)
+        _show(_comparison_table(compared))
     say(comparison.summary(compared))
     if not comparison.good(compared):
         raise typer.Exit(ExitCode.AUDIT)
+
+
+def _comparison_table(compared: Sequence[ComparedCheck]) -> Table:
+    from vllm_variants.verify import reports
+
+    rows = table("check", "outputs", "time ratio", "first call: here", "there", "")
+    for check in compared:
+        ratio = f"{check.ratio:.2f}×" if check.ratio else ""
+        firsts = ("" if time is None else reports.call_time(time) for time in check.first)
+        rows.add_row(check.check, check.likeness.value, ratio, *firsts, check.sentence)
+    return rows
 
 
 def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_json: bool) -> None:
@@ -222,17 +238,17 @@ def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_
         print_json(
             [
                 {
-                    "check": c.name,
-                    "says": c.says,
-                    "expected": {sm: c.expected(release_name, sm) for sm in sms},
+                    "check": check.name,
+                    "says": check.says,
+                    "expected": {sm: check.expected(release_name, sm) for sm in sms},
                 }
-                for c in checks
+                for check in checks
             ]
         )
         return
     rows = table("check", *sms, "what it proves")
     signs = {"ok": "ok", "unsupported": "–", "open": "?"}
-    for each in checks:
-        rows.add_row(each.name, *(signs[each.expected(release_name, sm)] for sm in sms), each.says)
+    for check in checks:
+        rows.add_row(check.name, *(signs[check.expected(release_name, sm)] for sm in sms), check.says)
     _show(rows)
     say(f"vLLM {release_name}: ok must run, – must say that it is unsupported, ? is not judged")

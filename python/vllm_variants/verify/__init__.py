@@ -1,7 +1,8 @@
-"""GPU import and kernel checks: run by a result's own interpreter, judged by expectations.
+"""GPU import and kernel checks: run by a result's own interpreter, judged by what its SM must show.
 
-`expectations` is what should happen, `running` makes it happen in separate `processes`, `verdicts`
-compares the two, `comparison` holds two results against each other, `reports` writes it down.
-These modules need the standard library alone, so that `python -m vllm_variants.verify` works on a
-machine where nothing is installed.
+`catalogue` says which checks there are and where each must succeed; `running` runs them, each in its
+own process (`check_process`); `judgement` decides how each counts; `comparison` holds two results
+against each other; `reports` writes a run down, and `evidence` makes tables of kept runs. `preflight`
+looks at the machine first. All but `preflight` need the standard library alone, so that
+`python -m vllm_variants.verify` works on a machine where nothing is installed.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -17,26 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.errors import Error, ExitCode
-from vllm_variants.verify import catalogue as expectations
-from vllm_variants.verify import comparison, processes, reports, running
-from vllm_variants.verify import judgement as verdicts
+from vllm_variants.verify import catalogue, comparison, judgement, options, reports
 from vllm_variants.verify.catalogue import Check
+from vllm_variants.verify.check_process import CheckedResult
+from vllm_variants.verify.running import RunOptions
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m vllm_variants.verify", description=__doc__)
-    parser.add_argument("--python", type=Path, required=True, help="the interpreter to check")
-    parser.add_argument("--sm", required=True, help="the SM to expect: sm90")
-    parser.add_argument("--release", required=True, help="the vLLM release to expect: 0.13.0")
-    parser.add_argument("--facts", default="{}", help="JSON: what the result says about itself")
-    parser.add_argument("--only", action="append", default=[], help="a check, a group or a pattern")
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--ahead", type=int, default=4, help="interpreters that load meanwhile")
-    parser.add_argument("--together", type=int, default=1, help="checks that share the GPU")
-    parser.add_argument("--time", type=float, default=float("inf"), help="seconds for the whole run")
-    parser.add_argument("--logs", type=Path, help="a folder for the checks' logs")
-    parser.add_argument("--against", type=Path, help="another interpreter: compare the two, bit by bit")
-    parser.add_argument("--jsonl", type=Path, help="write the outcomes here, one line each")
+    parser.add_argument("--python", type=Path, required=True, help="The interpreter to check.")
+    parser.add_argument("--sm", required=True, help="The SM to expect: sm90.")
+    parser.add_argument("--release", required=True, help="The vLLM release to expect: 0.13.0.")
+    parser.add_argument("--facts", default="{}", help="JSON: what the result says about itself.")
+    parser.add_argument("--against", type=Path, help="Another interpreter: compare the two, bit by bit.")
+    parser.add_argument("--jsonl", type=Path, help="Write the outcomes here, one line each.")
+    parser.add_argument(options.ONLY.flag, action="append", default=[], help=options.ONLY.help)
+    parser.add_argument(options.NATIVE.flag, action="store_true", help=options.NATIVE.help)
+    for option in options.VALUES:
+        parser.add_argument(
+            option.flag, metavar=option.metavar, type=option.read, default=option.default, help=option.help
+        )
     return parser.parse_args()
 
 
@@ -46,41 +45,34 @@ def _write(file: Path | None, record: dict[str, Any]) -> None:
             lines.write(json.dumps(record) + "\n")
 
 
-def _plan(arguments: argparse.Namespace) -> running.Plan:
-    return running.Plan(
-        arguments.seed, arguments.ahead, arguments.together, arguments.time, logs=arguments.logs
-    )
-
-
-def _check(arguments: argparse.Namespace, subject: processes.Subject, checks: Sequence[Check]) -> bool:
-    by_name = {each.name: each for each in checks}
+def _check(arguments: argparse.Namespace, checks: Sequence[Check], run: RunOptions) -> bool:
+    result = CheckedResult(arguments.python, json.loads(arguments.facts), native=arguments.native)
     judged = []
-    plan = _plan(arguments)
-    for outcome in running.run(subject, checks, plan):
-        check = by_name[outcome["check"]]
-        one = verdicts.judge(check, outcome, release=arguments.release, sm=arguments.sm)
-        judged.append(one)
-        print(reports.line(one), flush=True)
-        _write(arguments.jsonl, one.as_dict())
-    summary = verdicts.summarise(judged)
+    for check in judgement.run_and_judge(result, checks, run, release=arguments.release, sm=arguments.sm):
+        judged.append(check)
+        print(reports.line(check), flush=True)
+        _write(arguments.jsonl, check.as_dict())
+    summary = judgement.summarise(judged)
     print(f"\n{summary.sentence}")
-    for one in judged:
-        if one.verdict is verdicts.Verdict.FAILED:
-            print(f"\n{one.check.name}: {one.sentence}")
-            for case in one.outcome.get("cases") or ():
+    for check in judged:
+        if check.judgement is judgement.Judgement.FAILED:
+            print(f"\n{check.check.name}: {check.sentence}")
+            for case in check.outcome.get("cases") or ():
                 if not case["ok"]:
                     print(f"    {case['case']}: error {case['error']}, worst row {case['worst_row']}")
     return summary.good
 
 
-def _compare(arguments: argparse.Namespace, subject: processes.Subject, checks: Sequence[Check]) -> bool:
-    other = processes.Subject(arguments.against, subject.facts)
+def _compare(arguments: argparse.Namespace, checks: Sequence[Check], run: RunOptions) -> bool:
+    facts = json.loads(arguments.facts)
+    result = CheckedResult(arguments.python, facts, native=arguments.native)
+    other = CheckedResult(arguments.against, facts)
     compared = []
-    for one, two in comparison.run(subject, other, checks, _plan(arguments)):
-        found = comparison.compare(one, two)
-        compared.append(found)
-        print(found.line(), flush=True)
-        _write(arguments.jsonl, found.as_dict() | {"one": one, "other": two})
+    for check in comparison.run_and_compare(result, other, checks, run):
+        compared.append(check)
+        print(check.line(), flush=True)
+        here, there = check.outcomes
+        _write(arguments.jsonl, check.as_dict() | {"one": here, "other": there})
     print(f"\n{comparison.summary(compared)}")
     return comparison.good(compared)
 
@@ -88,13 +80,12 @@ def _compare(arguments: argparse.Namespace, subject: processes.Subject, checks: 
 def main() -> int:
     """Run, print, and return an exit code of `errors.ExitCode`."""
     arguments = _arguments()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(1 << 31)
-    checks = expectations.select(expectations.read(), arguments.only)
-    subject = processes.Subject(arguments.python, json.loads(arguments.facts))
+    checks = catalogue.select(catalogue.read(), arguments.only)
+    values = vars(arguments)
+    run = options.run_options(**{option.name: values[option.name] for option in options.VALUES})
     started = time.monotonic()
-    good = (_compare if arguments.against else _check)(arguments, subject, checks)
-    print(f"{time.monotonic() - started:.0f} seconds, seed {arguments.seed}")
+    good = (_compare if arguments.against else _check)(arguments, checks, run)
+    print(f"{time.monotonic() - started:.0f} seconds, seed {run.seed}")
     return ExitCode.OK if good else ExitCode.AUDIT
 
 

@@ -1,4 +1,4 @@
-"""What each check is, and on which SM of which release it must succeed: `checks/expectations.toml`."""
+"""What each check is, and on which SM of which release it must succeed: `checks/catalogue.toml`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class Support:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its name, the script that defines it, its time limit in seconds, its GPUs."""
+    """One check: its name, the script that defines it, its time limit in seconds, its GPUs.
+
+    `says` is what it proves, in a clause; `support` holds for releases that `releases` does not name.
+    """
 
     name: str
     script: str
@@ -54,7 +57,7 @@ def _support(table: Mapping[str, Any]) -> Support:
 
 def read(path: Path | None = None) -> tuple[Check, ...]:
     """All checks in the file's order; `InputError` says which entry is broken."""
-    path = path or CHECKS / "expectations.toml"
+    path = path or CHECKS / "catalogue.toml"
     name = "the file"
     try:
         tables: Mapping[str, Mapping[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["check"]
@@ -84,17 +87,17 @@ def select(checks: Iterable[Check], patterns: Iterable[str]) -> tuple[Check, ...
     checks, patterns = tuple(checks), tuple(patterns)
     if not patterns:
         return checks
-    found = set()
+    selected = set()
     for pattern in patterns:
-        mine = {
-            each.name
-            for each in checks
-            if fnmatch.fnmatchcase(each.name, pattern) or each.name.split(".")[0] == pattern
+        matches = {
+            check.name
+            for check in checks
+            if fnmatch.fnmatchcase(check.name, pattern) or check.name.split(".")[0] == pattern
         }
-        if not mine:
-            groups = ", ".join(dict.fromkeys(each.name.split(".")[0] for each in checks))
+        if not matches:
+            groups = ", ".join(dict.fromkeys(check.name.split(".")[0] for check in checks))
             raise UsageError(
                 f"no check is called {pattern!r}", hint=f"use a name, a pattern or one of: {groups}"
             )
-        found |= mine
-    return tuple(each for each in checks if each.name in found)
+        selected |= matches
+    return tuple(check for check in checks if check.name in selected)

@@ -22,14 +22,14 @@ Rows = list[tuple[str, ...]]
 
 def documents(folder: Path) -> list[Document]:
     """Every run of checks that `folder` holds, by release, the newest first; none if it is absent."""
-    found = [run for path in sorted(folder.glob("*.json")) for run in _read(path) if "against" not in run]
-    return sorted(found, key=lambda run: numbers(run["release"]), reverse=True)
+    runs = [run for path in sorted(folder.glob("*.json")) for run in _read(path) if "against" not in run]
+    return sorted(runs, key=lambda run: numbers(run["release"]), reverse=True)
 
 
 def _read(path: Path) -> list[Document]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        runs = read if isinstance(read, list) else [read]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        runs = content if isinstance(content, list) else [content]
         missing = [key for run in runs for key in ("release", "gpu", "checks") if key not in run]
         problem = f"no {missing[0]!r}" if missing else ""
     except (ValueError, TypeError) as error:
@@ -41,7 +41,8 @@ def _read(path: Path) -> list[Document]:
     return runs
 
 
-def _subject(run: Document) -> str:
+def _column(run: Document) -> str:
+    """Where a run's outcomes stand: those of one release on one kind of GPU share a column."""
     return f"{run['release']}, {run['gpu']['name']}"
 
 
@@ -59,15 +60,13 @@ def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
 
 def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
     """(head, rows) of a table: every check, with what it showed for each release on each GPU."""
-    seen: dict[str, dict[str, Document]] = {}
+    columns: dict[str, dict[str, Document]] = {}
     for run in documents(folder):
         for check in run["checks"]:
-            seen.setdefault(_subject(run), {})[check["check"]] = check
-    checks = dict.fromkeys(name for shown in seen.values() for name in shown)
-    rows: Rows = [
-        (f"`{name}`", *(_cell(shown.get(name)) for shown in seen.values())) for name in sorted(checks)
-    ]
-    return ("check", *seen), rows
+            columns.setdefault(_column(run), {})[check["check"]] = check
+    names = sorted({name for outcomes in columns.values() for name in outcomes})
+    rows: Rows = [(f"`{name}`", *(_cell(column.get(name)) for column in columns.values())) for name in names]
+    return ("check", *columns), rows
 
 
 def _cell(outcome: Document | None) -> str:

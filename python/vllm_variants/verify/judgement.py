@@ -1,18 +1,19 @@
-"""Hold outcomes against expectations: what happened, what should have, and a sentence about it."""
+"""Hold outcomes against the catalogue: what happened, what should have, and a sentence about it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from vllm_variants.verify.catalogue import Check, Expected
-from vllm_variants.verify.running import LOADING, TIME_OVER, Outcome
+from vllm_variants.verify.check_process import CheckedResult
+from vllm_variants.verify.running import LOADING, TIME_OVER, CheckOutcome, RunOptions, run
 
 
-class Verdict(StrEnum):
+class Judgement(StrEnum):
     """How a check counts."""
 
     PASSED = "passed"  # what should have happened did
@@ -22,47 +23,56 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One check's outcome with its verdict."""
+class JudgedCheck:
+    """A check with its outcome, what was expected, and how it counts; `sentence` says why."""
 
     check: Check
-    outcome: Outcome
+    outcome: CheckOutcome
     expected: Expected
-    verdict: Verdict
+    judgement: Judgement
     sentence: str
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome as JSON, with `expected`, `verdict` and, unless all is well, `sentence`."""
-        extra = {} if self.verdict is Verdict.PASSED else {"sentence": self.sentence}
-        return {**self.outcome, "expected": self.expected, "verdict": self.verdict.value, **extra}
+        extra = {} if self.judgement is Judgement.PASSED else {"sentence": self.sentence}
+        return {**self.outcome, "expected": self.expected, "verdict": self.judgement.value, **extra}
 
 
-def judge(check: Check, outcome: Outcome, *, release: str, sm: str) -> Judged:
-    """Decide whether this outcome is what `sm` must show with this release."""
+def judge(check: Check, outcome: CheckOutcome, *, release: str, sm: str) -> JudgedCheck:
+    """Decide whether this outcome is what `sm` ("sm90") must show with this release ("0.13.0")."""
     expected = check.expected(release, sm)
     status, reason = outcome["status"], outcome.get("reason", "")
-    verdict = Verdict.FAILED
+    judgement = Judgement.FAILED
     if expected == "open" and status != "skipped":
-        verdict = Verdict.OPEN
+        judgement = Judgement.OPEN
         sentence = f"{status} on {sm}, where nothing says what it should be" + (
             f": {reason}" if reason else ""
         )
     elif status == "skipped":
-        verdict, sentence = Verdict.SKIPPED, reason
+        judgement, sentence = Judgement.SKIPPED, reason
     elif status == "failed":
         sentence = reason
     elif status == expected:
-        verdict, sentence = Verdict.PASSED, reason
+        judgement, sentence = Judgement.PASSED, reason
     elif status == "unsupported":
         sentence = f"{sm} must run this with vLLM {release}, and it does not: {reason}"
     else:
-        sentence = f"it works, and vLLM {release} is not known to have it on {sm}: expectations.toml is wrong"
-    return Judged(check, outcome, expected, verdict, sentence)
+        sentence = f"it works, and vLLM {release} is not known to have it on {sm}: catalogue.toml is wrong"
+    return JudgedCheck(check, outcome, expected, judgement, sentence)
+
+
+def run_and_judge(
+    result: CheckedResult, checks: Sequence[Check], options: RunOptions, *, release: str, sm: str
+) -> Iterator[JudgedCheck]:
+    """Run the checks, and yield each as soon as it is judged; raises what `running.run` does."""
+    by_name = {check.name: check for check in checks}
+    for outcome in run(result, checks, options):
+        yield judge(by_name[outcome["check"]], outcome, release=release, sm=sm)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a whole run went."""
+    """How a whole run went: how many checks count as what; `ok` are those that ran on the GPU and passed."""
 
     passed: int
     failed: int
@@ -89,12 +99,16 @@ class Summary:
         return ", ".join(parts)
 
 
-def summarise(judged: Sequence[Judged]) -> Summary:
-    """Count the verdicts."""
-    count = Counter(each.verdict for each in judged)
-    ok = sum(each.verdict is Verdict.PASSED and each.outcome["status"] == "ok" for each in judged)
+def summarise(judged: Sequence[JudgedCheck]) -> Summary:
+    """Count the judgements."""
+    count = Counter(check.judgement for check in judged)
+    ok = sum(check.judgement is Judgement.PASSED and check.outcome["status"] == "ok" for check in judged)
     return Summary(
-        count[Verdict.PASSED], count[Verdict.FAILED], count[Verdict.SKIPPED], count[Verdict.OPEN], ok
+        passed=count[Judgement.PASSED],
+        failed=count[Judgement.FAILED],
+        skipped=count[Judgement.SKIPPED],
+        open=count[Judgement.OPEN],
+        ok=ok,
     )
 
 
@@ -108,37 +122,41 @@ _NO_DRIVER = (
 )
 
 
-def advice(judged: Sequence[Judged], capability: str) -> str | None:
-    """What to do about the failures, or about a time that was too short; None where all went well."""
-    failed = [each for each in judged if each.verdict is Verdict.FAILED]
+def advice(judged: Sequence[JudgedCheck], capability: str) -> str | None:
+    """What to do about the failures, or about a time that was too short; None where all went well.
+
+    `capability` is the result's own, as people write it: "9.0".
+    """
+    failed = [check for check in judged if check.judgement is Judgement.FAILED]
     if not failed:
-        late = sum(each.outcome.get("reason") == TIME_OVER for each in judged)
+        late = sum(check.outcome.get("reason") == TIME_OVER for check in judged)
         short = f"the time was over before {late} of {len(judged)} checks: raise --time, or leave it out"
         return short if late else None
-    said = " ".join(each.sentence.lower() for each in failed)
-    if any(each.check.name == "import.device" for each in failed) and "compute capability" in said:
+    sentences = " ".join(check.sentence.lower() for check in failed)
+    names = [check.check.name for check in failed]
+    if "import.device" in names and "compute capability" in sentences:
         return "this result is built for another GPU: vllm-variants detect names the variant for this one"
-    if "no kernel image" in said or "device kernel image is invalid" in said:
+    if "no kernel image" in sentences or "device kernel image is invalid" in sentences:
         return (
             f"device code for {capability} is missing: vllm-variants audit RESULT shows from which library;"
             " build the variant again"
         )
-    if "unsupported toolchain" in said:
+    if "unsupported toolchain" in sentences:
         return (
             "this driver is too old for PTX in the result: vllm-variants audit RESULT names the driver that"
             " compiles it"
         )
-    if any(word in said for word in _NO_DRIVER):
+    if any(word in sentences for word in _NO_DRIVER):
         return (
             "the checks do not find the driver's libcuda.so.1, which comes with the host's NVIDIA driver:"
             " install it; in a container, start that with its GPUs (docker run --gpus all)"
         )
-    if "while it was loading, it did not answer within" in said:
+    if "while it was loading, it did not answer within" in sentences:
         return (
             f"reading the libraries took more than {LOADING:.0f} s: run it again when the disk is less busy"
         )
-    if any(each.check.name.startswith("import.") for each in failed):
+    if any(name.startswith("import.") for name in names):
         return "the installation itself is broken: build the variant again"
-    if "out of memory" in said:
+    if "out of memory" in sentences:
         return "the GPU's memory is in use by something else: free it and run the failed checks again"
     return "run them alone with --only NAME --logs FOLDER; the logs say more"

@@ -11,40 +11,41 @@ from vllm_variants.errors import InputError, MissingError, UnsupportedError
 from vllm_variants.machine.gpus import Gpu, Machine, visible
 from vllm_variants.model import results
 from vllm_variants.model.results import Result
-from vllm_variants.verify.processes import Subject
+from vllm_variants.verify.check_process import CheckedResult
 
 DETECT = "vllm-variants detect"
 
 
-def result(path: Path, *, wanted: str | None = None) -> Result:
-    """The result at `path`; raise when there is none, or when it is not the variant `wanted`.
+def result(path: Path, *, variant: str | None = None) -> Result:
+    """The result at `path`; raise when there is none, or when it is not of `variant` ("sm90").
 
     `MissingError`, `InputError`: no result there, one without an interpreter, or another variant.
     """
     try:
-        found = results.read(path)
+        result = results.read(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    if wanted and found.manifest.short != wanted:
+    short = result.manifest.short
+    if variant and short != variant:
         raise InputError(
-            f"{path} is a result for {found.manifest.short}, not for {wanted}",
-            hint=f"vllm-variants verify {found.manifest.short} --result {path}",
+            f"{path} is a result for {short}, not for {variant}",
+            hint=f"vllm-variants verify {short} --result {path}",
         )
-    if not found.python.exists():
+    if not result.python.exists():
         raise MissingError(
-            f"{path} has no interpreter at {found.python}",
-            hint=f"build it again: vllm-variants build {found.manifest.short}",
+            f"{path} has no interpreter at {result.python}",
+            hint=f"build it again: vllm-variants build {short}",
         )
-    return found
+    return result
 
 
-def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
+def fitting(result: Result, machine: Machine) -> tuple[Gpu, ...]:
     """The GPUs of this machine that the result is built for; raise `UnsupportedError` without any.
 
     Where CUDA_VISIBLE_DEVICES is set, only those that it names are looked at. Only the result's own
     capability counts: what another one can run of it is not known.
     """
-    manifest = found.manifest
+    manifest = result.manifest
     if manifest.system != machine.system:
         raise UnsupportedError(f"{manifest.short} is for {manifest.system} and this host is {machine.system}")
     if not machine.gpus:
@@ -53,65 +54,65 @@ def fitting(found: Result, machine: Machine) -> tuple[Gpu, ...]:
             hint=f"run this on a machine with a GPU of compute capability {manifest.capability}",
         )
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    seen = visible(machine.gpus, chosen)
-    if not seen:
+    usable = visible(machine.gpus, chosen)
+    if not usable:
         raise UnsupportedError(
             f"CUDA_VISIBLE_DEVICES={chosen} leaves no GPU of this machine to use",
             hint=f"unset it, or name GPUs by their index: {machine.gpus[0].index}",
         )
-    gpus = tuple(gpu for gpu in seen if gpu.capability == manifest.capability)
+    gpus = tuple(gpu for gpu in usable if gpu.capability == manifest.capability)
     if not gpus:
-        have = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in seen)
+        have = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in usable)
         raise UnsupportedError(
             f"{manifest.short} is built for compute capability {manifest.capability},"
             f" and this machine has {have}",
             hint=f"{DETECT} names the variant for it",
         )
-    _old_driver(found, machine)
+    _require_driver(result, machine)
     return gpus
 
 
-def _old_driver(found: Result, machine: Machine) -> None:
-    oldest = str(found.manifest.facts.get("stack", {}).get("driver", ""))
+def _require_driver(result: Result, machine: Machine) -> None:
+    """Raise `UnsupportedError` where the driver is older than the release's stack needs."""
+    oldest = str(result.manifest.facts.get("stack", {}).get("driver", ""))
     if oldest and machine.older_than(oldest):
         raise UnsupportedError(
-            f"the NVIDIA driver is {machine.driver}, and {found.manifest.short} needs {oldest} or newer",
+            f"the NVIDIA driver is {machine.driver}, and {result.manifest.short} needs {oldest} or newer",
             hint="update the driver; its kernel module and libraries come from the host",
         )
 
 
-def reservation(found: Result, machine: Machine) -> str | None:
+def reservation(result: Result, machine: Machine) -> str | None:
     """What this machine's driver cannot do for the result, as a sentence; None where nothing is known.
 
     A driver new enough to run the result may be too old to compile the PTX in it (`fatbin/ptx.py`).
     """
-    sums = found.manifest.audited
+    sums = result.manifest.audited
     oldest = sums.get("jit_driver")
     if not oldest or not machine.older_than(str(oldest)):
         return None
-    containers = f"{sums.get('jit_containers')} containers of {found.manifest.short}"
+    containers = f"{sums.get('jit_containers')} containers of {result.manifest.short}"
     return (
         f"the NVIDIA driver is {machine.driver}, and {containers} have only PTX for this GPU, which it takes"
         f" {oldest} to compile: what needs them will fail"
     )
 
 
-def facts(found: Result) -> dict[str, Any]:
-    """What the result says about itself, in the words of `checks/imports.py`."""
-    manifest = found.manifest
+def facts(result: Result) -> dict[str, Any]:
+    """What the result says about itself, by the names of `checks/imports.py`."""
+    manifest = result.manifest
     stack = manifest.facts.get("stack", {})
-    said = {
+    return {
         "vllm": manifest.release,
         "capability": str(manifest.capability),
         **{name: str(stack[name]) for name in ("torch", "cuda", "python", "driver") if name in stack},
+        "inside": [str(result.path)] if manifest.builder == "wheels" else ["/nix/store"],
     }
-    inside = [str(found.path)] if manifest.builder == "wheels" else ["/nix/store"]
-    return {**said, "inside": inside}
 
 
-def subject(found: Result, gpus: tuple[Gpu, ...]) -> Subject:
+def checked_result(result: Result, gpus: Sequence[Gpu], *, native: bool = False) -> CheckedResult:
     """What `running.run` needs: the interpreter, the facts, and these GPUs, the first one first."""
-    return Subject(found.python, facts(found), devices(gpus))
+    return CheckedResult(result.python, facts(result), devices(gpus), native)
 
 
 def devices(gpus: Sequence[Gpu]) -> tuple[str, ...]:

@@ -22,60 +22,61 @@ from typing import Any
 
 from vllm_variants.errors import UsageError, resource_error
 from vllm_variants.verify.catalogue import Check
-from vllm_variants.verify.processes import Process, Subject
+from vllm_variants.verify.check_process import CheckedResult, CheckProcess
 
 LOADING = 240.0  # seconds that the imports of one check may take
 ENDING = 5.0  # seconds between an outcome and the end of its process
 TIME_OVER = "the time of the whole run was over"
 STUCK = "its process could not be ended and may hold the GPU (see the kernel's log: dmesg)"
 
-Outcome = dict[str, Any]
-
-
-def _failed(check: Check, reason: str) -> Outcome:
-    return {"check": check.name, "status": "failed", "reason": reason}
-
+CheckOutcome = dict[str, Any]
+"""What a check's process printed, made by `checks/checking.py`: `check`, `status`, `reason`, `cases`, …"""
 
 _STATUSES = {"ok", "failed", "unsupported", "skipped"}
 
 
-def _turn(process: Process, loading: float, deadline: float) -> Outcome:
+def _failed(check: Check, reason: str) -> CheckOutcome:
+    return {"check": check.name, "status": "failed", "reason": reason}
+
+
+def _turn(process: CheckProcess, loading: float, deadline: float) -> CheckOutcome:
     """Give one process its turn on the GPU, end the process, and return its outcome."""
-    outcome = _asked(process, loading, deadline)
-    patience = ENDING if "seconds" in outcome else 0.0  # whoever answered may come down by itself
+    outcome = _outcome(process, loading, deadline)
+    patience = ENDING if "seconds" in outcome else 0.0  # a process that answered may end by itself
     if not process.stop(patience) and outcome["status"] == "failed":
         outcome["reason"] = f"{outcome.get('reason', 'it failed')}; {STUCK}"
     return outcome
 
 
-def _asked(process: Process, loading: float, deadline: float) -> Outcome:
+def _outcome(process: CheckProcess, loading: float, deadline: float) -> CheckOutcome:
+    """Let the process use the GPU once it has loaded, and wait for its outcome."""
     check = process.check
-    said = _said(process, loading, deadline, "while it was loading, ")
-    if said.get("event") == "ready":
+    record = _answer(process, loading, deadline, "while it was loading, ")
+    if record.get("event") == "ready":
         process.go()
-        said = _said(process, check.limit, deadline, "")
-    if said.get("check") != check.name or said.get("status") not in _STATUSES:
-        return _failed(check, f"it answered with something that is no outcome: {json.dumps(said)[:120]}")
-    return said
+        record = _answer(process, check.limit, deadline, "")
+    if record.get("check") != check.name or record.get("status") not in _STATUSES:
+        return _failed(check, f"it answered with something that is no outcome: {json.dumps(record)[:120]}")
+    return record
 
 
-def _said(process: Process, limit: float, deadline: float, when: str) -> dict[str, Any]:
-    """What the process says within `limit` seconds; otherwise the outcome that this comes to."""
+def _answer(process: CheckProcess, limit: float, deadline: float, when: str) -> dict[str, Any]:
+    """What the process prints within `limit` seconds; otherwise the outcome that this comes to."""
     left = deadline - time.monotonic()
-    said = process.answer(min(limit, left))
-    if said is None and left < limit:
+    answer = process.answer(min(limit, left))
+    if answer is None and left < limit:
         return _no_time(process.check)
-    if said is None:
-        said = f"it did not answer within {limit:.0f} seconds"
-    return _failed(process.check, when + said) if isinstance(said, str) else dict(said)
+    if answer is None:
+        answer = f"it did not answer within {limit:.0f} seconds"
+    return _failed(process.check, when + answer) if isinstance(answer, str) else dict(answer)
 
 
-def _no_time(check: Check) -> Outcome:
+def _no_time(check: Check) -> CheckOutcome:
     return {"check": check.name, "status": "skipped", "reason": TIME_OVER}
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunOptions:
     """How to run checks; the times are in seconds.
 
     `ahead` is how many interpreters may load while others run, `together` how many checks share the
@@ -91,19 +92,19 @@ class Plan:
     logs: Path | None = None
 
 
-def run(subject: Subject, checks: Sequence[Check], plan: Plan) -> Iterator[Outcome]:
+def run(result: CheckedResult, checks: Sequence[Check], options: RunOptions) -> Iterator[CheckOutcome]:
     """Yield the outcome of every check as it becomes known: in order, unless several run together.
 
     Outcomes carry `log` when they failed and the logs are kept. Whatever happens, no process
-    outlives the iteration.
+    outlives the iteration. Raises `UsageError` or `ResourceError` where the logs cannot be kept.
     """
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(_scratch()))
-        folder = _folder(plan.logs or scratch / "logs")
-        line = _Line(subject, checks, plan, scratch, folder)
-        pool = stack.enter_context(ThreadPoolExecutor(plan.together))
-        stack.callback(line.stop)
-        yield from line.outcomes(pool)
+        folder = _folder(options.logs or scratch / "logs")
+        checks_to_run = CheckQueue(result, checks, options, scratch, folder)
+        pool = stack.enter_context(ThreadPoolExecutor(options.together))
+        stack.callback(checks_to_run.stop)
+        yield from checks_to_run.outcomes(pool)
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
@@ -124,58 +125,65 @@ def _folder(path: Path) -> Path:
     return path
 
 
-class _Line:
+class CheckQueue:
     """The checks on their way: waiting, started (their imports load), and on the GPU."""
 
     def __init__(
-        self, subject: Subject, checks: Sequence[Check], plan: Plan, scratch: Path, logs: Path
+        self,
+        result: CheckedResult,
+        checks: Sequence[Check],
+        options: RunOptions,
+        scratch: Path,
+        logs: Path,
     ) -> None:
-        in_turn = sorted(checks, key=lambda check: -check.limit) if plan.together > 1 else checks
-        self._waiting: deque[Check] = deque(in_turn)
-        self._started: deque[Process | Outcome] = deque()
-        self._turns: dict[Future[Outcome], Process] = {}
-        self._subject, self._plan, self._scratch, self._logs = subject, plan, scratch, logs
-        self._deadline = time.monotonic() + plan.time
+        ordered = sorted(checks, key=lambda check: -check.limit) if options.together > 1 else checks
+        self._waiting: deque[Check] = deque(ordered)
+        self._started: deque[CheckProcess | CheckOutcome] = deque()
+        self._turns: dict[Future[CheckOutcome], CheckProcess] = {}
+        self._result, self._options, self._scratch, self._logs = result, options, scratch, logs
+        self._deadline = time.monotonic() + options.time
 
-    def outcomes(self, pool: Executor) -> Iterator[Outcome]:
+    def outcomes(self, pool: Executor) -> Iterator[CheckOutcome]:
+        """Run all of them, each one's turn in a thread of `pool`, and yield the outcomes as they come."""
         while self._waiting or self._started or self._turns:
             self._start()
-            while self._started and len(self._turns) < self._plan.together:
+            while self._started and len(self._turns) < self._options.together:
                 process = self._started.popleft()
-                if isinstance(process, Process):
-                    turn = pool.submit(_turn, process, self._plan.loading, self._deadline)
+                if isinstance(process, CheckProcess):
+                    turn = pool.submit(_turn, process, self._options.loading, self._deadline)
                     self._turns[turn] = process
                     self._start()
                 else:
                     yield process
             for turn in wait(self._turns, return_when=FIRST_COMPLETED).done:
-                yield self._named(turn.result(), self._turns.pop(turn))
+                yield self._annotated(turn.result(), self._turns.pop(turn))
 
-    def _named(self, outcome: Outcome, process: Process) -> Outcome:
-        extra: Outcome = {"together": self._plan.together} if self._plan.together > 1 else {}
-        if self._plan.logs and outcome["status"] == "failed":
+    def _annotated(self, outcome: CheckOutcome, process: CheckProcess) -> CheckOutcome:
+        """The outcome with what this run adds to it."""
+        extra: CheckOutcome = {"together": self._options.together} if self._options.together > 1 else {}
+        if self._options.logs and outcome["status"] == "failed":
             extra["log"] = str(process.log)
         return outcome | extra
 
     def _start(self) -> None:
-        while self._waiting and len(self._started) < max(1, self._plan.ahead):
+        """Start the interpreters of the next checks, as many as may load ahead."""
+        while self._waiting and len(self._started) < max(1, self._options.ahead):
             check = self._waiting.popleft()
-            if time.monotonic() > self._deadline:
-                self._started.append(_no_time(check))
-                continue
-            log = self._logs / f"{check.name}.log"
-            try:
-                self._started.append(
-                    Process(self._subject, check, self._plan.seed, self._scratch, log, self._plan.together)
-                )
-            except OSError as error:
-                what = error.filename or self._subject.python
-                reason = f"it does not start: {error.strerror or error} ({what})"
-                self._started.append(_failed(check, reason))
+            late = time.monotonic() > self._deadline
+            self._started.append(_no_time(check) if late else self._process(check))
+
+    def _process(self, check: Check) -> CheckProcess | CheckOutcome:
+        """The check's process; where it does not start, the outcome that says so."""
+        options, log = self._options, self._logs / f"{check.name}.log"
+        try:
+            return CheckProcess(self._result, check, options.seed, self._scratch, log, options.together)
+        except OSError as error:
+            path = error.filename or self._result.python
+            return _failed(check, f"it does not start: {error.strerror or error} ({path})")
 
     def stop(self) -> None:
         """End every process; the threads that talk to them come back then."""
         self._waiting.clear()
         for process in (*self._started, *self._turns.values()):
-            if isinstance(process, Process):
+            if isinstance(process, CheckProcess):
                 process.stop()

@@ -20,25 +20,26 @@ root = Path(__file__).resolve().parent.parent
 arguments = sys.argv[2:]
 check = arguments[0]
 given = dict(zip(arguments[1::2], arguments[2::2]))
-told = json.loads((root / "behaviour.json").read_text())
-behaviour = dict(told.get("*", {{"does": "ok"}}), **told.get(check, {{}}))
+behaviours = json.loads((root / "behaviour.json").read_text())
+behaviour = dict(behaviours.get("*", {{"does": "ok"}}), **behaviours.get(check, {{}}))
 does = behaviour["does"]
 with (root / "seen.jsonl").open("a") as seen:
     seen.write(json.dumps({{
         "check": check, "seed": given["--seed"], "facts": json.loads(given["--facts"]),
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "pid": os.getpid(),
         "pythonpath": os.environ.get("PYTHONPATH"), "cache": os.environ["CUDA_CACHE_PATH"],
+        "jit": os.environ.get("CUDA_DISABLE_PTX_JIT"),
     }}) + "\\n")
 
-def say(record):
+def emit(record):
     print(json.dumps(record), flush=True)
 
 if does == "cannot load":
-    say({{"check": check, "status": "failed", "reason": "its imports fail: no torch"}})
+    emit({{"check": check, "status": "failed", "reason": "its imports fail: no torch"}})
     sys.exit()
 if does == "dies loading":
     sys.exit("ImportError: libcudart.so.12")
-say({{"event": "ready", "seconds": 0.1}})
+emit({{"event": "ready", "seconds": 0.1}})
 if not sys.stdin.readline():
     sys.exit()
 time.sleep(behaviour.get("wait", 0))
@@ -67,7 +68,7 @@ if does == "list":
 if does == "silence":
     sys.exit(3)
 if does == "another":
-    say({{"check": "somebody.else", "status": "ok"}})
+    emit({{"check": "somebody.else", "status": "ok"}})
     sys.exit()
 case = {{"case": "float16 1×512", "ok": does == "ok", "error": 1e-4, "worst_row": 2e-4, "tolerance": 1e-3,
         "digest": "d" * 32, "deterministic": True, "first_ms": 12.0, "median_ms": 0.5}}
@@ -77,7 +78,7 @@ outcome = {{"check": check, "status": does, "error": 1e-4, "tolerance": 1e-3, "f
 if does != "ok":
     outcome = {{"check": check, "status": does, "seconds": 0.01, "cases": []}}
 outcome.update(behaviour.get("outcome", {{}}))
-say(outcome)
+emit(outcome)
 if behaviour.get("lingers"):
     time.sleep(600)  # an interpreter that does not come down
 """

@@ -67,7 +67,7 @@ def test_another_card_has_its_own_column(tmp_path: Path) -> None:
 
 
 def test_what_works_where_it_must_not_stands_out_too(tmp_path: Path) -> None:
-    sentence = "it works, and vLLM 0.13.0 is not known to have it on sm90: expectations.toml is wrong"
+    sentence = "it works, and vLLM 0.13.0 is not known to have it on sm90: catalogue.toml is wrong"
     write(tmp_path, "run.json", run("0.13.0", check("a.b", verdict="failed", sentence=sentence)))
     _, rows = evidence.outcomes(tmp_path)
     assert rows == [("`a.b`", f"**ok**: {sentence}")]

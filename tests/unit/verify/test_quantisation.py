@@ -34,17 +34,17 @@ for _ in range(2):
     for call in run.cases:
         call()
     counts.append(operator.call_count)
-inputs = {id(each.args[0]) for each in operator.call_args_list}
+inputs = {id(call.args[0]) for call in operator.call_args_list}
 print(json.dumps({"cases": len(run.cases), "counts": counts, "inputs": len(inputs)}))
 """
 
 
 def test_the_fp4_operator_runs_anew_whenever_a_case_is_judged() -> None:
     """So that poisoned memory reaches it, and a second call can differ from the first."""
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=os.environ | {"PYTHONPATH": str(Path(vllm_variants.__file__).parents[1])},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout) == {"cases": 4, "counts": [0, 4, 8], "inputs": 4}
+    assert completed.returncode == 0, completed.stderr
+    assert json.loads(completed.stdout) == {"cases": 4, "counts": [0, 4, 8], "inputs": 4}

@@ -130,7 +130,7 @@ def test_a_count_of_errors_is_followed_by_the_first_of_them() -> None:
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others() -> None:
     def made(seed: int) -> tuple[Any, str]:
         run = checking.Run("some.check", seed, {}, dry=True)
-        return run.normal(64, dtype=torch.bfloat16), run._inputs.hexdigest()
+        return run.normal(64, dtype=torch.bfloat16), run.inputs_digest
 
     one, two, other = made(1), made(1), made(2)
     assert torch.equal(one[0], two[0])

@@ -16,7 +16,8 @@ import pytest
 import stand_in
 
 from vllm_variants.errors import UsageError
-from vllm_variants.verify import processes, running
+from vllm_variants.system import process
+from vllm_variants.verify import check_process, running
 from vllm_variants.verify.catalogue import Check, Support
 
 ANYWHERE = Support(None, frozenset())
@@ -39,10 +40,10 @@ def alive(group: int) -> list[str]:
 
 def outcomes(
     tmp_path: Path, behaviour: dict[str, Any], checks: list[Check], **options: Any
-) -> list[running.Outcome]:
+) -> list[running.CheckOutcome]:
     result = stand_in.make(tmp_path / "result", behaviour)
-    subject = processes.Subject(result / "bin" / "python", {"vllm": "0.13.0"}, ("GPU-a", "GPU-b"))
-    return list(running.run(subject, checks, running.Plan(7, **options)))
+    checked = check_process.CheckedResult(result / "bin" / "python", {"vllm": "0.13.0"}, ("GPU-a", "GPU-b"))
+    return list(running.run(checked, checks, running.RunOptions(7, **options)))
 
 
 def test_an_answer_is_passed_on_as_it_is(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_process_that_sigkill_does_not_end_holds_nobody_up_and_is_told(
     started = time.monotonic()
     try:
         found = outcomes(tmp_path, {"bad.one": {"does": "hang"}}, [check("bad.one", 1.0), check("good.one")])
-        assert time.monotonic() - started < 1 + 4 * processes.GONE + 5
+        assert time.monotonic() - started < 1 + 4 * process.GONE + 5
     finally:
         for each in stand_in.seen(tmp_path / "result"):
             with contextlib.suppress(ProcessLookupError):
@@ -143,8 +144,8 @@ def test_an_interruption_does_not_wait_for_the_answer_of_a_stuck_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = stand_in.make(tmp_path / "result", {"bad.one": {"does": "hang"}})
-    subject = processes.Subject(result / "bin" / "python")
-    started = processes.Process(subject, check("bad.one"), 1, tmp_path, tmp_path / "log", 1)
+    checked = check_process.CheckedResult(result / "bin" / "python")
+    started = check_process.CheckProcess(checked, check("bad.one"), 1, tmp_path, tmp_path / "log", 1)
     assert started.answer(20) == {"event": "ready", "seconds": 0.1}
     with monkeypatch.context() as patched:
         patched.setattr(os, "killpg", lambda group, number: None)
@@ -159,11 +160,11 @@ PARENT = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from vllm_variants.verify import processes, running
-from vllm_variants.verify.expectations import Check, Support
+from vllm_variants.verify import check_process, running
+from vllm_variants.verify.catalogue import Check, Support
 checks = [Check(f"some.check{{n}}", "norms", "…", 60.0, 1, Support(None, frozenset())) for n in range(4)]
-subject = processes.Subject(Path({python!r}))
-print(list(running.run(subject, checks, running.Plan(1, ahead=2))))
+checked = check_process.CheckedResult(Path({python!r}))
+print(list(running.run(checked, checks, running.RunOptions(1, ahead=2))))
 """
 
 
@@ -216,16 +217,16 @@ def test_a_limit_begins_with_the_turn_and_not_with_the_start(tmp_path: Path) -> 
 
 def test_nothing_outlives_an_interrupted_run(tmp_path: Path) -> None:
     result = stand_in.make(tmp_path / "result")
-    subject = processes.Subject(result / "bin" / "python")
-    run = running.run(subject, [check(f"some.check{n}") for n in range(5)], running.Plan(1, ahead=3))
+    checked = check_process.CheckedResult(result / "bin" / "python")
+    run = running.run(checked, [check(f"some.check{n}") for n in range(5)], running.RunOptions(1, ahead=3))
     next(run)
     run.close()
     assert not any(alive(each["pid"]) for each in stand_in.seen(result))
 
 
 def test_a_missing_interpreter_fails_every_check_in_order(tmp_path: Path) -> None:
-    subject = processes.Subject(tmp_path / "nowhere" / "python")
-    found = list(running.run(subject, [check("a.a"), check("b.b")], running.Plan(1)))
+    checked = check_process.CheckedResult(tmp_path / "nowhere" / "python")
+    found = list(running.run(checked, [check("a.a"), check("b.b")], running.RunOptions(1)))
     assert [each["check"] for each in found] == ["a.a", "b.b"]
     assert all("does not start: No such file" in each["reason"] for each in found)
 

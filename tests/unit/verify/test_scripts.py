@@ -52,15 +52,15 @@ def packages(tmp_path: Path) -> Path:
     return root
 
 
-def check(packages: Path, name: str, *arguments: str, said: str = "") -> list[dict[str, Any]]:
+def check(packages: Path, name: str, *arguments: str, stdin: str = "") -> list[dict[str, Any]]:
     """The JSON lines of one check; stdout must hold nothing else."""
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-S", str(CHECKS / "run.py"), name, "--script", "imports", *arguments],
         env=os.environ | {"PYTHONPATH": str(packages)},
-        input=said, capture_output=True, text=True, timeout=60, check=False,
+        input=stdin, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    return [json.loads(line) for line in told.stdout.splitlines()]
+    assert completed.returncode == 0, completed.stderr
+    return [json.loads(line) for line in completed.stdout.splitlines()]
 
 
 def test_a_recognised_card_is_ok(packages: Path) -> None:
@@ -112,7 +112,7 @@ def test_broken_imports_are_an_outcome_with_a_sentence(packages: Path) -> None:
 
 
 def test_a_gated_check_is_ready_first_and_answers_after_a_line(packages: Path) -> None:
-    ready, outcome = check(packages, "import.platform", "--gated", said="go\n")
+    ready, outcome = check(packages, "import.platform", "--gated", stdin="go\n")
     assert ready["event"] == "ready"
     assert outcome["status"] == "ok"
-    assert [each["event"] for each in check(packages, "import.platform", "--gated")] == ["ready"]
+    assert [record["event"] for record in check(packages, "import.platform", "--gated")] == ["ready"]

@@ -41,11 +41,11 @@ def result(tmp_path: Path) -> Path:
 
 
 def test_a_good_result_passes_with_a_table(tmp_path: Path, result: Path) -> None:
-    told = verify(tmp_path, "sm90", *FEW)
-    assert told.returncode == 0, told.stderr
-    assert "norm.rms_norm" in told.stdout
-    assert "0.0001 of 0.001" in told.stdout
-    assert "2 ok, 1 rightly unsupported" in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW)
+    assert completed.returncode == 0, completed.stderr
+    assert "norm.rms_norm" in completed.stdout
+    assert "0.0001 of 0.001" in completed.stdout
+    assert "2 ok, 1 rightly unsupported" in completed.stderr
 
 
 def test_facts_of_the_manifest_and_the_card_reach_the_interpreter(tmp_path: Path, result: Path) -> None:
@@ -63,24 +63,24 @@ def test_cuda_visible_devices_chooses_among_the_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = stand_in.make(tmp_path / "sm89", short="sm89")
-    asked = ("--result", "sm89", "--only", "norm.rms_norm")
-    assert verify(tmp_path, *asked, machine="mixed").returncode == 0
+    arguments = ("--result", "sm89", "--only", "norm.rms_norm")
+    assert verify(tmp_path, *arguments, machine="mixed").returncode == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    assert verify(tmp_path, *asked, machine="mixed").returncode == 0
+    assert verify(tmp_path, *arguments, machine="mixed").returncode == 0
     assert [each["devices"] for each in stand_in.seen(result)] == ["0", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    told = verify(tmp_path, *asked, machine="mixed")
-    assert told.returncode == 3
-    assert "this machine has NVIDIA GeForce RTX 3090 (8.6)" in told.stderr
+    completed = verify(tmp_path, *arguments, machine="mixed")
+    assert completed.returncode == 3
+    assert "this machine has NVIDIA GeForce RTX 3090 (8.6)" in completed.stderr
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    told = verify(tmp_path, *asked, machine="mixed")
-    assert told.returncode == 3
-    assert "CUDA_VISIBLE_DEVICES= leaves no GPU of this machine to use" in told.stderr
+    completed = verify(tmp_path, *arguments, machine="mixed")
+    assert completed.returncode == 3
+    assert "CUDA_VISIBLE_DEVICES= leaves no GPU of this machine to use" in completed.stderr
 
 
 def test_json_is_one_document_with_everything(tmp_path: Path, result: Path) -> None:
-    told = verify(tmp_path, "sm90", *FEW, "--json", "--seed", "11")
-    document = json.loads(told.stdout)
+    completed = verify(tmp_path, "sm90", *FEW, "--json", "--seed", "11")
+    document = json.loads(completed.stdout)
     assert document["good"] is True
     assert (document["seed"], document["driver"]) == (11, "580.82.07")
     assert document["gpu"]["name"] == "NVIDIA H100 80GB HBM3"
@@ -100,18 +100,20 @@ def test_a_bad_result_fails_with_the_sentence(
     tmp_path: Path, result: Path, behaviour: dict[str, object], says: str
 ) -> None:
     stand_in.tell(result, HOPPER | behaviour)
-    told = verify(tmp_path, "sm90", *FEW, "--junit", "junit.xml")
-    assert told.returncode == 5
-    assert says in told.stderr
-    assert "hint:" in told.stderr
-    assert ElementTree.parse(tmp_path / "junit.xml").getroot().get("failures") == "1"
+    completed = verify(tmp_path, "sm90", *FEW, "--junit", "junit.xml")
+    assert completed.returncode == 5
+    assert says in completed.stderr
+    assert "hint:" in completed.stderr
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert suite.get("failures") == "1"
 
 
 def test_all_skipped_is_not_a_pass(tmp_path: Path, result: Path) -> None:
     stand_in.tell(result, {"*": {"does": "skipped"}})
-    told = verify(tmp_path, "sm90", *FEW)
-    assert told.returncode == 5
-    assert "nothing was proven" in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW)
+    assert completed.returncode == 5
+    assert "nothing was proven" in completed.stderr
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,9 @@ def test_all_skipped_is_not_a_pass(tmp_path: Path, result: Path) -> None:
 def test_machines_that_cannot_are_refused(
     tmp_path: Path, result: Path, machine: str, code: int, says: str
 ) -> None:
-    told = verify(tmp_path, "sm90", *FEW, machine=machine)
-    assert told.returncode == code
-    assert says in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW, machine=machine)
+    assert completed.returncode == code
+    assert says in completed.stderr
     assert not stand_in.seen(result), "no interpreter was started"
 
 
@@ -139,88 +141,88 @@ def test_a_driver_too_old_for_the_ptx_is_noted_and_the_checks_run(
     file = made / "share" / "vllm-variants" / "manifest.json"
     audited = {"name": "audit", "totals": {"jit_containers": 9, "jit_driver": oldest}}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": [audited]}))
-    told = verify(tmp_path, "--result", "a30", "--only", "norm.rms_norm", machine="one-of-two")
-    assert told.returncode == 0, told.stderr
+    completed = verify(tmp_path, "--result", "a30", "--only", "norm.rms_norm", machine="one-of-two")
+    assert completed.returncode == 0, completed.stderr
     sentence = "9 containers of sm80 have only PTX for this GPU, which it takes 575 to compile"
-    assert (sentence in told.stderr) == noted
+    assert (sentence in completed.stderr) == noted
 
 
 def test_an_old_driver_is_refused(tmp_path: Path) -> None:
     stand_in.make(tmp_path / "a100", short="sm80")
-    told = verify(tmp_path, "sm80", "--result", "a100", machine="old-driver")
-    assert told.returncode == 3
-    assert "the NVIDIA driver is 535.183.01, and sm80 needs 560 or newer" in told.stderr
+    completed = verify(tmp_path, "sm80", "--result", "a100", machine="old-driver")
+    assert completed.returncode == 3
+    assert "the NVIDIA driver is 535.183.01, and sm80 needs 560 or newer" in completed.stderr
 
 
 def test_a_wrong_variant_is_refused_before_anything_runs(tmp_path: Path) -> None:
     stand_in.make(tmp_path / "sm86", short="sm86")
-    told = verify(tmp_path, "--result", "sm86", *FEW)
-    assert told.returncode == 3
-    assert "sm86 is built for compute capability 8.6, and this machine has NVIDIA H100" in told.stderr
-    told = verify(tmp_path, "sm90", "--result", "sm86", *FEW)
-    assert told.returncode == 2
-    assert "is a result for sm86, not for sm90" in told.stderr
+    completed = verify(tmp_path, "--result", "sm86", *FEW)
+    assert completed.returncode == 3
+    assert "sm86 is built for compute capability 8.6, and this machine has NVIDIA H100" in completed.stderr
+    completed = verify(tmp_path, "sm90", "--result", "sm86", *FEW)
+    assert completed.returncode == 2
+    assert "is a result for sm86, not for sm90" in completed.stderr
 
 
 def test_another_platform_is_refused(tmp_path: Path) -> None:
     stand_in.make(tmp_path / "arm", short="sm90-arm64")
-    told = verify(tmp_path, "--result", "arm", *FEW)
-    assert told.returncode == 3
-    assert "sm90-arm64 is for aarch64-linux and this host is x86_64-linux" in told.stderr
+    completed = verify(tmp_path, "--result", "arm", *FEW)
+    assert completed.returncode == 3
+    assert "sm90-arm64 is for aarch64-linux and this host is x86_64-linux" in completed.stderr
 
 
 def test_a_missing_result_names_the_command(tmp_path: Path) -> None:
-    told = verify(tmp_path, "sm90")
-    assert told.returncode == 4
-    assert "vllm-variants build" in told.stderr
+    completed = verify(tmp_path, "sm90")
+    assert completed.returncode == 4
+    assert "vllm-variants build" in completed.stderr
     assert verify(tmp_path).returncode == 2
 
 
 def test_a_name_that_no_file_can_have_is_a_sentence(tmp_path: Path, result: Path) -> None:
-    for asked in (("--result", "x" * 300), ("sm90", "--compare", "x" * 300)):
-        told = verify(tmp_path, *asked)
-        assert told.returncode == 2, told.stderr
-        assert "File name too long" in told.stderr
-        assert "Traceback" not in told.stderr
+    for arguments in (("--result", "x" * 300), ("sm90", "--compare", "x" * 300)):
+        completed = verify(tmp_path, *arguments)
+        assert completed.returncode == 2, completed.stderr
+        assert "File name too long" in completed.stderr
+        assert "Traceback" not in completed.stderr
 
 
 def test_a_file_where_the_logs_should_go_is_a_sentence(tmp_path: Path, result: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    told = verify(tmp_path, "sm90", *FEW, "--logs", "file")
-    assert told.returncode == 2
-    assert "the logs cannot go to file: file is not a folder" in told.stderr
-    assert "--logs FOLDER" in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW, "--logs", "file")
+    assert completed.returncode == 2
+    assert "the logs cannot go to file: file is not a folder" in completed.stderr
+    assert "--logs FOLDER" in completed.stderr
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_time_that_was_too_short_is_told_as_that(tmp_path: Path, result: Path) -> None:
     stand_in.tell(result, {"*": {"does": "hang"}})
-    told = verify(tmp_path, "sm90", *FEW, "--time", "2")
-    assert told.returncode == 5
-    assert "the time was over before 3 of 3 checks: raise --time, or leave it out" in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW, "--time", "2")
+    assert completed.returncode == 5
+    assert "the time was over before 3 of 3 checks: raise --time, or leave it out" in completed.stderr
 
 
 def test_compare_says_what_is_identical_and_what_is_not(tmp_path: Path, result: Path) -> None:
     other = stand_in.make(tmp_path / "other", HOPPER)
-    told = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--json")
-    assert told.returncode == 0, told.stderr
-    document = json.loads(told.stdout)
+    completed = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--json")
+    assert completed.returncode == 0, completed.stderr
+    document = json.loads(completed.stdout)
     assert {each["check"]: each["likeness"] for each in document["checks"]} == {
         "norm.rms_norm": "same", "machete.gptq_4bit": "same", "allspark.w8a16": "untried",
     }  # fmt: skip
     stand_in.tell(other, HOPPER | {"norm.rms_norm": {"does": "ok", "case": {"digest": "e" * 32}}})
-    told = verify(tmp_path, "sm90", *FEW, "--compare", str(other))
-    assert told.returncode == 5
-    assert "1 of 1 outputs differ" in told.stdout
-    assert "1 identical, 1 different, 1 not tried" in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW, "--compare", str(other))
+    assert completed.returncode == 5
+    assert "1 of 1 outputs differ" in completed.stdout
+    assert "1 identical, 1 different, 1 not tried" in completed.stderr
 
 
 def test_compare_pairs_by_name_when_several_share_the_gpu(tmp_path: Path, result: Path) -> None:
     slow = {"norm.rms_norm": {"does": "ok", "wait": 1.5}}
     other = stand_in.make(tmp_path / "other", HOPPER | slow)
-    told = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--together", "3", "--json")
-    assert told.returncode == 0, told.stderr
-    document = json.loads(told.stdout)
+    completed = verify(tmp_path, "sm90", *FEW, "--compare", str(other), "--together", "3", "--json")
+    assert completed.returncode == 0, completed.stderr
+    document = json.loads(completed.stdout)
     assert sorted(each["likeness"] for each in document["checks"]) == ["same", "same", "untried"]
     assert {each["sentence"] for each in document["checks"] if each["likeness"] == "same"} == {
         "1 of 1 outputs identical"
@@ -228,16 +230,16 @@ def test_compare_pairs_by_name_when_several_share_the_gpu(tmp_path: Path, result
 
 
 def test_compare_refuses_a_junit_report_before_anything_runs(tmp_path: Path, result: Path) -> None:
-    told = verify(tmp_path, "sm90", *FEW, "--compare", str(result), "--junit", "junit.xml")
-    assert told.returncode == 2
-    assert "--junit reports the checks of one result" in told.stderr
+    completed = verify(tmp_path, "sm90", *FEW, "--compare", str(result), "--junit", "junit.xml")
+    assert completed.returncode == 2
+    assert "--junit reports the checks of one result" in completed.stderr
     assert not stand_in.seen(result)
 
 
 def test_a_run_ends_when_its_time_is_over(tmp_path: Path, result: Path) -> None:
     stand_in.tell(result, HOPPER | {"machete.gptq_4bit": {"does": "hang"}})
-    told = verify(tmp_path, "sm90", *FEW, "--time", "5", "--json")
-    document = json.loads(told.stdout)
+    completed = verify(tmp_path, "sm90", *FEW, "--time", "5", "--json")
+    document = json.loads(completed.stdout)
     reasons = {
         each["check"]: each.get("reason") for each in document["checks"] if each["status"] == "skipped"
     }
@@ -245,14 +247,14 @@ def test_a_run_ends_when_its_time_is_over(tmp_path: Path, result: Path) -> None:
 
 
 def test_the_list_says_what_each_check_proves(tmp_path: Path) -> None:
-    told = verify(tmp_path, "--list", "sm80", "--only", "flash_attention", "--json")
-    expected = {each["check"]: each["expected"]["sm80"] for each in json.loads(told.stdout)}
+    completed = verify(tmp_path, "--list", "sm80", "--only", "flash_attention", "--json")
+    expected = {each["check"]: each["expected"]["sm80"] for each in json.loads(completed.stdout)}
     assert expected["flash_attention.fa2"] == "ok"
     assert expected["flash_attention.fa3"] == expected["flash_attention.fa3_fp8"] == "unsupported"
-    told = verify(
+    completed = verify(
         tmp_path, "--list", "sm80", "--only", "flash_attention.fa3", "--release", "0.11.2", "--json"
     )
-    assert json.loads(told.stdout)[0]["expected"] == {"sm80": "ok"}
+    assert json.loads(completed.stdout)[0]["expected"] == {"sm80": "ok"}
 
 
 def bare(folder: Path, result: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -268,18 +270,18 @@ def bare(folder: Path, result: Path, *arguments: str) -> subprocess.CompletedPro
 
 
 def test_the_bare_runner_checks(tmp_path: Path, result: Path) -> None:
-    told = bare(tmp_path, result)
-    assert told.returncode == 0, told.stderr
+    completed = bare(tmp_path, result)
+    assert completed.returncode == 0, completed.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
-    assert "2 ok, 1 rightly unsupported" in told.stdout
+    assert "2 ok, 1 rightly unsupported" in completed.stdout
     stand_in.tell(result, HOPPER | {"machete.gptq_4bit": {"does": "crash"}})
-    told = bare(tmp_path, result)
-    assert told.returncode == 5
-    assert "machete.gptq_4bit: its process crashed (SIGSEGV)" in told.stdout
+    completed = bare(tmp_path, result)
+    assert completed.returncode == 5
+    assert "machete.gptq_4bit: its process crashed (SIGSEGV)" in completed.stdout
 
 
 def test_the_bare_runner_compares(tmp_path: Path, result: Path) -> None:
     other = stand_in.make(tmp_path / "other", HOPPER)
-    told = bare(tmp_path, result, "--against", str(other / "bin" / "python"))
-    assert told.returncode == 0, told.stderr
-    assert "2 identical, 1 not tried" in told.stdout
+    completed = bare(tmp_path, result, "--against", str(other / "bin" / "python"))
+    assert completed.returncode == 0, completed.stderr
+    assert "2 identical, 1 not tried" in completed.stdout

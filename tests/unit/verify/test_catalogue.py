@@ -9,10 +9,10 @@ import pytest
 
 from vllm_variants.errors import InputError, UsageError
 from vllm_variants.model import matrix
-from vllm_variants.verify import catalogue as expectations
+from vllm_variants.verify import catalogue
 from vllm_variants.verify.catalogue import CHECKS
 
-ALL = expectations.read()
+ALL = catalogue.read()
 BY_NAME = {check.name: check for check in ALL}
 
 
@@ -72,7 +72,7 @@ def test_known_expectations(name: str, release: str, sm: str, expected: str) -> 
 
 def test_selection_by_name_group_and_pattern() -> None:
     def names(*patterns: str) -> list[str]:
-        return [check.name for check in expectations.select(ALL, patterns)]
+        return [check.name for check in catalogue.select(ALL, patterns)]
 
     assert names("norm.rms_norm") == ["norm.rms_norm"]
     assert names("machete") == ["machete.gptq_4bit", "machete.gptq_8bit", "machete.awq_4bit"]
@@ -85,16 +85,16 @@ def test_selection_by_name_group_and_pattern() -> None:
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="no check is called 'mos'") as refused:
-        expectations.select(ALL, ["mos"])
+        catalogue.select(ALL, ["mos"])
     assert "moe" in (refused.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["check = 3", '[check."a.b"]\nlimit = 1', "not toml"])
 def test_broken_data_is_refused(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "expectations.toml"
+    file = tmp_path / "catalogue.toml"
     file.write_text(text)
     with pytest.raises(InputError, match="is broken"):
-        expectations.read(file)
+        catalogue.read(file)
 
 
 def test_checks_import_nothing_of_the_package() -> None:

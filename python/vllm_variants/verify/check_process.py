@@ -1,4 +1,4 @@
-"""One check in one process of a result's interpreter: started, asked, ended with all it started.
+"""One check in one process of a result's interpreter: started, given its turn, ended with all it started.
 
 Protocol (see `checks/run.py`): the process prints `{"event": "ready"}` when its imports are done,
 waits for a line, and then prints one outcome.
@@ -19,37 +19,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vllm_variants.system import orphans
+from vllm_variants.system import process
 from vllm_variants.verify.catalogue import CHECKS, Check
 
-GONE = 2.0  # seconds that killed processes have to disappear
 CLOSING = 10.0  # seconds between the end of a process's output and its own (it gives the GPU back)
 LONGEST = 1 << 24  # bytes of a line that are read as one: an outcome with all its cases has thousands
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckedResult:
     """What is checked: an interpreter, the facts it must agree with, and the GPUs it may see.
 
-    `gpus` are indices for CUDA_VISIBLE_DEVICES, the one to check on first; empty: whatever is set.
+    `facts` are listed in `checks/imports.py`. `gpus` are indices for CUDA_VISIBLE_DEVICES, the one to
+    check on first; empty: whatever is set. With `native` the driver may compile nothing.
     """
 
     python: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()
+    native: bool = False
 
     def environment(self, scratch: Path, gpus: int, together: int = 1) -> dict[str, str]:
-        """The environment of a check: no foreign Python paths, caches that start empty."""
-        kept = {
+        """The environment of a check on so many GPUs: no foreign Python paths, caches in `scratch`."""
+        environment = {
             key: value
             for key, value in os.environ.items()
             if key not in {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
         }
         if self.gpus:
-            kept["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[:gpus])
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[:gpus])
+        if self.native:
+            # CUDA's programming guide, "CUDA environment variables": embedded PTX is not compiled then.
+            environment["CUDA_DISABLE_PTX_JIT"] = "1"
         if together > 1:
-            kept["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // together))
-        return kept | {
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // together))
+        return environment | {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_CACHE_PATH": str(scratch / "driver"),
             "TRITON_CACHE_DIR": str(scratch / "triton"),
@@ -64,35 +68,39 @@ class Subject:
         }
 
 
-class Process:
-    """One check's process: its lines as they come, its end, and its log."""
+class CheckProcess:
+    """The process of one check: the lines it prints, its end, and its log.
+
+    `scratch` is the folder of the run's caches, `log` the file that gets its stderr, `together` how many
+    checks share the GPU. Raises `OSError` when it cannot be started.
+    """
 
     def __init__(
-        self, subject: Subject, check: Check, seed: int, scratch: Path, log: Path, together: int
+        self, result: CheckedResult, check: Check, seed: int, scratch: Path, log: Path, together: int
     ) -> None:
         self.check, self.log = check, log
-        command = [
-            str(subject.python), str(CHECKS / "run.py"), check.name, "--script", check.script,
-            "--seed", str(seed), "--facts", json.dumps(dict(subject.facts)), "--gated",
+        command: list[str | Path] = [
+            result.python, CHECKS / "run.py", check.name, "--script", check.script,
+            "--seed", str(seed), "--facts", json.dumps(dict(result.facts)), "--gated",
         ]  # fmt: skip
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._stopped = False
         with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
+            self._process = process.start(
                 command,
+                env=result.environment(scratch, check.gpus, together),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=orphans.environment(subject.environment(scratch, check.gpus, together)),
                 cwd=scratch,
-                start_new_session=True,
             )
         threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
 
     def _read(self, stdout: IO[bytes]) -> None:
-        while line := stdout.readline(LONGEST):
-            if not line.isspace():
-                self._lines.put(line.decode(errors="replace"))
+        with stdout:
+            while line := stdout.readline(LONGEST):
+                if not line.isspace():
+                    self._lines.put(line.decode(errors="replace"))
         self._lines.put(None)
 
     def answer(self, seconds: float) -> Mapping[str, Any] | str | None:
@@ -103,14 +111,14 @@ class Process:
         except queue.Empty:
             return None
         if line is None:
-            return self._ended(deadline)
+            return self._end(deadline)
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except (ValueError, RecursionError):
             return f"it printed something that is no outcome: {line.strip()[:120]!r}"
-        return found if isinstance(found, dict) else f"it printed {line.strip()[:120]!r}"
+        return record if isinstance(record, dict) else f"it printed {line.strip()[:120]!r}"
 
-    def _ended(self, deadline: float) -> str:
+    def _end(self, deadline: float) -> str:
         """How a process ended that has closed its output, or that it did not, by `deadline` at the latest."""
         if self._stopped:
             return "it was stopped"
@@ -118,15 +126,15 @@ class Process:
             code = self._process.wait(max(0.0, min(CLOSING, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
             return "it closed its output without an outcome, and goes on"
-        last = self.last_words()
+        last = self.last_line()
         after = f"; its last words: {last}" if last else ""
         if code < 0:
             with contextlib.suppress(ValueError):
                 return f"its process crashed ({signal.Signals(-code).name}){after}"
         return f"its process ended with status {code} and without an outcome{after}"
 
-    def last_words(self) -> str:
-        """The last line of its log that is not empty."""
+    def last_line(self) -> str:
+        """The last line of its log that is not empty, at most 200 letters of it."""
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
             return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
@@ -143,33 +151,16 @@ class Process:
     def stop(self, patience: float = 0.0) -> bool:
         """End the process and everything it started; whether it is gone.
 
-        It is not where SIGKILL does not end it: a driver that hangs keeps the processes that wait in it.
-        Returns `patience + 2 × GONE` seconds later at the latest.
+        It has `patience` seconds to end by itself. It is not gone where SIGKILL does not end it: a driver
+        that hangs keeps the processes that wait in it. Returns `patience + 2 × process.GONE` seconds
+        later at the latest.
         """
-        self._wait(patience)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience)
         self._stopped = True
         self._lines.put(None)  # wakes whoever waits for an answer
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        gone = self._wait(GONE)
-        self._wait_for_children()
+        gone = process.kill(self._process)
         if self._process.stdin:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         return gone
-
-    def _wait(self, seconds: float) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode is not None
-
-    def _wait_for_children(self) -> None:
-        """Wait until what it started is gone too: a dying process holds the GPU's memory for a moment.
-
-        Not for ever: where nobody collects orphans (some containers), the dead stay in the group.
-        """
-        deadline = time.monotonic() + GONE
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            while time.monotonic() < deadline:
-                os.killpg(self._process.pid, 0)  # raises once the group is empty
-                time.sleep(0.01)
