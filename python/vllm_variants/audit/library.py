@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_variants.audit.find import begins_as_elf
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
 from vllm_variants.fatbin.plan import kept_images
@@ -130,15 +131,29 @@ class LibraryAudit:
         }  # fmt: skip
 
 
+def headers(source: Source) -> elfs.Elf | None:
+    """The headers of an ELF64 library; None for a file that is none.
+
+    Raises `Malformed` where the file is cut off or damaged, and where it has fat binaries but no section
+    table, which is the only thing that says where all of them are.
+    """
+    if not elfs.is_elf64(source):
+        if source.size < elfs.HEADER.size and begins_as_elf(source.at(0, min(source.size, 4))):
+            raise Malformed(source.name, source.size, "the file ends within its ELF header")
+        return None
+    elf = elfs.parse(source)
+    if not elf.sections and (found := next(scattered_containers(source, 0, source.size), None)):
+        raise Malformed(source.name, found.offset, "a fat binary in a file without a section table")
+    return elf
+
+
 def audit_library(source: Source, path: str, device: Capability | None = None) -> LibraryAudit | None:
     """Audit one file; None when it is no ELF64 file. Malformed fat binaries become its `problem`."""
     audit = LibraryAudit(path, source.size)
     try:
-        if not elfs.is_elf64(source):
-            if 4 <= source.size < elfs.HEADER.size and source.at(0, 4) == b"\x7fELF":
-                raise Malformed(path, source.size, "the file ends within its ELF header")
+        elf = headers(source)
+        if elf is None:
             return None
-        elf = elfs.parse(source)
         audit.machine = elf.architecture
         for section in device_sections(elf):
             _count(source, containers(source, section.offset, section.end), device, audit)

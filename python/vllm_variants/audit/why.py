@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_variants.audit.library import headers
 from vllm_variants.errors import InputError
-from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import Source
@@ -39,9 +39,9 @@ def label(kind: Kind, target: Target) -> str:
 
 def why(source: Source, device: Capability) -> list[Why]:
     """Explain one library for a device, the most frequent sets of images first; raise `InputError`."""
-    if not elfs.is_elf64(source):
-        raise InputError(f"{source.name} is no ELF64 library")
-    elf = elfs.parse(source)
+    elf = headers(source)
+    if elf is None:
+        raise InputError(f"{source.name} is not an ELF64 library")
     sets = Counter(
         tuple(_held(source, container))
         for s in device_sections(elf)

@@ -375,5 +375,5 @@ def test_why_groups_containers_and_gives_each_image_its_reason(tree: Path) -> No
 
 
 def test_why_refuses_what_is_no_library(tree: Path) -> None:
-    with mapped(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="no ELF64 library"):
+    with mapped(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="not an ELF64 library"):
         why(source, ADA)
