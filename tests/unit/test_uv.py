@@ -232,7 +232,7 @@ def test_settings_that_are_not_about_the_way_to_packages_are_not_handed_on(
 
 
 def test_settings_that_are_no_toml_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="are no TOML"):
+    with pytest.raises(InputError, match=r"uv\.toml:1: not valid TOML"):
         handed(tmp_path, monkeypatch, "[[[")
 
 

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import toml
-
 from vllm_variants import data
 from vllm_variants.audit.library import LibraryAudit
+from vllm_variants.model import toml_file
 from vllm_variants.model.capability import Capability, Fit
 
 
@@ -75,8 +74,7 @@ def load(release: str, system: str) -> Expectations | None:
     path = data.root() / "expectations" / f"{release}.toml"
     if not path.is_file():
         return None
-    document = toml.loads(path.read_text(encoding="utf-8"))
-    return read(document, release, system)
+    return read(toml_file.load(path), release, system)
 
 
 def read(document: Mapping[str, Any], release: str, system: str) -> Expectations | None:

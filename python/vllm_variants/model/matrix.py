@@ -1,4 +1,4 @@
-"""Read `variants.toml`, and say of a broken one which line to hint and how."""
+"""Read `variants.toml`, and say of a broken one which line to correct, and how."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import toml
-
-from vllm_variants import data
+from vllm_variants import data as data_files
 from vllm_variants.errors import InputError
+from vllm_variants.model import toml_file
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.platforms import SYSTEMS
 from vllm_variants.model.variants import Matrix, Related, Release, Stack, Variant
@@ -24,24 +23,21 @@ _RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0
 """A version; it names files, so nothing else may stand in it."""
 _RELEASE_KEYS = ("nixpkgs", "python", "cuda", "driver", "torch", "cutlass")
 _VARIANT_KEYS = ("capability", "architecture", "system", "gpus", "related")
-_COMPARE = "compare it with the committed one"
 
 
 @functools.cache
 def load(path: Path | None = None) -> Matrix:
-    """Read the matrix; `InputError` names the line of what is broken and how to hint it."""
-    return read(path or data.root() / "variants.toml")
+    """Read the matrix; `InputError` names the line of what is broken and how to correct it."""
+    return read(path or data_files.root() / "variants.toml")
 
 
 def read(path: Path) -> Matrix:
     """The matrix in the file `path`; `InputError` names the line of what is broken, and the hint."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"the matrix {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", hint="save it as UTF-8") from error
+    text = toml_file.decoded(data, path)
     return _Reader(path, text).matrix()
 
 
@@ -50,16 +46,7 @@ class _Reader:
 
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._text = path, text
-        try:
-            self._tables: dict[str, Any] = toml.loads(text)
-        except toml.TomlDecodeError as error:
-            raise InputError(
-                f"{path}:{error.lineno}: not valid TOML: {error.msg}", hint=f"correct line {error.lineno}"
-            ) from error
-        except RecursionError as error:
-            raise InputError(f"{path}: not valid TOML: nested too deeply", hint=_COMPARE) from error
-        except (IndexError, TypeError) as error:  # toml 0.10 lets these escape on some broken lines
-            raise InputError(f"{path}: not valid TOML", hint=_COMPARE) from error
+        self._tables = toml_file.parse(text, path)
 
     def matrix(self) -> Matrix:
         releases = {name: self._release(name) for name in self._table("release")}
