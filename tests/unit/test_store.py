@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_variants import store
 from vllm_variants.errors import Error, InputError, ResourceError
 from vllm_variants.model import results
 from vllm_variants.model.results import MANIFEST, DamagedError, Result
-from vllm_variants.store import Store
+from vllm_variants.store import Store, disk
 from vllm_variants.system import atomic
 from vllm_variants.system import links as links_module
 
@@ -80,7 +79,7 @@ def test_gc_looks_at_the_links_again_before_it_removes(
     """gc is busy with the first entry while a build finds the second one and links it."""
     make(here, FIRST)
     found = make(here, SECOND)
-    measure = store.disk_use
+    measure = disk.disk_use
 
     def meanwhile(tree: Path) -> tuple[int, int]:
         if tree.name == FIRST:
@@ -88,7 +87,7 @@ def test_gc_looks_at_the_links_again_before_it_removes(
                 here.link(found, tmp_path / "result")
         return measure(tree)
 
-    monkeypatch.setattr(store, "disk_use", meanwhile)
+    monkeypatch.setattr(disk, "disk_use", meanwhile)
     assert removed(here) == [FIRST]
     assert results.read(tmp_path / "result").path == found.path
 
@@ -96,7 +95,7 @@ def test_gc_looks_at_the_links_again_before_it_removes(
 def test_two_collections_at_once_share_the_work(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     make(here, FIRST)
     make(here, SECOND)
-    measure, taken = store.disk_use, []
+    measure, taken = disk.disk_use, []
 
     def meanwhile(tree: Path) -> tuple[int, int]:
         if not taken:
@@ -106,7 +105,7 @@ def test_two_collections_at_once_share_the_work(here: Store, monkeypatch: pytest
             other.join()
         return measure(tree)
 
-    monkeypatch.setattr(store, "disk_use", meanwhile)
+    monkeypatch.setattr(disk, "disk_use", meanwhile)
     assert [*removed(here), *taken[1:]] == [FIRST, SECOND]
     assert names(here.root / "store") == [] and names(here.root / "building") == []
 
@@ -115,7 +114,7 @@ def test_files_that_vanish_while_gc_removes_are_no_failure(
     here: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(here)
-    rmtree, calls = store.shutil.rmtree, []
+    rmtree, calls = disk.shutil.rmtree, []
 
     def hasty(path: Path, **options: bool) -> None:
         calls.append(path)
@@ -123,7 +122,7 @@ def test_files_that_vanish_while_gc_removes_are_no_failure(
             raise FileNotFoundError(2, "No such file or directory", str(path / "bin" / "python"))
         rmtree(path, **options)
 
-    monkeypatch.setattr(store.shutil, "rmtree", hasty)
+    monkeypatch.setattr(disk.shutil, "rmtree", hasty)
     assert removed(here) == [FIRST]
     assert names(here.root / "building") == []
 
@@ -385,8 +384,8 @@ def test_a_build_sweeps_what_killed_ones_left_and_nothing_that_is_held(here: Sto
 
 def test_a_result_is_on_the_disk_before_it_is_seen(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    sync, rename, folder = store._sync_file_system, Path.rename, atomic.sync_folder
-    monkeypatch.setattr(store, "_sync_file_system", lambda tree: (order.append("bytes"), sync(tree))[1])
+    sync, rename, folder = disk.sync_file_system, Path.rename, atomic.sync_folder
+    monkeypatch.setattr(disk, "sync_file_system", lambda tree: (order.append("bytes"), sync(tree))[1])
     monkeypatch.setattr(
         Path, "rename", lambda self, target: (rename(self, target), order.append("rename"))[0]
     )
@@ -401,7 +400,7 @@ def test_a_disk_that_refuses_to_keep_the_bytes_publishes_nothing(
     def refused(tree: Path) -> None:
         raise OSError(5, "Input/output error", str(tree))
 
-    monkeypatch.setattr(store, "_sync_file_system", refused)
+    monkeypatch.setattr(disk, "sync_file_system", refused)
     with pytest.raises(ResourceError, match="Input/output error"):
         make(here)
     assert here.find(FIRST) is None
