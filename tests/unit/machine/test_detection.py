@@ -13,7 +13,7 @@ from vllm_variants.machine.detection import Detection, detect
 from vllm_variants.machine.gpus import Machine
 from vllm_variants.model import matrix
 
-MACHINES = Path(__file__).parents[1] / "machines"
+MACHINES = Path(__file__).parents[2] / "machines"
 MATRIX = matrix.load()
 
 
