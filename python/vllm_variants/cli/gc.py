@@ -37,4 +37,4 @@ def gc(
 
 
 def _kept(kept: Kept) -> str:
-    return f"left alone: {kept.path} ({kept.reason})" + (f"\nhint: {kept.hint}" if kept.hint else "")
+    return f"left alone: {kept.path} ({kept.why})" + (f"\nhint: {kept.hint}" if kept.hint else "")

@@ -25,10 +25,10 @@ class Removed:
 
 @dataclass(frozen=True)
 class Kept:
-    """What gc left although nobody can use it, the reason, and the command that helps, if any."""
+    """What gc left although nobody can use it, why, and the command that helps, if any."""
 
     path: Path
-    reason: str
+    why: str
     hint: str | None = None
 
 
