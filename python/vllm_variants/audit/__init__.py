@@ -11,13 +11,13 @@ from pathlib import Path
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.find import closure, sources
 from vllm_variants.audit.library import LibraryAudit, audit_library
-from vllm_variants.audit.report import AuditReport, Finding, Verdict, judge
+from vllm_variants.audit.report import AuditFinding, AuditReport, Verdict, judge
 from vllm_variants.model.capability import Capability
 
 __all__ = [
+    "AuditFinding",
     "AuditReport",
     "Expectations",
-    "Finding",
     "LibraryAudit",
     "Verdict",
     "audit_tree",

@@ -12,7 +12,7 @@ from vllm_variants.model.variants import Matrix, Release, Variant
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Candidate:
     """Whether a variant serves a GPU of this machine, and why; `fit` is that of a plain cubin."""
 
     variant: Variant
@@ -21,7 +21,7 @@ class Verdict:
     reason: str
 
     def as_dict(self) -> dict[str, object]:
-        """The verdict as JSON."""
+        """The candidate as JSON."""
         return {
             "variant": self.variant.short,
             "accepted": self.accepted,
@@ -32,26 +32,26 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GpuDetection:
-    """One GPU: a verdict for every variant of the matrix, and the variant to use, if any."""
+    """One GPU: a candidate for every variant of the matrix, and the variant to use, if any."""
 
     gpu: Gpu
-    verdicts: tuple[Verdict, ...]
+    candidates: tuple[Candidate, ...]
 
     @property
-    def chosen(self) -> Verdict | None:
+    def chosen(self) -> Candidate | None:
         """The accepted variant of the highest capability."""
-        accepted = [v for v in self.verdicts if v.accepted]
+        accepted = [v for v in self.candidates if v.accepted]
         return max(accepted, key=lambda v: v.variant.capability, default=None)
 
     @property
-    def nearest(self) -> Verdict | None:
+    def nearest(self) -> Candidate | None:
         """Where nothing is accepted: what comes closest, its images first, then its capability."""
 
-        def distance(verdict: Verdict) -> tuple[bool, int, int]:
-            has, wants = verdict.variant.capability, self.gpu.capability
-            return not verdict.fit, abs(has.major - wants.major), abs(has.minor - wants.minor)
+        def distance(candidate: Candidate) -> tuple[bool, int, int]:
+            has, wants = candidate.variant.capability, self.gpu.capability
+            return not candidate.fit, abs(has.major - wants.major), abs(has.minor - wants.minor)
 
-        return min(self.verdicts, key=distance, default=None)
+        return min(self.candidates, key=distance, default=None)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Detection:
     def variants(self) -> tuple[Variant, ...]:
         """The variants to build, each once, in the order of the GPUs."""
         chosen = (found.chosen for found in self.gpus)
-        return tuple(dict.fromkeys(verdict.variant for verdict in chosen if verdict))
+        return tuple(dict.fromkeys(candidate.variant for candidate in chosen if candidate))
 
     def as_dict(self) -> dict[str, object]:
         """Machine, GPUs, verdicts and what to build, as JSON."""
@@ -79,7 +79,7 @@ class Detection:
                 {
                     **found.gpu.as_dict(),
                     "variant": found.chosen.variant.name(self.release) if found.chosen else None,
-                    "verdicts": [verdict.as_dict() for verdict in found.verdicts],
+                    "verdicts": [candidate.as_dict() for candidate in found.candidates],
                 }
                 for found in self.gpus
             ],
@@ -129,18 +129,18 @@ def detect(machine: Machine, matrix: Matrix, release: Release) -> Detection:
     return Detection(machine, release, found)
 
 
-def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Verdict:
+def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Candidate:
     """Whether `variant` of `release` serves a GPU of `capability` in `machine`, and why."""
     how = fit(Kind.CUBIN, Target(variant.capability), capability)
     obstacle = _obstacle(variant, machine, release)
     if not how:
-        return Verdict(variant, False, how, f"code for {variant.capability} never runs on {capability}")
+        return Candidate(variant, False, how, f"code for {variant.capability} never runs on {capability}")
     if obstacle:
-        return Verdict(variant, False, how, obstacle)
+        return Candidate(variant, False, how, obstacle)
     if how is Fit.NATIVE:
-        return Verdict(variant, True, how, f"built for exactly {capability}")
+        return Candidate(variant, True, how, f"built for exactly {capability}")
     note = f"its {variant.capability} images run on {capability}, but those with an `a` suffix do not"
-    return Verdict(variant, True, how, note)
+    return Candidate(variant, True, how, note)
 
 
 def _obstacle(variant: Variant, machine: Machine, release: Release) -> str | None:

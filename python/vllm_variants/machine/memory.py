@@ -17,7 +17,7 @@ CORES_A_BUILD = 8  # further compile jobs are better spent on a second build's s
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobLimits:
     """How many builds at once (`max_jobs`), each with how many compile jobs (`cores`).
 
     `available` is in bytes; `asked` says which of the two a person gave.
@@ -52,14 +52,14 @@ class Plan:
         return f"{sum_} → {builds}, {jobs} (--max-jobs {self.max_jobs} --cores {self.cores}){short}"
 
 
-def plan(
+def limits(
     builds: int,
     available: int,
     processors: int,
     *,
     cores: int | None = None,
     max_jobs: int | None = None,
-) -> Plan:
+) -> JobLimits:
     """Share `available` bytes and `processors` among `builds`; what a person gave stays as given."""
     jobs = max(1, min(processors, available // PER_JOB))
     if max_jobs is None:
@@ -69,12 +69,12 @@ def plan(
         many = max_jobs
     each = cores if cores is not None else max(1, jobs // max(1, many))
     asked = tuple(name for name, value in (("--cores", cores), ("--max-jobs", max_jobs)) if value is not None)
-    return Plan(each, many, available, processors, asked)
+    return JobLimits(each, many, available, processors, asked)
 
 
-def plan_here(builds: int, *, cores: int | None = None, max_jobs: int | None = None) -> Plan:
-    """`plan` with the memory and the processors that this process may use."""
-    return plan(builds, available(), processors(), cores=cores, max_jobs=max_jobs)
+def limits_here(builds: int, *, cores: int | None = None, max_jobs: int | None = None) -> JobLimits:
+    """`limits` with the memory and the processors that this process may use."""
+    return limits(builds, available(), processors(), cores=cores, max_jobs=max_jobs)
 
 
 def available(root: Path = Path("/")) -> int:

@@ -82,7 +82,7 @@ class Match:
     """A variant and what a person's word for it was taken as: `the GPU RTX 4090`."""
 
     variant: Variant
-    taken_as: str
+    interpretation: str
 
 
 @dataclass(frozen=True)

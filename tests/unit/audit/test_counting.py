@@ -22,7 +22,7 @@ def test_containers_are_counted_by_their_best_image(tree: Path) -> None:
     assert audited.runs == 2
     assert [str(each.target) for each in audited.jit] == ["8.0"]
     assert audited.foreign > 90_000 + 90_000 + 80_000
-    counted = {f"{kind} {target}": held.images for (kind, target), held in audited.held.items()}
+    counted = {f"{kind} {target}": group.count for (kind, target), group in audited.images.items()}
     assert counted == {"cubin 8.0": 2, "cubin 9.0": 1, "cubin 9.0a": 1, "cubin 12.0a": 1, "ptx 8.0": 1}
 
 

@@ -50,7 +50,7 @@ def test_every_gpu_leads_to_its_variant(row: tuple[Variant, str]) -> None:
     for way in (gpu, gpu.lower(), f"NVIDIA {gpu}", f"NVIDIA GeForce {gpu}", gpu.replace(" ", "-")):
         match = MATRIX.parse(way)
         assert match.variant == variant
-        assert gpu in match.taken_as
+        assert gpu in match.interpretation
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_names_as_the_driver_reports_them(word: str, short: str) -> None:
 def test_a_related_capability_is_served_and_says_so() -> None:
     match = MATRIX.parse("10.3", system="aarch64-linux")
     assert match.variant.short == "sm100-arm64"
-    assert "10.3" in match.taken_as
+    assert "10.3" in match.interpretation
 
 
 def test_an_ambiguous_gpu_names_the_choices() -> None:

@@ -20,7 +20,7 @@ from vllm_variants.builders.source.options import Options, Show
 from vllm_variants.builders.source.watch import Watch
 from vllm_variants.errors import Error, Interrupted
 from vllm_variants.machine import memory
-from vllm_variants.machine.memory import Plan
+from vllm_variants.machine.memory import JobLimits
 from vllm_variants.nix.command import Configuration, Nix
 from vllm_variants.nix.evaluation import Derivation, Refusal
 from vllm_variants.nix.events import Event
@@ -75,7 +75,7 @@ class Batch:
 
     def _build(self) -> None:
         options = self._options
-        plan = memory.plan_here(len(self._pending), cores=options.cores, max_jobs=options.max_jobs)
+        plan = memory.limits_here(len(self._pending), cores=options.cores, max_jobs=options.max_jobs)
         self._say(plan.sentence())
         self._warn()
         with BuildLogs(build_logs.new_folder(self._options.logs), _names(self._pending.values())) as logs:
@@ -98,7 +98,7 @@ class Batch:
             if finding.hint:
                 self._say(f"note: {finding.about}: {finding.text}\nhint: {finding.hint}")
 
-    def _rounds(self, plan: Plan, logs: BuildLogs) -> None:
+    def _rounds(self, plan: JobLimits, logs: BuildLogs) -> None:
         """Build what is pending; go on with the rest where Nix gave up on all because of some.
 
         An error that belongs to no build (a missing feature) ends Nix, `--keep-going` or not.
@@ -117,7 +117,7 @@ class Batch:
                 return
             left = rest
 
-    def _nix_build(self, plan: Plan, wanted: Iterable[str], watch: Watch) -> None:
+    def _nix_build(self, plan: JobLimits, wanted: Iterable[str], watch: Watch) -> None:
         keep = ["--keep-going"] if self._options.keep_going else []
         arguments = ["build", "--no-link", "--log-format", "internal-json", *keep]
         arguments += ["--cores", str(plan.cores), "--max-jobs", str(plan.max_jobs)]
@@ -140,7 +140,7 @@ class Batch:
         elif isinstance(about, Copy) and about.ended:
             self._settle([d for d in self._pending.values() if d.out == about.path])
 
-    def _again(self, plan: Plan) -> Plan:
+    def _again(self, plan: JobLimits) -> JobLimits:
         """The plan of a further attempt: half the compile jobs where memory ran out."""
         names = ", ".join(_names(self._pending.values()).values())
         self._say(f"again (attempt {self._attempt} of {self._options.retries + 1}): {names}")
@@ -209,14 +209,14 @@ class Batch:
         self._outcomes[outcome.variant] = outcome
         self._done(outcome)
 
-    def _failed(self, derivation: Derivation, plan: Plan, logs: BuildLogs) -> Outcome:
+    def _failed(self, derivation: Derivation, plan: JobLimits, logs: BuildLogs) -> Outcome:
         blame = self._blame.get(derivation.drv, Blame())
         if not blame and any(self._blame.values()) and not self._options.keep_going:
             error = Error("not tried: another variant failed first", hint="leave out --no-keep-going")
             return outcome_of(derivation.request, Status.SKIPPED, error=error)
         return nix_blame.failed(derivation, blame, plan, self._attempt, logs)
 
-    def _error(self, derivation: Derivation, plan: Plan) -> Error:
+    def _error(self, derivation: Derivation, plan: JobLimits) -> Error:
         return nix_blame.error(derivation, self._blame.get(derivation.drv, Blame()), plan)
 
     def _stop(self) -> None:

@@ -9,7 +9,7 @@ from vllm_variants.builders.outcomes import Outcome, Status, outcome_of
 from vllm_variants.builders.source.logs import BuildLogs
 from vllm_variants.builders.source.watch import Watch
 from vllm_variants.errors import Error, UnsupportedError
-from vllm_variants.machine.memory import Plan
+from vllm_variants.machine.memory import JobLimits
 from vllm_variants.nix.command import Configuration
 from vllm_variants.nix.evaluation import Derivation
 from vllm_variants.nix.failures import failure
@@ -27,13 +27,13 @@ class Blame:
         return self.build is not None or bool(self.errors)
 
 
-def error(derivation: Derivation, blame: Blame, plan: Plan) -> Error:
+def error(derivation: Derivation, blame: Blame, plan: JobLimits) -> Error:
     """The failure as an `Error`."""
     own = blame.build is None or blame.build.drv == derivation.drv
     return failure(derivation.request.variant.short, blame.build, blame.errors, own, plan.cores)
 
 
-def failed(derivation: Derivation, blame: Blame, plan: Plan, attempts: int, logs: BuildLogs) -> Outcome:
+def failed(derivation: Derivation, blame: Blame, plan: JobLimits, attempts: int, logs: BuildLogs) -> Outcome:
     """The failure as an outcome, with the last lines and the log of the build that failed."""
     build = blame.build
     return outcome_of(

@@ -45,7 +45,7 @@ class FastBuilder:
     ) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known."""
         cores, max_jobs = self.options.cores, self.options.max_jobs
-        plan = memory.plan_here(len(requests), cores=cores, max_jobs=max_jobs)
+        plan = memory.limits_here(len(requests), cores=cores, max_jobs=max_jobs)
         say(plan.sentence())
         outcomes = {}
         for parent in dict.fromkeys(nix_eval.parent(request) for request in requests):
@@ -57,7 +57,7 @@ class FastBuilder:
                 done(outcome)
         return [outcomes[request.name] for request in requests]
 
-    def _run(self, parent: str, group: Sequence[Request], plan: memory.Plan) -> _Results:
+    def _run(self, parent: str, group: Sequence[Request], plan: memory.JobLimits) -> _Results:
         wanted = " ".join(request.variant.short for request in group)
         with tempfile.TemporaryDirectory(prefix="vllm-variants-") as folder:
             report = Path(folder, "results.json")
@@ -85,7 +85,7 @@ class FastBuilder:
                 raise not_understood("nix-fast-build", text) from error
 
     def _outcome(
-        self, request: Request, told: dict[str, dict[str, Any]], plan: memory.Plan, say: Say
+        self, request: Request, told: dict[str, dict[str, Any]], plan: memory.JobLimits, say: Say
     ) -> Outcome:
         evaluated, built = told.get("EVAL", {}), told.get("BUILD")
         if built is None or not evaluated.get("success", True):
@@ -107,7 +107,7 @@ class FastBuilder:
         )
 
 
-def _jobs(plan: memory.Plan, builds: int) -> list[str]:
+def _jobs(plan: memory.JobLimits, builds: int) -> list[str]:
     """How many Nix processes it starts, and how many builds each may have on this machine.
 
     Where nothing is built here (`--max-jobs 0`) each waits for a remote machine, so all may wait at once:

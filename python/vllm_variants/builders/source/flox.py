@@ -24,7 +24,7 @@ from vllm_variants.builders.source import logs as build_logs
 from vllm_variants.builders.source.finishing import Finisher
 from vllm_variants.errors import Error, MissingError, UsageError
 from vllm_variants.machine import memory
-from vllm_variants.machine.memory import Plan
+from vllm_variants.machine.memory import JobLimits
 from vllm_variants.model import matrix, results
 from vllm_variants.model.requests import Request
 from vllm_variants.nix.command import Nix
@@ -44,7 +44,7 @@ class FloxBuilder:
     """The `flox` builder over one checkout. `plan` goes to Flox's Nix as settings."""
 
     root: Path
-    plan: Plan
+    plan: JobLimits
     retries: int = 0
     logs: Path | None = None
     keep_going: bool = True
@@ -145,7 +145,7 @@ def find(cores: int | None, retries: int, logs: Path | None, keep_going: bool = 
             "vllm-variants was installed as a package, and Flox builds in a checkout",
             hint="clone the repository and run ./vllm-variants there",
         )
-    plan = memory.plan_here(1, cores=cores)
+    plan = memory.limits_here(1, cores=cores)
     return FloxBuilder(root, plan, retries, logs, keep_going)
 
 

@@ -19,7 +19,7 @@ _MACHINE = re.compile(r"(x86_64|aarch64)(?:\.whl)?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditedPath:
     """One path to audit: the device to judge it for (None: only count), and what it says of itself.
 
     `release` is the vLLM that it is held to, None where nobody knows.
@@ -36,9 +36,9 @@ class Subject:
         return self.path.is_dir() or self.path.suffix == ".whl"
 
 
-def subjects(
+def audited_paths(
     paths: Sequence[Path], capability: Capability | None, release: str | None
-) -> tuple[Subject, ...]:
+) -> tuple[AuditedPath, ...]:
     """Each path with its device and release.
 
     A result speaks for itself, and `capability` and `release` are for what does not; where there are
@@ -54,7 +54,7 @@ def subjects(
             device = known.capability
         if known and not (override and release):
             version = known.release
-        found.append(Subject(path, device, version or next(_releases(path), None), known))
+        found.append(AuditedPath(path, device, version or next(_releases(path), None), known))
     return tuple(found)
 
 
@@ -64,7 +64,9 @@ def manifest(path: Path) -> Manifest | None:
     return Manifest.read(file) if path.is_dir() and file.is_file() else None
 
 
-def expectations_for(subject: Subject, libraries: Sequence[LibraryAudit]) -> tuple[Expectations | None, str]:
+def expectations_for(
+    subject: AuditedPath, libraries: Sequence[LibraryAudit]
+) -> tuple[Expectations | None, str]:
     """What the libraries of a subject are held to, and why to nothing where one might think otherwise."""
     if not (subject.whole and subject.release and subject.capability):
         return None, ""
