@@ -25,11 +25,12 @@ from invariants import Item, Snapshot, snapshot
 from lying_index import Index
 from making import cubin, library, ptx, section
 
+import vllm_variants
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import host_system
 
-PACKAGE = Path(matrix.__file__).resolve().parent
+PACKAGE = Path(vllm_variants.__file__).resolve().parent
 RELEASES = ("0.13.0", "0.11.2")
 OF_NO_USE = frozenset({"CACHEDIR.TAG", ".gitignore", ".lock", "share/vllm-variants/slim.json"})
 """Files of an entry that uv writes unchecked and nobody reads, and the one that sums all sizes."""
