@@ -26,12 +26,13 @@ class Expected:
 
     @property
     def usable(self) -> int:
+        """Containers with anything that runs there."""
         return self.machine_code + self.ptx_only
 
 
 @dataclass(frozen=True)
 class ExpectedLibrary:
-    """One library of the published wheel. `by_sm` has the SMs that the matrix knows."""
+    """One library of the published wheel: all its containers, and what of them each SM of the matrix runs."""
 
     containers: int
     by_sm: Mapping[str, Expected]
@@ -78,7 +79,7 @@ def load(release: str, system: str) -> Expectations | None:
 
 
 def read(document: Mapping[str, Any], release: str, system: str) -> Expectations | None:
-    """The same, from a parsed file."""
+    """The expectations in the parsed file `document`; None when it has none for the system."""
     tables = document.get(system)
     if tables is None:
         return None

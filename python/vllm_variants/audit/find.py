@@ -31,8 +31,8 @@ Unreadable = Callable[[str, str], None]
 """Called with the name of a file or folder inside a tree or wheel that cannot be read, and why."""
 
 
-def _refuse(name: str, why: str) -> None:
-    raise InputError(f"{name} cannot be read: {why}")
+def _refuse(name: str, reason: str) -> None:
+    raise InputError(f"{name} cannot be read: {reason}")
 
 
 def examined(path: Path) -> os.stat_result:
@@ -55,7 +55,7 @@ def examined(path: Path) -> os.stat_result:
 
 
 def absent(path: Path) -> Error:
-    """What to say of a path that is not there."""
+    """The error for a path that is not there, or is a link to nothing."""
     if path.is_symlink():
         return MissingError(f"{path} does not exist: it is a link to nothing", hint=f"ls -l {path}")
     return MissingError(
@@ -72,9 +72,9 @@ def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str,
     """Every file under `path` that may hold device code, open, with its path in `path`.
 
     A symbolic link is followed only when it is `path` itself: what lies in a tree is counted where
-    it lies, once for all names of an inode. What a file is, its first four bytes say. What cannot
-    be read inside a tree or a wheel goes to `unreadable`, and the rest is read; errors of `path`
-    itself are `examined`'s.
+    it lies, once for all names of an inode. Whether a file is a library, its first four bytes say.
+    What cannot be read inside a tree or a wheel is passed to `unreadable`, and the rest is read.
+    Raises `MissingError` or `InputError` where `path` itself cannot be read.
     """
     if stat.S_ISDIR(examined(path).st_mode):
         yield from _in_directory(path.resolve(), unreadable)

@@ -25,7 +25,7 @@ from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import device_sections
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.fatbin.stub import is_stub
-from vllm_variants.model import toolkits as ptx
+from vllm_variants.model import toolkits
 from vllm_variants.model.capability import Capability, Fit, Target, choose, fit
 
 SCATTERED_SECTIONS = (".cask_resource", ".ldata", ".lrodata")
@@ -243,4 +243,4 @@ def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:
 def jit_driver(libraries: Iterable[LibraryAudit]) -> int | None:
     """The oldest driver branch (575) that can compile all of it; None: nothing to compile, or not known."""
     versions = [container.version for library in libraries for container in library.jit]
-    return ptx.driver(max(versions)) if versions else None
+    return toolkits.driver(max(versions)) if versions else None

@@ -42,17 +42,18 @@ def read(path: Path) -> Matrix:
 
 
 class _Reader:
-    """Turns the text of a matrix into values, knowing the line of everything it refuses."""
+    """Turns the text of a matrix into values; an error names the line of what is wrong."""
 
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._text = path, text
         self._tables = toml_file.parse(text, path)
 
     def matrix(self) -> Matrix:
+        """The whole matrix; `InputError` for the first thing that is wrong."""
         releases = {name: self._release(name) for name in self._table("release")}
         variants = {short: self._variant(short) for short in self._table("variant")}
         default = self._value((), "default-release", str)
-        self._only((), ("default-release", "release", "variant"))
+        self._refuse_unknown_keys((), ("default-release", "release", "variant"))
         self._each_gpu_once(variants.values())
         if default not in releases:
             raise self._refusal(
@@ -63,8 +64,8 @@ class _Reader:
     def _release(self, name: str) -> Release:
         at = ("release", name)
         if not _RELEASE.fullmatch(name):
-            raise self._refusal(at, None, "is no version", 'write [release."0.13.0"]')
-        self._only(at, _RELEASE_KEYS)
+            raise self._refusal(at, None, "is not a version", 'write [release."0.13.0"]')
+        self._refuse_unknown_keys(at, _RELEASE_KEYS)
         revision = self._value(at, "nixpkgs", str)
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
@@ -78,8 +79,8 @@ class _Reader:
     def _variant(self, short: str) -> Variant:
         at = ("variant", short)
         if not _SHORT.fullmatch(short):
-            raise self._refusal(at, None, "is no short name", "write [variant.sm90] or [variant.sm90-arm64]")
-        self._only(at, _VARIANT_KEYS)
+            raise self._refusal(at, None, "is not a short name", "write [variant.sm90] or …-arm64]")
+        self._refuse_unknown_keys(at, _VARIANT_KEYS)
         variant = Variant(
             short,
             self._capability(at, self._value(at, "capability", str)),
@@ -103,7 +104,7 @@ class _Reader:
                 return Related(self._capability(at, capability), tuple(gpus))
         raise self._refusal(at, "related", "is not understood", '[{ capability = "10.3", gpus = ["B300"] }]')
 
-    def _only(self, at: tuple[str, ...], known: Sequence[str]) -> None:
+    def _refuse_unknown_keys(self, at: tuple[str, ...], known: Sequence[str]) -> None:
         """Refuse a key that nobody reads: it is a known one, mistyped, or meant for another table."""
         table = self._tables
         for part in at:

@@ -158,9 +158,9 @@ def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
         ("[release", "[releases.x]\n[release", 3, "write release"),
         ('python = "3.12"', 'python = "3.12"\npyton = "3.12"', 6, "write python"),
         ('capability = "9.0"', 'capability = "9.0"\ndriver = "560"', 13, "known are: capability"),
-        ('[release."1.0"]', '[release."../x"]', 3, "is no version"),
-        ('[release."1.0"]', '[release.".."]', 3, "is no version"),
-        ('[release."1.0"]', '[release."1.0/2"]', 3, "is no version"),
+        ('[release."1.0"]', '[release."../x"]', 3, "is not a version"),
+        ('[release."1.0"]', '[release.".."]', 3, "is not a version"),
+        ('[release."1.0"]', '[release."1.0/2"]', 3, "is not a version"),
     ],
 )
 def test_a_broken_matrix_is_named_by_line_and_hint(

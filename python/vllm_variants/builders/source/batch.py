@@ -146,7 +146,7 @@ class Batch:
         self._say(f"again (attempt {self._attempt} of {self._options.retries + 1}): {names}")
         errors = [self._error(derivation, plan) for derivation in self._pending.values()]
         if plan.cores > 1 and any(out_of_memory(error) for error in errors):
-            plan = replace(plan, cores=plan.cores // 2, asked=("halved because memory ran out",))
+            plan = replace(plan, cores=plan.cores // 2, given=("halved because memory ran out",))
             self._say(plan.sentence())
         return plan
 
