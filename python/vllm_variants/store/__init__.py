@@ -25,9 +25,9 @@ from vllm_variants.model.results import Result
 from vllm_variants.store import disk, gc, links, locks
 from vllm_variants.store.disk import disk_use
 from vllm_variants.store.entries import Entry, entry_at, whole
+from vllm_variants.store.folders import StoreFolders
 from vllm_variants.store.gc import Collected, Kept, Removed
-from vllm_variants.store.layout import Layout
-from vllm_variants.system import folders
+from vllm_variants.system import folders as user_folders
 
 __all__ = ["Collected", "Entry", "Kept", "Removed", "Store", "disk_use"]
 
@@ -41,15 +41,15 @@ class Store:
     @classmethod
     def default(cls) -> Self:
         """The store in `$XDG_DATA_HOME`, or in `~/.local/share` without it."""
-        return cls(folders.data())
+        return cls(user_folders.data())
 
     @property
-    def _layout(self) -> Layout:
-        return Layout(self.root)
+    def _folders(self) -> StoreFolders:
+        return StoreFolders(self.root)
 
     def path(self, entry: str) -> Path:
         """Where the entry of that name is, or will be."""
-        return self._layout.entry(entry)
+        return self._folders.entry(entry)
 
     def find(self, entry: str) -> Result | None:
         """The finished result of that name, if there is a whole one.
@@ -64,7 +64,7 @@ class Store:
     @contextmanager
     def lock(self, entry: str, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold the entry for one build; calls `waiting` once when another process holds it."""
-        with locks.hold(self._layout.lock(entry), waiting):
+        with locks.hold(self._folders.lock(entry), waiting):
             yield
 
     @contextmanager
@@ -73,8 +73,8 @@ class Store:
 
         Before, removes what killed builds left, of this entry and of all that nobody holds.
         """
-        gc.sweep(self._layout, held=entry)
-        folder = self._layout.aside(entry)
+        gc.sweep(self._folders, held=entry)
+        folder = self._folders.aside(entry)
         try:
             folder.mkdir(0o755)
             yield folder
@@ -91,8 +91,8 @@ class Store:
         path = self.path(entry)
         try:
             disk.sync_file_system(building)
-            folder = self._layout.made("store")
-            replaced = self._layout.set_aside(path, entry)
+            folder = self._folders.made("store")
+            replaced = self._folders.set_aside(path, entry)
             building.rename(path)
             disk.sync_folder(folder)
         except OSError as error:
@@ -106,16 +106,16 @@ class Store:
 
         Raises `Error` when something that is no link has its name.
         """
-        links.make(self._layout, link, result.path)
+        links.make(self._folders, link, result.path)
 
     def entries(self) -> list[Entry]:
         """Everything that has an entry's name, damaged or not, with its links, in the order of names."""
-        links_to = links.by_target(self._layout, certain=False)
-        return [entry_at(path, links_to.get(links.resolved(path), ())) for path in self._layout.entries()]
+        links_to = links.by_target(self._folders, certain=False)
+        return [entry_at(path, links_to.get(links.resolved(path), ())) for path in self._folders.entries()]
 
     def gc(self, *, dry_run: bool = False) -> Collected:
         """Remove every entry without a link and every leftover of a killed build; or only say which.
 
         Raises `ResourceError` when a remembered link cannot be looked at: it may keep any entry.
         """
-        return gc.collect(self._layout, dry_run=dry_run)
+        return gc.collect(self._folders, dry_run=dry_run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError
 from vllm_variants.model import results
 from vllm_variants.model.results import DamagedError, Result
-from vllm_variants.store.layout import variant_and_release
+from vllm_variants.store.folders import variant_and_release
 
 
 @dataclass(frozen=True)

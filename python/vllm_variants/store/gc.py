@@ -11,7 +11,7 @@ from vllm_variants.errors import Error, resource_error
 from vllm_variants.model.results import DamagedError
 from vllm_variants.store import disk, links, locks
 from vllm_variants.store.entries import entry_at
-from vllm_variants.store.layout import Layout
+from vllm_variants.store.folders import StoreFolders
 
 
 @dataclass(frozen=True)
@@ -41,58 +41,58 @@ class Collected:
     failed: tuple[Error, ...]
 
 
-def collect(layout: Layout, *, dry_run: bool = False) -> Collected:
+def collect(folders: StoreFolders, *, dry_run: bool = False) -> Collected:
     """Remove every entry without a link and every leftover of a killed build; or only say which.
 
     Raises `ResourceError` when a remembered link cannot be looked at: it may keep any entry.
     """
     removed: list[Removed] = []
-    kept = [Kept(path, "not made by vllm-variants") for path in layout.foreign()]
+    kept = [Kept(path, "not made by vllm-variants") for path in folders.foreign()]
     failed: list[Error] = []
-    links_to = links.by_target(layout)
-    for path, entry in [*((p, p.name) for p in layout.entries()), *layout.leftovers()]:
+    links_to = links.by_target(folders)
+    for path, entry in [*((p, p.name) for p in folders.entries()), *folders.leftovers()]:
         if linked_from := links_to.get(links.resolved(path)):
             problem = entry_at(path, linked_from).problem
             if isinstance(problem, DamagedError):
                 kept.append(Kept(path, f"damaged, and linked from {linked_from[0]}", problem.hint))
             continue
         try:
-            if gone := _remove(layout, path, entry, dry_run):
+            if gone := _remove(folders, path, entry, dry_run):
                 removed.append(gone)
         except OSError as error:
             failed.append(resource_error(error))
     if not dry_run:
-        links.forget_gone(layout)
+        links.forget_gone(folders)
     return Collected(tuple(removed), tuple(kept), tuple(failed))
 
 
-def sweep(layout: Layout, held: str) -> None:
+def sweep(folders: StoreFolders, held: str) -> None:
     """Remove what killed builds left in building/, but for builds under way; the lock of `held` is ours."""
-    for path, entry in layout.leftovers():
+    for path, entry in folders.leftovers():
         if entry == held:
-            _discard(layout, path, entry)
+            _discard(folders, path, entry)
             continue
-        with locks.try_hold(layout.lock(entry)) as ours:
+        with locks.try_hold(folders.lock(entry)) as ours:
             if ours:
-                _discard(layout, path, entry)
+                _discard(folders, path, entry)
 
 
-def _remove(layout: Layout, path: Path, entry: str, dry_run: bool) -> Removed | None:
+def _remove(folders: StoreFolders, path: Path, entry: str, dry_run: bool) -> Removed | None:
     """Remove an entry or a leftover, unless somebody holds it, links to it or took it away."""
-    with locks.try_hold(layout.lock(entry)) as ours:
+    with locks.try_hold(folders.lock(entry)) as ours:
         # Only now is it certain: a build links the entry it uses while it holds this lock.
-        if not ours or not os.path.lexists(path) or links.resolved(path) in links.by_target(layout):
+        if not ours or not os.path.lexists(path) or links.resolved(path) in links.by_target(folders):
             return None
         total, freed = disk.disk_use(path)
         if not dry_run:
-            aside = layout.set_aside(path, entry)  # at once invisible, whatever becomes of the removal
+            aside = folders.set_aside(path, entry)  # at once invisible, whatever becomes of the removal
             if aside:
                 disk.delete(aside)
         return Removed(path, total, freed)
 
 
-def _discard(layout: Layout, path: Path, entry: str) -> None:
+def _discard(folders: StoreFolders, path: Path, entry: str) -> None:
     """Remove what is at `path`, as far as it can be: moved first, so that no orphan writes into it."""
     with suppress(OSError):
-        if aside := layout.set_aside(path, entry):
+        if aside := folders.set_aside(path, entry):
             disk.delete(aside, ignore_errors=True)

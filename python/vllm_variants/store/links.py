@@ -9,20 +9,20 @@ from pathlib import Path
 
 from vllm_variants.errors import ResourceError
 from vllm_variants.store import disk, locks
-from vllm_variants.store.layout import Layout
+from vllm_variants.store.folders import StoreFolders
 from vllm_variants.system import atomic
 from vllm_variants.system import links as result_links
 
 _LOCK = "links"  # the lock's name; no entry is called so
 
 
-def make(layout: Layout, link: Path, target: Path) -> None:
+def make(folders: StoreFolders, link: Path, target: Path) -> None:
     """Remember `link` for gc, then point it to `target` by one rename; `Error` where it cannot be made."""
     link = link.absolute()
     result_links.require_free(link)
-    folder = layout.made("links")
+    folder = folders.made("links")
     record = folder / hashlib.sha256(os.fsencode(link)).hexdigest()[:24]
-    with locks.hold(layout.lock(_LOCK)):
+    with locks.hold(folders.lock(_LOCK)):
         try:
             atomic.symlink(record, link)
             disk.sync_folder(folder)
@@ -34,13 +34,13 @@ def make(layout: Layout, link: Path, target: Path) -> None:
         result_links.point(link, target)
 
 
-def by_target(layout: Layout, *, certain: bool = True) -> dict[Path, list[Path]]:
+def by_target(folders: StoreFolders, *, certain: bool = True) -> dict[Path, list[Path]]:
     """The remembered links by the path that they lead to, whether or not something is there.
 
     Raises `ResourceError` for a link that cannot be looked at; it is left out unless `certain`.
     """
     links: dict[Path, list[Path]] = {}
-    for record in layout.remembered_links():
+    for record in folders.remembered_links():
         link = _remembered(record)
         try:
             if link and _is_link(link, record):
@@ -51,17 +51,17 @@ def by_target(layout: Layout, *, certain: bool = True) -> dict[Path, list[Path]]
     return links
 
 
-def forget_gone(layout: Layout) -> None:
+def forget_gone(folders: StoreFolders) -> None:
     """Forget the links that are gone; a link that is just being made is not: its maker has the lock."""
-    if not layout.remembered_links():
+    if not folders.remembered_links():
         return
-    with locks.hold(layout.lock(_LOCK)):
-        for record in layout.remembered_links():
+    with locks.hold(folders.lock(_LOCK)):
+        for record in folders.remembered_links():
             link = _remembered(record)
             if link and not _is_link(link, record):
                 with suppress(OSError):
                     record.unlink()
-    for path in layout.unfinished_links():
+    for path in folders.unfinished_links():
         with suppress(OSError):
             atomic.remove_leftover(path)
 

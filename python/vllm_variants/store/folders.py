@@ -22,7 +22,7 @@ def variant_and_release(entry: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class StoreFolders:
     """The folders of a store under `root`. Methods raise `ResourceError` where the disk refuses."""
 
     root: Path
