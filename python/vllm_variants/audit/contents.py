@@ -18,7 +18,7 @@ from vllm_variants.model.capability import Capability, Fit
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedContainers:
     """One library on one SM, in containers: with machine code, and with PTX only."""
 
     machine_code: int
@@ -35,7 +35,7 @@ class ExpectedLibrary:
     """One library of the published wheel: all its containers, and what of them each SM of the matrix runs."""
 
     containers: int
-    by_sm: Mapping[str, Expected]
+    by_sm: Mapping[str, ExpectedContainers]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def read(document: Mapping[str, Any], release: str, system: str) -> Expectations
     libraries = {
         name: ExpectedLibrary(
             table["containers"],
-            {sm: Expected(*counts) for sm, counts in table.items() if sm.startswith("sm")},
+            {sm: ExpectedContainers(*counts) for sm, counts in table.items() if sm.startswith("sm")},
         )
         for name, table in tables.items()
     }
