@@ -27,8 +27,8 @@ from queue import Queue
 from typing import Any
 
 import checkout
+from kinds import KINDS
 from playing import Player
-from rounds import KINDS
 from worlds import Template, make_template
 
 

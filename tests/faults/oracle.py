@@ -175,7 +175,7 @@ def _shape(audit: LibraryAudit | None) -> str:
         return "no library"
     many = (
         audit.containers,
-        len(audit.held),
+        len(audit.images),
         audit.stubs,
         len(audit.unknown),
         len(audit.jit),

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kinds import KINDS
 from lying_index import Index
 from mounts import own_mounts
-from rounds import KINDS, Round
+from rounds import Round
 from worlds import Template, new_world
 
 

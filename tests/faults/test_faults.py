@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rounds import KINDS
+from kinds import KINDS
 
 from vllm_variants.errors import MissingError
 from vllm_variants.machine import interpreters

@@ -11,13 +11,13 @@ from pathlib import Path
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.find import closure, sources
 from vllm_variants.audit.library import LibraryAudit, audit_library
-from vllm_variants.audit.report import AuditReport, Finding, Verdict, judge
+from vllm_variants.audit.report import AuditFinding, AuditReport, Verdict, judge
 from vllm_variants.model.capability import Capability
 
 __all__ = [
+    "AuditFinding",
     "AuditReport",
     "Expectations",
-    "Finding",
     "LibraryAudit",
     "Verdict",
     "audit_tree",
@@ -30,7 +30,11 @@ __all__ = [
 def audit_tree(
     root: Path, capability: Capability | None, expectations: Expectations | None = None
 ) -> AuditReport:
-    """Audit every library below `root` for a device; with `expectations`, also what should be there."""
+    """Audit every library below `root` (a file, a wheel or a directory) for a device.
+
+    Without a device there is no verdict; with `expectations` it is also judged for what should be there.
+    Raises `MissingError` or `InputError` where `root` itself cannot be read.
+    """
     return judge((str(root),), collect([root], capability), capability, expectations)
 
 
@@ -39,10 +43,11 @@ def collect(
     capability: Capability | None = None,
     progress: Callable[[str], None] = lambda path: None,
 ) -> tuple[LibraryAudit, ...]:
-    """The libraries with device code in files, wheels and directories; `progress` is told each path.
+    """The libraries with device code in files, wheels and directories.
 
-    Paths are counted from a directory on; with several of them, from its name on. What cannot be
-    read in a directory or a wheel is one of them, with its `problem`.
+    `progress` is called with the path of each library before it is read. A library's path starts below
+    the directory that it was found in; where several paths are given, with that directory's name. What
+    cannot be read in a directory or a wheel is a library with a `problem`. Errors as of `audit_tree`.
     """
     libraries: list[LibraryAudit] = []
     for path in paths:

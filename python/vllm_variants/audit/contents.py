@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import toml
-
 from vllm_variants import data
 from vllm_variants.audit.library import LibraryAudit
+from vllm_variants.model import toml_file
 from vllm_variants.model.capability import Capability, Fit
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedContainers:
     """One library on one SM, in containers: with machine code, and with PTX only."""
 
     machine_code: int
@@ -27,15 +26,16 @@ class Expected:
 
     @property
     def usable(self) -> int:
+        """Containers with anything that runs there."""
         return self.machine_code + self.ptx_only
 
 
 @dataclass(frozen=True)
 class ExpectedLibrary:
-    """One library of the published wheel. `by_sm` has the SMs that the matrix knows."""
+    """One library of the published wheel: all its containers, and what of them each SM of the matrix runs."""
 
     containers: int
-    by_sm: Mapping[str, Expected]
+    by_sm: Mapping[str, ExpectedContainers]
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,18 @@ def load(release: str, system: str) -> Expectations | None:
     path = data.root() / "expectations" / f"{release}.toml"
     if not path.is_file():
         return None
-    document = toml.loads(path.read_text(encoding="utf-8"))
-    return read(document, release, system)
+    return read(toml_file.load(path), release, system)
 
 
 def read(document: Mapping[str, Any], release: str, system: str) -> Expectations | None:
-    """The same, from a parsed file."""
+    """The expectations in the parsed file `document`; None when it has none for the system."""
     tables = document.get(system)
     if tables is None:
         return None
     libraries = {
         name: ExpectedLibrary(
             table["containers"],
-            {sm: Expected(*counts) for sm, counts in table.items() if sm.startswith("sm")},
+            {sm: ExpectedContainers(*counts) for sm, counts in table.items() if sm.startswith("sm")},
         )
         for name, table in tables.items()
     }

@@ -27,7 +27,10 @@ _HEAD = """\
 
 
 def derive(wheels: Sequence[Path], devices: Iterable[Capability]) -> str:
-    """The text of an expectations file from a release's wheels, one a system."""
+    """The text of an expectations file, from a release's wheels (one a system), for these devices.
+
+    Raises `UsageError` unless all are vLLM wheels of one release, `InputError` for a broken one.
+    """
     devices = sorted(set(devices))
     releases = {wheel.name.split("-")[1] for wheel in wheels if wheel.name.startswith("vllm-")}
     if len(releases) != 1:
@@ -38,18 +41,18 @@ def derive(wheels: Sequence[Path], devices: Iterable[Capability]) -> str:
             if name.startswith("vllm/") and elfs.is_elf64(source):
                 elf = elfs.parse(source)
                 system = f"{elf.architecture}-linux"
-                found = [c for s in device_sections(elf) for c in containers(source, s.offset, s.end)]
-                if found:
-                    tables[system, name] = found
+                held = [c for s in device_sections(elf) for c in containers(source, s.offset, s.end)]
+                if held:
+                    tables[system, name] = held
     head = _HEAD.format(release=releases.pop(), wheels=" ".join(wheel.name for wheel in wheels))
-    return head + "".join(_table(*key, found, devices) for key, found in sorted(tables.items()))
+    return head + "".join(_table(*key, held, devices) for key, held in sorted(tables.items()))
 
 
-def _table(system: str, name: str, found: Sequence[Container], devices: Sequence[Capability]) -> str:
-    lines = ["", f'[{system}."{name}"]', f"containers = {len(found)}"]
+def _table(system: str, name: str, held: Sequence[Container], devices: Sequence[Capability]) -> str:
+    lines = ["", f'[{system}."{name}"]', f"containers = {len(held)}"]
     for device in devices:
-        fits = Counter(_fit(container, device) for container in found)
-        lines.append(f"{device.sm} = [{len(found) - fits[Fit.NONE] - fits[Fit.JIT]}, {fits[Fit.JIT]}]")
+        fits = Counter(_fit(container, device) for container in held)
+        lines.append(f"{device.sm} = [{len(held) - fits[Fit.NONE] - fits[Fit.JIT]}, {fits[Fit.JIT]}]")
     return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,6 @@ except ImportError:  # a Python that was built without it; zipfile then refuses 
         """Never raised here."""
 
 
-_SMALLEST = 4096
-"""Bytes; less cannot hold an ELF file with an image."""
 _TEXT = (".py", ".pyc", ".pyi", ".h", ".hpp", ".cuh", ".json", ".txt")
 _ELF, _ZIP = b"\x7fELF", (b"PK\x03\x04", b"PK\x05\x06")
 _DAMAGED = (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, zlib.error, LZMAError, Malformed, OSError)
@@ -33,8 +31,8 @@ Unreadable = Callable[[str, str], None]
 """Called with the name of a file or folder inside a tree or wheel that cannot be read, and why."""
 
 
-def _refuse(name: str, why: str) -> None:
-    raise InputError(f"{name} cannot be read: {why}")
+def _refuse(name: str, reason: str) -> None:
+    raise InputError(f"{name} cannot be read: {reason}")
 
 
 def examined(path: Path) -> os.stat_result:
@@ -57,7 +55,7 @@ def examined(path: Path) -> os.stat_result:
 
 
 def absent(path: Path) -> Error:
-    """What to say of a path that is not there."""
+    """The error for a path that is not there, or is a link to nothing."""
     if path.is_symlink():
         return MissingError(f"{path} does not exist: it is a link to nothing", hint=f"ls -l {path}")
     return MissingError(
@@ -74,9 +72,9 @@ def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str,
     """Every file under `path` that may hold device code, open, with its path in `path`.
 
     A symbolic link is followed only when it is `path` itself: what lies in a tree is counted where
-    it lies, once for all names of an inode. What a file is, its first four bytes say. What cannot
-    be read inside a tree or a wheel goes to `unreadable`, and the rest is read; errors of `path`
-    itself are `examined`'s.
+    it lies, once for all names of an inode. Whether a file is a library, its first four bytes say.
+    What cannot be read inside a tree or a wheel is passed to `unreadable`, and the rest is read.
+    Raises `MissingError` or `InputError` where `path` itself cannot be read.
     """
     if stat.S_ISDIR(examined(path).st_mode):
         yield from _in_directory(path.resolve(), unreadable)
@@ -97,14 +95,19 @@ def _head(path: str | Path) -> bytes:
         return file.read(4)
 
 
+def begins_as_elf(head: bytes) -> bool:
+    """Whether a file whose first bytes (four, or all it has) are `head` is an ELF file, or was one."""
+    return bool(head) and _ELF.startswith(head)
+
+
 def _in_directory(folder: Path, unreadable: Unreadable) -> Iterator[tuple[str, Source]]:
     for path in _regular_files(folder, unreadable):
         name = os.path.relpath(path, folder)
         try:
-            head = _head(path)
-            if head != _ELF and not name.endswith(".whl"):
+            is_elf = begins_as_elf(_head(path))
+            if not is_elf and not name.endswith(".whl"):
                 continue
-            if head != _ELF:
+            if not is_elf:
                 yield from _in_wheel(Path(path), f"{name}/", unreadable)
                 continue
             with mapped(Path(path)) as source:
@@ -128,8 +131,7 @@ def _regular_files(folder: Path, unreadable: Unreadable) -> list[str]:
             except OSError as error:
                 refused(error)
                 continue
-            large = status.st_size >= _SMALLEST or name.endswith(".whl")  # which may be compressed well
-            if stat.S_ISREG(status.st_mode) and large and not name.endswith(_TEXT):
+            if stat.S_ISREG(status.st_mode) and not name.endswith(_TEXT):
                 inode = status.st_dev, status.st_ino
                 inodes[inode] = min(path, inodes.get(inode, path))
     return sorted(inodes.values())
@@ -143,11 +145,11 @@ def _in_wheel(path: Path, above: str, unreadable: Unreadable) -> Iterator[tuple[
         return
     with wheel:
         for member in sorted(wheel.infolist(), key=lambda member: member.filename):
-            if member.file_size < _SMALLEST or member.filename.endswith(_TEXT):
+            if not member.file_size or member.filename.endswith(_TEXT):
                 continue
             try:
                 with closing(WheelMember(wheel, member)) as source:
-                    if source.at(0, 4) == _ELF:
+                    if begins_as_elf(source.at(0, min(4, source.size))):
                         yield above + member.filename, source
             except _DAMAGED as error:
                 unreadable(above + member.filename, _reason(error))

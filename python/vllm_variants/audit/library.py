@@ -1,7 +1,14 @@
 """What one library holds, and how each of its containers fits a device.
 
 A container is judged as the driver would: by the best image in it. So a library's facts are, per
-target, how many images and bytes; per fit, how many containers.
+target, how many images and bytes; per fit, how many containers. The words, here and in the JSON:
+
+foreign    images that can never run on the device: slimming drops them
+spare      images that could run, but a better one is in the same container, or that slimming keeps because
+           the rules leave a doubt (Tegra's); their bytes gain nothing on this device
+stray      containers with code for nvcc's default target (`sm_52`) alone: somebody forgot to name the SMs
+stub       an image without code that slimming put in the place of a dropped one
+scattered  containers among other data of a section, as cuDNN has them; `elsewhere` in the JSON
 """
 
 from __future__ import annotations
@@ -11,13 +18,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_variants.audit.find import begins_as_elf
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import device_sections
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.fatbin.stub import is_stub
-from vllm_variants.model import toolkits as ptx
+from vllm_variants.model import toolkits
 from vllm_variants.model.capability import Capability, Fit, Target, choose, fit
 
 SCATTERED_SECTIONS = (".cask_resource", ".ldata", ".lrodata")
@@ -41,22 +49,26 @@ class JitContainer:
 
 
 @dataclass
-class Held:
-    """Images of one kind and target: how many, and their bytes as stored and once decompressed."""
+class ImageGroup:
+    """The images of one kind and target: how many, their bytes as stored and once decompressed."""
 
-    images: int = 0
+    count: int = 0
     bytes: int = 0
     original_bytes: int = 0
 
     def add(self, image: Image) -> None:
-        self.images += 1
+        """Count one more image."""
+        self.count += 1
         self.bytes += image.size
         self.original_bytes += image.original_size
 
 
 @dataclass
-class Scattered:
-    """Containers among other data of a section. `foreign` counts bytes that cannot run on the device."""
+class ScatteredContainers:
+    """The containers among other data of one section.
+
+    `bytes` are all of theirs, `foreign` those of containers that have nothing for the device.
+    """
 
     containers: int = 0
     bytes: int = 0
@@ -65,34 +77,38 @@ class Scattered:
 
 @dataclass
 class LibraryAudit:
-    """One library's device code. Without a device only what is held is known.
+    """One library's device code. Without a device only its images are known.
 
-    `fits` counts containers, `foreign` the bytes of images that can never run on the device,
-    `spare` those that could, but a better one is beside them, or that slimming keeps in doubt (Tegra's).
+    `path` counts from the root that was audited, `size` is the file's; `machine` is that of the ELF header,
+    as in a system's name. `images` are grouped by kind (`cubin`, `ptx`, `kind 0x8`) and target; `fits`
+    counts containers; `jit` lists those that wait for the driver's compiler. `foreign` and `spare` are
+    bytes, `stubs` images, `stray` containers (see the module). `unknown` has a sentence for each image that
+    is not understood, `problem` what is wrong with the file; empty: nothing.
     """
 
     path: str
     size: int
     machine: str = ""
     containers: int = 0
-    held: dict[tuple[str, Target], Held] = field(default_factory=dict)
+    images: dict[tuple[str, Target], ImageGroup] = field(default_factory=dict)
     fits: Counter[Fit] = field(default_factory=Counter)
     jit: list[JitContainer] = field(default_factory=list)
     foreign: int = 0
     spare: int = 0
     stubs: int = 0
     stray: int = 0
-    scattered: dict[str, Scattered] = field(default_factory=dict)
+    scattered: dict[str, ScatteredContainers] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     problem: str = ""
 
     @property
     def device_bytes(self) -> int:
-        """All images, as stored."""
-        return sum(held.bytes for held in self.held.values())
+        """Bytes of all images, as stored."""
+        return sum(group.bytes for group in self.images.values())
 
     @property
     def has_device_code(self) -> bool:
+        """Whether it belongs into a report: it has containers, or could not be read to its end."""
         return bool(self.containers or self.scattered or self.problem)
 
     @property
@@ -101,15 +117,16 @@ class LibraryAudit:
         return self.fits[Fit.NATIVE] + self.fits[Fit.SAME_MAJOR] + self.fits[Fit.FAMILY]
 
     def as_dict(self) -> dict[str, Any]:
+        """The library as JSON; sizes in bytes, offsets from the file's start."""
         return {
             "path": self.path,
             "size": self.size,
             "machine": self.machine,
             "containers": self.containers,
             "images": [
-                {"kind": kind, "target": str(target), "images": held.images, "bytes": held.bytes,
-                 "uncompressed": held.original_bytes}
-                for (kind, target), held in sorted(self.held.items())
+                {"kind": kind, "target": str(target), "images": group.count, "bytes": group.bytes,
+                 "uncompressed": group.original_bytes}
+                for (kind, target), group in sorted(self.images.items())
             ],
             "fits": {str(each): self.fits[each] for each in Fit if self.fits[each]},
             "jit": [
@@ -130,15 +147,29 @@ class LibraryAudit:
         }  # fmt: skip
 
 
+def headers(source: Source) -> elfs.Elf | None:
+    """The headers of an ELF64 library; None for a file that is none.
+
+    Raises `Malformed` where the file is cut off or damaged, and where it has fat binaries but no section
+    table, which is the only thing that says where all of them are.
+    """
+    if not elfs.is_elf64(source):
+        if source.size < elfs.HEADER.size and begins_as_elf(source.at(0, min(source.size, 4))):
+            raise Malformed(source.name, source.size, "the file ends within its ELF header")
+        return None
+    elf = elfs.parse(source)
+    if not elf.sections and (found := next(scattered_containers(source, 0, source.size), None)):
+        raise Malformed(source.name, found.offset, "a fat binary in a file without a section table")
+    return elf
+
+
 def audit_library(source: Source, path: str, device: Capability | None = None) -> LibraryAudit | None:
     """Audit one file; None when it is no ELF64 file. Malformed fat binaries become its `problem`."""
     audit = LibraryAudit(path, source.size)
     try:
-        if not elfs.is_elf64(source):
-            if 4 <= source.size < elfs.HEADER.size and source.at(0, 4) == b"\x7fELF":
-                raise Malformed(path, source.size, "the file ends within its ELF header")
+        elf = headers(source)
+        if elf is None:
             return None
-        elf = elfs.parse(source)
         audit.machine = elf.architecture
         for section in device_sections(elf):
             _count(source, containers(source, section.offset, section.end), device, audit)
@@ -159,7 +190,7 @@ def _count(
         audit.containers += 1
         for image in container.images:
             kind = str(image.kind or f"kind {image.code:#x}")
-            audit.held.setdefault((kind, image.target), Held()).add(image)
+            audit.images.setdefault((kind, image.target), ImageGroup()).add(image)
             if not image.known:
                 facts = f"kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
                 audit.unknown.append(f"image at {image.offset:#x}: {facts}")
@@ -193,7 +224,7 @@ def _judge(source: Source, container: Container, device: Capability, audit: Libr
 def _count_scattered(
     source: Source, section: elfs.Section, device: Capability | None, audit: LibraryAudit
 ) -> None:
-    counts = Scattered()
+    counts = ScatteredContainers()
     for container in scattered_containers(source, section.offset, section.end):
         counts.containers += 1
         counts.bytes += container.size
@@ -206,10 +237,10 @@ def _count_scattered(
 
 def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:
     """PTX that the driver would compile, in bytes of text."""
-    return sum(each.bytes for library in libraries for each in library.jit)
+    return sum(container.bytes for library in libraries for container in library.jit)
 
 
 def jit_driver(libraries: Iterable[LibraryAudit]) -> int | None:
     """The oldest driver branch (575) that can compile all of it; None: nothing to compile, or not known."""
-    versions = [each.version for library in libraries for each in library.jit]
-    return ptx.driver(max(versions)) if versions else None
+    versions = [container.version for library in libraries for container in library.jit]
+    return toolkits.driver(max(versions)) if versions else None

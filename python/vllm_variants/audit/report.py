@@ -1,4 +1,4 @@
-"""The verdict over many libraries."""
+"""The report over many libraries: what is wrong with them, and the verdict that follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_variants.model.capability import Capability
 
 
 class Verdict(StrEnum):
-    """From best to worst; the worst that applies is the report's."""
+    """What an audit comes to, from best to worst; a report has the worst of its findings."""
 
     PASS = "pass"  # everything that can matter has machine code that runs
     JIT = "jit"  # some containers run only after the driver compiled them
@@ -22,14 +22,15 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that decides a verdict: a library (or "") and what about it."""
+class AuditFinding:
+    """One fact that decides a verdict: about which library, and what, as a clause."""
 
     verdict: Verdict
     library: str
     what: str
 
     def as_dict(self) -> dict[str, str]:
+        """The finding as JSON."""
         return {"verdict": str(self.verdict), "library": self.library, "what": self.what}
 
 
@@ -43,7 +44,7 @@ class AuditReport:
     roots: tuple[str, ...]
     capability: Capability | None
     libraries: tuple[LibraryAudit, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     release: str = ""
 
     @property
@@ -62,11 +63,12 @@ class AuditReport:
     @property
     def missing(self) -> str:
         """What is missing or broken, as one clause: the first finding, and how many more; empty: nothing."""
-        found = [finding for finding in self.findings if finding.verdict is Verdict.MISSING]
-        more = f" (and {len(found) - 1} more)" if found[1:] else ""
-        return f"{found[0].library}: {found[0].what}{more}" if found else ""
+        missing = [finding for finding in self.findings if finding.verdict is Verdict.MISSING]
+        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
+        return f"{missing[0].library}: {missing[0].what}{more}" if missing else ""
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as JSON; sizes and sums in bytes, `jit_driver` a driver's branch such as 575."""
         return {
             "roots": list(self.roots),
             "capability": str(self.capability) if self.capability else None,
@@ -94,39 +96,48 @@ def judge(
     capability: Capability | None,
     expectations: Expectations | None,
 ) -> AuditReport:
-    """Turn libraries into a report with its findings, worst first."""
-    findings = [Finding(Verdict.MISSING, each.path, each.problem) for each in libraries if each.problem]
+    """The report over `libraries`, found below `roots`, with its findings, the worst first.
+
+    `capability` is the device that they are judged for, `expectations` what they should hold; without the
+    first there is no verdict, without the second nothing is missing that is not there.
+    """
+    broken = [library for library in libraries if library.problem]
+    findings = [AuditFinding(Verdict.MISSING, library.path, library.problem) for library in broken]
     if capability:
         findings += _missing(libraries, capability, expectations)
-        findings += [_foreign(each, capability) for each in libraries if each.foreign >= SMALLEST_HOLE]
-        findings += [_jit(each) for each in libraries if each.jit]
+        foreign = [library for library in libraries if library.foreign >= SMALLEST_HOLE]
+        findings += [_foreign(library, capability) for library in foreign]
+        findings += [_jit(library) for library in libraries if library.jit]
     release = expectations.release if expectations else ""
     return AuditReport(roots, capability, libraries, tuple(findings), release)
 
 
 def _missing(
     libraries: tuple[LibraryAudit, ...], device: Capability, expectations: Expectations | None
-) -> list[Finding]:
-    found = []
+) -> list[AuditFinding]:
+    findings = []
     for name in expectations.libraries if expectations else ():
-        known: list[LibraryAudit | None] = [
+        named: list[LibraryAudit | None] = [
             library for library in libraries if f"/{library.path}".endswith(f"/{name}")
         ]
-        for library in known or [None]:  # every one of that name is held to it
+        for library in named or [None]:  # every one of that name is held to it
             if library and library.problem:
-                continue  # and was found already
+                continue  # that is a finding already
             if expectations and (what := expectations.missing(library, name, device)):
-                found.append(Finding(Verdict.MISSING, library.path if library else name, what))
-    return found
+                findings.append(AuditFinding(Verdict.MISSING, library.path if library else name, what))
+    return findings
 
 
-def _foreign(library: LibraryAudit, device: Capability) -> Finding:
-    return Finding(Verdict.FOREIGN, library.path, f"{library.foreign} bytes can never run on {device.sm}")
+def _foreign(library: LibraryAudit, device: Capability) -> AuditFinding:
+    return AuditFinding(
+        Verdict.FOREIGN, library.path, f"{library.foreign} bytes can never run on {device.sm}"
+    )
 
 
-def _jit(library: LibraryAudit) -> Finding:
-    containers = len({each.offset for each in library.jit})
+def _jit(library: LibraryAudit) -> AuditFinding:
+    containers = len({container.offset for container in library.jit})
     cost = f"the driver compiles {jit_bytes([library])} bytes of it at first use"
     oldest = jit_driver([library])
     cost += f", and must be {oldest} or newer for that" if oldest else ""
-    return Finding(Verdict.JIT, library.path, f"PTX only in {containers} of {library.containers}: {cost}")
+    what = f"PTX only in {containers} of {library.containers} containers: {cost}"
+    return AuditFinding(Verdict.JIT, library.path, what)

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_variants.audit.library import headers
 from vllm_variants.errors import InputError
-from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import Source
@@ -17,13 +17,18 @@ from vllm_variants.model.capability import Capability, Choice, Fit, Kind, Target
 
 @dataclass(frozen=True)
 class Why:
-    """`containers` that hold the same images: what the driver takes from them, and each image's reason."""
+    """Containers that hold the same images, and how many they are.
+
+    `choice` is what the driver takes from each (None: nothing runs); `reasons` has, for every image, its
+    name (`sm_90a`, `compute_80`) and why it runs or does not.
+    """
 
     containers: int
     choice: Choice | None
     reasons: tuple[tuple[str, str], ...]
 
     def as_dict(self) -> dict[str, Any]:
+        """The set as JSON; `runs` is null where nothing in it runs."""
         return {
             "containers": self.containers,
             "runs": label(self.choice.kind, self.choice.target) if self.choice else None,
@@ -38,30 +43,33 @@ def label(kind: Kind, target: Target) -> str:
 
 
 def why(source: Source, device: Capability) -> list[Why]:
-    """Explain one library for a device, the most frequent sets of images first; raise `InputError`."""
-    if not elfs.is_elf64(source):
-        raise InputError(f"{source.name} is no ELF64 library")
-    elf = elfs.parse(source)
+    """Explain one library for a device, the most frequent sets of images first.
+
+    Raises `InputError` for a file that is no library, `Malformed` for one that is damaged.
+    """
+    elf = headers(source)
+    if elf is None:
+        raise InputError(f"{source.name} is not an ELF64 library")
     sets = Counter(
-        tuple(_held(source, container))
+        tuple(_image_facts(source, container))
         for s in device_sections(elf)
         for container in containers_in(source, s)
     )
     return [_explained(images, count, device) for images, count in sets.most_common()]
 
 
-Held = tuple[Kind | None, Target, bool]
+ImageFacts = tuple[Kind | None, Target, bool]
 """An image's kind (None: unknown), its target, and whether it is a stub."""
 
 
-def _held(source: Source, container: Container) -> list[Held]:
+def _image_facts(source: Source, container: Container) -> list[ImageFacts]:
     return sorted(
         ((image.kind, image.target, is_stub(source, image)) for image in container.images),
-        key=lambda held: (str(held[0]), held[1]),
+        key=lambda facts: (str(facts[0]), facts[1]),
     )
 
 
-def _explained(images: tuple[Held, ...], count: int, device: Capability) -> Why:
+def _explained(images: tuple[ImageFacts, ...], count: int, device: Capability) -> Why:
     real = [(kind, target) for kind, target, stub in images if kind and not stub]
     choice = choose(real, device)
     reasons = []
@@ -78,14 +86,14 @@ def _explained(images: tuple[Held, ...], count: int, device: Capability) -> Why:
 def reason(kind: Kind, target: Target, device: Capability, choice: Choice | None) -> str:
     """Why an image runs on a device, or does not, in a few words."""
     capability = target.capability
-    how = fit(kind, target, device)
-    if not how:
+    fits = fit(kind, target, device)
+    if not fits:
         return _refused(kind, target, device)
     if choice and (kind, capability) != (choice.kind, choice.target.capability):
         return f"could run, but {label(choice.kind, choice.target)} is better"
-    if how is Fit.NATIVE:
+    if fits is Fit.NATIVE:
         return f"runs: machine code for exactly {device}"
-    if how is Fit.JIT:
+    if fits is Fit.JIT:
         return f"runs after the driver compiled it: PTX for {capability} suits {device}"
     return (
         f"runs: machine code for {capability} suits later minors of major {capability.major}, here {device}"

@@ -17,7 +17,7 @@ from vllm_variants.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
     from vllm_variants.audit import AuditReport, LibraryAudit
-    from vllm_variants.audit.subject import Subject
+    from vllm_variants.audit.audited_path import AuditedPath
     from vllm_variants.audit.why import Why
     from vllm_variants.model.capability import Capability
 
@@ -90,9 +90,11 @@ def _alone(mode: str, options: Mapping[str, object]) -> None:
             raise UsageError(f"{name} does not go with {mode}", hint=f"leave out {name}")
 
 
-def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bool) -> tuple[Subject, ...]:
+def _subjects(
+    paths: list[Path], sm: str | None, release: str | None, strict: bool
+) -> tuple[AuditedPath, ...]:
+    from vllm_variants.audit.audited_path import audited_paths
     from vllm_variants.audit.find import examined
-    from vllm_variants.audit.subject import subjects
     from vllm_variants.model import matrix
 
     rows = matrix.load()
@@ -103,7 +105,7 @@ def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bo
         release = rows.release(release).name
     for path in paths:
         examined(path)
-    found = subjects(paths, capability, release)
+    found = audited_paths(paths, capability, release)
     for subject in found:
         if subject.capability is None and (strict or release):
             option = "--strict" if strict else "--release"
@@ -123,7 +125,7 @@ def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bo
 
 
 def _audit(
-    subjects: tuple[Subject, ...], closure: bool, closure_from: Path | None, strict: bool, as_json: bool
+    subjects: tuple[AuditedPath, ...], closure: bool, closure_from: Path | None, strict: bool, as_json: bool
 ) -> None:
     reports = []
     for subject in subjects:
@@ -154,9 +156,9 @@ def _roots(path: Path, closure: bool, closure_from: Path | None) -> list[Path]:
     return [path]
 
 
-def _report(subject: Subject, roots: list[Path]) -> AuditReport:
+def _report(subject: AuditedPath, roots: list[Path]) -> AuditReport:
     from vllm_variants import audit as audits
-    from vllm_variants.audit.subject import expectations_for
+    from vllm_variants.audit.audited_path import expectations_for
 
     with err.status("reading …") as status:
         libraries = audits.collect(roots, subject.capability, lambda name: status.update(f"reading {name}"))
@@ -216,9 +218,9 @@ def _row(library: LibraryAudit, judged: bool) -> list[str]:
     from vllm_variants.model.capability import Fit
 
     targets: dict[str, int] = {}
-    for (kind, target), held in sorted(library.held.items(), key=lambda item: (item[0][0], item[0][1])):
+    for (kind, target), group in sorted(library.images.items(), key=lambda item: (item[0][0], item[0][1])):
         name = f"{target}" if kind == "cubin" else f"{kind} {target}"
-        targets[name] = held.images
+        targets[name] = group.count
     listed = " ".join(f"{name.replace(' ', '·')}:{count}" for name, count in targets.items())
     row = [library.path, size(library.device_bytes), str(library.containers), listed]
     if judged:

@@ -144,7 +144,7 @@ def _wanted(
             found += detection.detect(gpus.machine(), rows, release).require()
             continue
         match = rows.parse(name)
-        if match.taken_as != "a variant":
-            say(f"{name}: taken as {match.taken_as} → {match.variant.short}")
+        if match.interpretation != "a variant":
+            say(f"{name}: taken as {match.interpretation} → {match.variant.short}")
         found.append(match.variant)
     return tuple(dict.fromkeys(found))

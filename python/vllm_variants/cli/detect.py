@@ -49,7 +49,7 @@ def _show(gpu: GpuDetection, found: Detection, explain: bool) -> None:
     out.print(f"  → {answer}", markup=False)
     if explain or not chosen:
         reasons = table("variant", "", "reason")
-        for verdict in gpu.verdicts:
+        for verdict in gpu.candidates:
             reasons.add_row(verdict.variant.short, "yes" if verdict.accepted else "no", verdict.reason)
         out.print(reasons)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from vllm_variants.errors import UnsupportedError
 from vllm_variants.machine.gpus import Gpu, Machine
-from vllm_variants.model import toolkits as ptx
+from vllm_variants.model import toolkits
 from vllm_variants.model.capability import Capability, Fit, Kind, Target, fit
 from vllm_variants.model.variants import Matrix, Release, Variant
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a variant serves a GPU of this machine, and why; `fit` is that of a plain cubin."""
+class Candidate:
+    """A variant that was considered for a GPU: accepted or not, and why; `fit` is that of a plain cubin."""
 
     variant: Variant
     accepted: bool
@@ -21,7 +21,7 @@ class Verdict:
     reason: str
 
     def as_dict(self) -> dict[str, object]:
-        """The verdict as JSON."""
+        """The candidate as JSON: one of a GPU's `verdicts`."""
         return {
             "variant": self.variant.short,
             "accepted": self.accepted,
@@ -32,26 +32,26 @@ class Verdict:
 
 @dataclass(frozen=True)
 class GpuDetection:
-    """One GPU: a verdict for every variant of the matrix, and the variant to use, if any."""
+    """One GPU, with every variant of the matrix as a candidate, accepted or not."""
 
     gpu: Gpu
-    verdicts: tuple[Verdict, ...]
+    candidates: tuple[Candidate, ...]
 
     @property
-    def chosen(self) -> Verdict | None:
+    def chosen(self) -> Candidate | None:
         """The accepted variant of the highest capability."""
-        accepted = [v for v in self.verdicts if v.accepted]
+        accepted = [v for v in self.candidates if v.accepted]
         return max(accepted, key=lambda v: v.variant.capability, default=None)
 
     @property
-    def nearest(self) -> Verdict | None:
-        """Where nothing is accepted: what comes closest, its images first, then its capability."""
+    def nearest(self) -> Candidate | None:
+        """The candidate to name where none is accepted: one whose images run, then the nearest capability."""
 
-        def distance(verdict: Verdict) -> tuple[bool, int, int]:
-            has, wants = verdict.variant.capability, self.gpu.capability
-            return not verdict.fit, abs(has.major - wants.major), abs(has.minor - wants.minor)
+        def distance(candidate: Candidate) -> tuple[bool, int, int]:
+            built, device = candidate.variant.capability, self.gpu.capability
+            return not candidate.fit, abs(built.major - device.major), abs(built.minor - device.minor)
 
-        return min(self.verdicts, key=distance, default=None)
+        return min(self.candidates, key=distance, default=None)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Detection:
     @property
     def variants(self) -> tuple[Variant, ...]:
         """The variants to build, each once, in the order of the GPUs."""
-        chosen = (found.chosen for found in self.gpus)
-        return tuple(dict.fromkeys(verdict.variant for verdict in chosen if verdict))
+        chosen = (gpu.chosen for gpu in self.gpus)
+        return tuple(dict.fromkeys(candidate.variant for candidate in chosen if candidate))
 
     def as_dict(self) -> dict[str, object]:
         """Machine, GPUs, verdicts and what to build, as JSON."""
@@ -77,11 +77,11 @@ class Detection:
             "reservation": self.reservation(),
             "gpus": [
                 {
-                    **found.gpu.as_dict(),
-                    "variant": found.chosen.variant.name(self.release) if found.chosen else None,
-                    "verdicts": [verdict.as_dict() for verdict in found.verdicts],
+                    **detected.gpu.as_dict(),
+                    "variant": detected.chosen.variant.name(self.release) if detected.chosen else None,
+                    "verdicts": [candidate.as_dict() for candidate in detected.candidates],
                 }
-                for found in self.gpus
+                for detected in self.gpus
             ],
         }
 
@@ -97,14 +97,14 @@ class Detection:
 
     def explain(self) -> str:
         """Why the GPUs that get no variant get none."""
-        return "; ".join(self.why_none(found) for found in self.gpus if not found.chosen)
+        return "; ".join(self.why_none(gpu) for gpu in self.gpus if not gpu.chosen)
 
     def reservation(self) -> str | None:
-        """What a driver that runs the release cannot do for it, as a sentence; None: nothing.
+        """What the driver cannot do for the release although it runs it, as a sentence; None: nothing.
 
-        A driver compiles only the PTX of toolkits that are not newer than itself (`fatbin/ptx.py`).
+        A driver compiles only the PTX of toolkits that are not newer than itself (`model/toolkits.py`).
         """
-        oldest = ptx.driver_of(self.release.stack.cuda)
+        oldest = toolkits.driver_of(self.release.stack.cuda)
         if not self.variants or not oldest or not self.machine.older_than(str(oldest)):
             return None
         return (
@@ -113,34 +113,34 @@ class Detection:
             " (`vllm-variants audit RESULT` counts them)"
         )
 
-    def why_none(self, found: GpuDetection) -> str:
+    def why_none(self, detected: GpuDetection) -> str:
         """One clause on why no variant serves this GPU, with the nearest one."""
-        gpu, near = found.gpu, found.nearest
+        gpu, near = detected.gpu, detected.nearest
         head = f"no variant serves GPU {gpu.index}, {gpu.name} ({gpu.capability})"
         return f"{head}: the nearest is {near.variant.short}, but {near.reason}" if near else head
 
 
 def detect(machine: Machine, matrix: Matrix, release: Release) -> Detection:
     """Judge every variant for every GPU of `machine`."""
-    found = tuple(
+    gpus = tuple(
         GpuDetection(gpu, tuple(judge(gpu.capability, v, machine, release) for v in matrix.variants.values()))
         for gpu in machine.gpus
     )
-    return Detection(machine, release, found)
+    return Detection(machine, release, gpus)
 
 
-def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Verdict:
+def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Candidate:
     """Whether `variant` of `release` serves a GPU of `capability` in `machine`, and why."""
-    how = fit(Kind.CUBIN, Target(variant.capability), capability)
+    fits = fit(Kind.CUBIN, Target(variant.capability), capability)
     obstacle = _obstacle(variant, machine, release)
-    if not how:
-        return Verdict(variant, False, how, f"code for {variant.capability} never runs on {capability}")
+    if not fits:
+        return Candidate(variant, False, fits, f"code for {variant.capability} never runs on {capability}")
     if obstacle:
-        return Verdict(variant, False, how, obstacle)
-    if how is Fit.NATIVE:
-        return Verdict(variant, True, how, f"built for exactly {capability}")
+        return Candidate(variant, False, fits, obstacle)
+    if fits is Fit.NATIVE:
+        return Candidate(variant, True, fits, f"built for exactly {capability}")
     note = f"its {variant.capability} images run on {capability}, but those with an `a` suffix do not"
-    return Verdict(variant, True, how, note)
+    return Candidate(variant, True, fits, note)
 
 
 def _obstacle(variant: Variant, machine: Machine, release: Release) -> str | None:

@@ -1,4 +1,4 @@
-"""What GPUs this machine has, asked of the driver through NVML.
+"""What GPUs this machine has, as the driver says through NVML.
 
 `machine()` is the one seam: set `VLLM_VARIANTS_MACHINE` to a file made with `detect --json` and
 the machine recorded there is used instead, in tests and to follow up somebody's report.
@@ -51,7 +51,7 @@ class Gpu:
 class Machine:
     """A host: its system, its driver's version (None without one), its GPUs in the driver's order.
 
-    `problem` says in a sentence why GPUs could not be asked for, where that is so.
+    `problem` says in a sentence why no GPU could be listed, where that is so.
     """
 
     system: str
@@ -99,30 +99,33 @@ def _of(kind: type[T], facts: Mapping[str, Any], key: str) -> T:
 
 
 def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
-    """Those of `gpus` that a value of CUDA_VISIBLE_DEVICES leaves, in its order; all without one.
+    """Those of `gpus` that `chosen`, a value of CUDA_VISIBLE_DEVICES, leaves, in its order; None: all.
 
     Names are indices in the driver's order (CUDA_DEVICE_ORDER=PCI_BUS_ID, which is how vLLM reads
     them) or beginnings of ids (`GPU-1a2b`). As in CUDA, what follows an unknown one is not seen.
     """
     if chosen is None:
         return tuple(gpus)
-    found: list[Gpu] = []
+    listed: list[Gpu] = []
     for name in map(str.strip, chosen.split(",")):
-        meant = [gpu for gpu in gpus if _is(gpu, name)]
-        if len(meant) != 1 or meant[0] in found:
+        matches = [gpu for gpu in gpus if _is_named(gpu, name)]
+        if len(matches) != 1 or matches[0] in listed:
             break
-        found += meant
-    return tuple(found)
+        listed += matches
+    return tuple(listed)
 
 
-def _is(gpu: Gpu, name: str) -> bool:
+def _is_named(gpu: Gpu, name: str) -> bool:
     return str(gpu.index) == name or (name.startswith("GPU-") and gpu.uuid.startswith(name))
 
 
 def machine() -> Machine:
-    """This machine, or the recorded one that `VLLM_VARIANTS_MACHINE` names."""
+    """This machine, or the recorded one that `VLLM_VARIANTS_MACHINE` names.
+
+    Raises `InputError` when the recorded file is none. A machine without a driver is no error: see `problem`.
+    """
     recorded = os.environ.get(RECORDED)
-    return _replay(Path(recorded)) if recorded else _ask_driver()
+    return _replay(Path(recorded)) if recorded else _query_driver()
 
 
 def _replay(path: Path) -> Machine:
@@ -136,7 +139,7 @@ def _replay(path: Path) -> Machine:
         ) from error
 
 
-def _ask_driver() -> Machine:
+def _query_driver() -> Machine:
     import pynvml
 
     system = host_system()

@@ -17,17 +17,17 @@ CORES_A_BUILD = 8  # further compile jobs are better spent on a second build's s
 
 
 @dataclass(frozen=True)
-class Plan:
+class JobLimits:
     """How many builds at once (`max_jobs`), each with how many compile jobs (`cores`).
 
-    `available` is in bytes; `asked` says which of the two a person gave.
+    `available` is in bytes; `given` says which of the two options a person gave.
     """
 
     cores: int
     max_jobs: int
     available: int
     processors: int
-    asked: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
     @property
     def too_little(self) -> bool:
@@ -35,16 +35,16 @@ class Plan:
         return self.cores * self.max_jobs * PER_JOB > self.available
 
     def sentence(self) -> str:
-        """The sum, for a person."""
+        """The calculation, for a person: `64 GB available ÷ 8 GB a CUDA compile job = 8, … → …`."""
         if not self.max_jobs:
             return f"nothing is built here (--max-jobs 0); {self.cores} compile jobs each on remote machines"
         memory, each = f"{self.available / 1e9:.0f} GB of memory", f"{PER_JOB / 1e9:.0f} GB"
         builds = f"{self.max_jobs} build{'s' if self.max_jobs > 1 else ''} at a time"
         jobs = f"{self.cores} compile job{'s' if self.cores > 1 else ''} each"
-        if self.asked:
+        if self.given:
             needs = f"which may take {self.cores * self.max_jobs * PER_JOB / 1e9:.0f} GB"
             return (
-                f"{builds}, {jobs} ({' and '.join(self.asked)} as asked), {needs} of the {memory} available"
+                f"{builds}, {jobs} ({' and '.join(self.given)} as asked), {needs} of the {memory} available"
             )
         most = max(1, self.available // PER_JOB)
         sum_ = f"{memory} available ÷ {each} a CUDA compile job = {most}, on {self.processors} processors"
@@ -52,29 +52,29 @@ class Plan:
         return f"{sum_} → {builds}, {jobs} (--max-jobs {self.max_jobs} --cores {self.cores}){short}"
 
 
-def plan(
+def limits(
     builds: int,
     available: int,
     processors: int,
     *,
     cores: int | None = None,
     max_jobs: int | None = None,
-) -> Plan:
+) -> JobLimits:
     """Share `available` bytes and `processors` among `builds`; what a person gave stays as given."""
     jobs = max(1, min(processors, available // PER_JOB))
     if max_jobs is None:
-        room = jobs // (cores or CORES_A_BUILD)
-        many = max(1, min(builds, room))
+        max_jobs_that_fit = jobs // (cores or CORES_A_BUILD)
+        at_once = max(1, min(builds, max_jobs_that_fit))
     else:
-        many = max_jobs
-    each = cores if cores is not None else max(1, jobs // max(1, many))
-    asked = tuple(name for name, value in (("--cores", cores), ("--max-jobs", max_jobs)) if value is not None)
-    return Plan(each, many, available, processors, asked)
+        at_once = max_jobs
+    cores_each = cores if cores is not None else max(1, jobs // max(1, at_once))
+    given = tuple(name for name, value in (("--cores", cores), ("--max-jobs", max_jobs)) if value is not None)
+    return JobLimits(cores_each, at_once, available, processors, given)
 
 
-def plan_here(builds: int, *, cores: int | None = None, max_jobs: int | None = None) -> Plan:
-    """`plan` with the memory and the processors that this process may use."""
-    return plan(builds, available(), processors(), cores=cores, max_jobs=max_jobs)
+def limits_here(builds: int, *, cores: int | None = None, max_jobs: int | None = None) -> JobLimits:
+    """`limits` with the memory and the processors that this process may use."""
+    return limits(builds, available(), processors(), cores=cores, max_jobs=max_jobs)
 
 
 def available(root: Path = Path("/")) -> int:

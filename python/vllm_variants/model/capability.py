@@ -4,8 +4,8 @@ A *compute capability* is a pair such as 9.0; its SM is the digits, `sm90`. A *t
 image was compiled for: a capability with an optional suffix, `9.0a` (architecture-specific) or
 `10.0f` (family-specific). An image is a cubin (machine code) or PTX, which the driver compiles.
 
-`fit` is the one place that says whether an image runs on a device. This module knows nobody else
-in the package.
+`fit` is the one place that says whether an image runs on a device. This module imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Capability:
         """Read `9.0`, `90`, `sm90`, `sm_90` or `compute_90`; raise `ValueError` on anything else."""
         match = _CAPABILITY.fullmatch(text.strip())
         if not match:
-            raise ValueError(f"{text!r} is no compute capability: write it as 9.0, 90 or sm90")
+            raise ValueError(f"{text!r} is not a compute capability: write it as 9.0, 90 or sm90")
         major, minor, digits = match.groups()
         return cls(int(major), int(minor)) if major else cls(int(digits[:-1]), int(digits[-1]))
 
@@ -66,7 +66,7 @@ class Target:
         """Read `9.0a`, `90a`, `sm_90a`, `compute_100f`; raise `ValueError` on anything else."""
         match = _SUFFIX.fullmatch(text.strip())
         if not match:
-            raise ValueError(f"{text!r} is no target: write it as 9.0, 9.0a or sm_100f")
+            raise ValueError(f"{text!r} is not a target: write it as 9.0, 9.0a or sm_100f")
         return cls(Capability.parse(match[1]), match[2].lower())
 
     @property

@@ -1,4 +1,4 @@
-"""What an examination says: one finding a line, with the command that helps."""
+"""What the doctor finds: one finding a line, with the command that helps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report. `code` is what a problem makes the doctor end in."""
+    """One line of the doctor's report: about what, how it stands, a sentence, and the command that helps.
+
+    `code` is the exit code that a problem makes the doctor end in.
+    """
 
     about: str
     state: State
@@ -28,7 +31,7 @@ class Finding:
 
     @classmethod
     def failed(cls, about: str, failure: Error | OSError) -> Finding:
-        """The problem that something could not be examined at all."""
+        """A problem: something could not be examined, and `failure` says why."""
         error = failure if isinstance(failure, Error) else system_error(failure)
         return cls(about, State.PROBLEM, error.message, error.hint, error.exit_code)
 

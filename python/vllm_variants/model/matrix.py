@@ -1,4 +1,4 @@
-"""Read `variants.toml`, and say of a broken one which line to hint and how."""
+"""Read `variants.toml`, and say of a broken one which line to correct, and how."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import toml
-
-from vllm_variants import data
+from vllm_variants import data as data_files
 from vllm_variants.errors import InputError
+from vllm_variants.model import toml_file
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.platforms import SYSTEMS
 from vllm_variants.model.variants import Matrix, Related, Release, Stack, Variant
@@ -24,48 +23,37 @@ _RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0
 """A version; it names files, so nothing else may stand in it."""
 _RELEASE_KEYS = ("nixpkgs", "python", "cuda", "driver", "torch", "cutlass")
 _VARIANT_KEYS = ("capability", "architecture", "system", "gpus", "related")
-_COMPARE = "compare it with the committed one"
 
 
 @functools.cache
 def load(path: Path | None = None) -> Matrix:
-    """Read the matrix; `InputError` names the line of what is broken and how to hint it."""
-    return read(path or data.root() / "variants.toml")
+    """Read the matrix; `InputError` names the line of what is broken and how to correct it."""
+    return read(path or data_files.root() / "variants.toml")
 
 
 def read(path: Path) -> Matrix:
     """The matrix in the file `path`; `InputError` names the line of what is broken, and the hint."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"the matrix {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", hint="save it as UTF-8") from error
+    text = toml_file.decoded(data, path)
     return _Reader(path, text).matrix()
 
 
 class _Reader:
-    """Turns the text of a matrix into values, knowing the line of everything it refuses."""
+    """Turns the text of a matrix into values; an error names the line of what is wrong."""
 
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._text = path, text
-        try:
-            self._tables: dict[str, Any] = toml.loads(text)
-        except toml.TomlDecodeError as error:
-            raise InputError(
-                f"{path}:{error.lineno}: not valid TOML: {error.msg}", hint=f"correct line {error.lineno}"
-            ) from error
-        except RecursionError as error:
-            raise InputError(f"{path}: not valid TOML: nested too deeply", hint=_COMPARE) from error
-        except (IndexError, TypeError) as error:  # toml 0.10 lets these escape on some broken lines
-            raise InputError(f"{path}: not valid TOML", hint=_COMPARE) from error
+        self._tables = toml_file.parse(text, path)
 
     def matrix(self) -> Matrix:
+        """The whole matrix; `InputError` for the first thing that is wrong."""
         releases = {name: self._release(name) for name in self._table("release")}
         variants = {short: self._variant(short) for short in self._table("variant")}
         default = self._value((), "default-release", str)
-        self._only((), ("default-release", "release", "variant"))
+        self._refuse_unknown_keys((), ("default-release", "release", "variant"))
         self._each_gpu_once(variants.values())
         if default not in releases:
             raise self._refusal(
@@ -76,8 +64,8 @@ class _Reader:
     def _release(self, name: str) -> Release:
         at = ("release", name)
         if not _RELEASE.fullmatch(name):
-            raise self._refusal(at, None, "is no version", 'write [release."0.13.0"]')
-        self._only(at, _RELEASE_KEYS)
+            raise self._refusal(at, None, "is not a version", 'write [release."0.13.0"]')
+        self._refuse_unknown_keys(at, _RELEASE_KEYS)
         revision = self._value(at, "nixpkgs", str)
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
@@ -91,8 +79,8 @@ class _Reader:
     def _variant(self, short: str) -> Variant:
         at = ("variant", short)
         if not _SHORT.fullmatch(short):
-            raise self._refusal(at, None, "is no short name", "write [variant.sm90] or [variant.sm90-arm64]")
-        self._only(at, _VARIANT_KEYS)
+            raise self._refusal(at, None, "is not a short name", "write [variant.sm90] or …-arm64]")
+        self._refuse_unknown_keys(at, _VARIANT_KEYS)
         variant = Variant(
             short,
             self._capability(at, self._value(at, "capability", str)),
@@ -116,7 +104,7 @@ class _Reader:
                 return Related(self._capability(at, capability), tuple(gpus))
         raise self._refusal(at, "related", "is not understood", '[{ capability = "10.3", gpus = ["B300"] }]')
 
-    def _only(self, at: tuple[str, ...], known: Sequence[str]) -> None:
+    def _refuse_unknown_keys(self, at: tuple[str, ...], known: Sequence[str]) -> None:
         """Refuse a key that nobody reads: it is a known one, mistyped, or meant for another table."""
         table = self._tables
         for part in at:

@@ -1,4 +1,4 @@
-"""What is asked of a builder."""
+"""What a builder is given: one variant to build, and the options."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vllm_variants.model.variants import Release, Variant
 class Request:
     """One variant to build, and how.
 
-    `links` is the folder that gets the `result-…` link. `index` is the address of one more package
-    index, `python` the interpreter to use; None lets the builder decide. `slim` and `keep_ptx`
-    say what becomes of the images for other SMs.
+    `links` is the folder that gets the `result-…` link. `index` is the URL of one more package index,
+    `python` the interpreter to use; None lets the builder decide. `slim` drops the images for other SMs,
+    `keep_ptx` keeps their PTX all the same.
     """
 
     variant: Variant

@@ -45,12 +45,13 @@ TOOLKITS = (
 
 def driver(ptx: tuple[int, int]) -> int | None:
     """The oldest driver branch that compiles this PTX; None for a PTX newer than the table."""
-    return next((each.driver for each in TOOLKITS if each.ptx >= ptx), None)
+    return next((toolkit.driver for toolkit in TOOLKITS if toolkit.ptx >= ptx), None)
 
 
 def driver_of(cuda: str) -> int | None:
     """The oldest driver branch that compiles what this toolkit (`12.9`) writes; None for a newer one."""
-    wanted = numbers(cuda)[:2]
-    if wanted > numbers(TOOLKITS[-1].cuda):
+    version = numbers(cuda)[:2]
+    if version > numbers(TOOLKITS[-1].cuda):
         return None
-    return next((each.driver for each in reversed(TOOLKITS) if numbers(each.cuda) <= wanted), None)
+    older = (toolkit for toolkit in reversed(TOOLKITS) if numbers(toolkit.cuda) <= version)
+    return next((toolkit.driver for toolkit in older), None)

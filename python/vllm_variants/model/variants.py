@@ -57,7 +57,10 @@ class Related:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the matrix."""
+    """One row of the matrix: `short` names it (`sm90-arm64`); `architecture` and `gpus` are NVIDIA's names.
+
+    `system` is the platform as Nix spells it, `related` the capabilities that its images serve besides.
+    """
 
     short: str
     capability: Capability
@@ -79,10 +82,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Match:
-    """A variant and what a person's word for it was taken as: `the GPU RTX 4090`."""
+    """The variant that a text names, and as what the text was read: `the GPU RTX 4090 (Ada, sm89)`."""
 
     variant: Variant
-    taken_as: str
+    interpretation: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Matrix:
         )
 
     def parse(self, text: str, *, system: str | None = None) -> Match:
-        """Find the variant that a person means and say what their word was taken for.
+        """The variant that `text` names, and as what it was read.
 
         Accepts a short name (`sm90`, `sm90-arm64`), a full name, a compute capability (`9.0`,
         `90`: on `system`, by default this host's) and a GPU's name (`H100`, `rtx 4090`,
@@ -131,9 +134,9 @@ class Matrix:
         exact = self.variants.get(word.lower()) or self._names.get(word.lower())
         if exact:
             return Match(exact, "a variant")
-        found = self._by_capability(word, system or host_system()) or self._by_gpu(word)
-        if found:
-            return found
+        match = self._by_capability(word, system or host_system()) or self._by_gpu(word)
+        if match:
+            return match
         raise UsageError(f"there is no variant, capability or GPU {text!r}", hint=self._nearest(word))
 
     def _by_capability(self, word: str, system: str) -> Match | None:
@@ -152,21 +155,21 @@ class Matrix:
         return None
 
     def _by_gpu(self, word: str) -> Match | None:
-        asked = _tokens(word)
+        tokens = _tokens(word)
         known = [(gpu, v) for v in self.variants.values() for gpu in v.all_gpus]
         # The longest known name inside the word wins: "NVIDIA RTX 3090 Ti" is no RTX 3090.
-        named = [(gpu, v) for gpu, v in known if _contains(asked, _tokens(gpu))]
+        named = [(gpu, v) for gpu, v in known if _contains(tokens, _tokens(gpu))]
         if named:
             longest = max(len(_tokens(gpu)) for gpu, _ in named)
-            found = [(gpu, v) for gpu, v in named if len(_tokens(gpu)) == longest]
+            matches = [(gpu, v) for gpu, v in named if len(_tokens(gpu)) == longest]
         else:
-            found = [(gpu, v) for gpu, v in known if _contains(_tokens(gpu), asked)]
-        if not found:
+            matches = [(gpu, v) for gpu, v in known if _contains(_tokens(gpu), tokens)]
+        if not matches:
             return None
-        if len({v.short for _, v in found}) > 1:
-            choices = ", ".join(f"{gpu} ({v.short})" for gpu, v in found)
+        if len({v.short for _, v in matches}) > 1:
+            choices = ", ".join(f"{gpu} ({v.short})" for gpu, v in matches)
             raise UsageError(f"{word!r} could be several GPUs", hint=f"say which: {choices}")
-        gpu, variant = found[0]
+        gpu, variant = matches[0]
         return Match(variant, f"the GPU {gpu} ({variant.architecture}, {variant.short})")
 
     def _nearest(self, word: str) -> str:

@@ -67,7 +67,7 @@ def before_build(nix: Nix, configured: Configuration, builds: int) -> Iterator[F
 
 
 def _memory() -> Finding:
-    plan = memory.plan_here(1)
+    plan = memory.limits_here(1)
     if plan.too_little:
         text = f"{plan.available / 1e9:.0f} GB available, and one CUDA compile job may take 8 GB"
         return Finding(

@@ -88,7 +88,7 @@ def hard_link(name: Path, existing: Path) -> None:
 
 
 def leftover_target(path: Path) -> Path | None:
-    """The target that a file of ours was made for; None for a name that is not ours."""
+    """The target that an unfinished file was made for; None for a name that this module does not give."""
     match = _OURS.fullmatch(path.name)
     return path.with_name(match["target"]) if match else None
 
@@ -99,7 +99,7 @@ def is_leftover_of(path: Path, target: Path) -> bool:
 
 
 def remove_leftover(path: Path) -> bool:
-    """Remove what a killed writer left at `path`; False when it is not ours, or its writer is at work.
+    """Remove what a killed writer left at `path`; False when it has another name, or its writer is at work.
 
     Raises `OSError` where it cannot be removed.
     """
@@ -172,7 +172,7 @@ def _renamed_over(name: Path, make: Callable[[Path], None]) -> None:
 
 
 def name_beside(target: Path) -> Path:
-    """A new name of ours beside `target`, for what is to become it."""
+    """A new path beside `target`, hidden and unused, for what is to be renamed to it."""
     return target.with_name(f".{_shortened(target).name}.{secrets.token_hex(6)}{_SUFFIX}")
 
 

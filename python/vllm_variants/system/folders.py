@@ -15,7 +15,7 @@ def data() -> Path:
 
 
 def state() -> Path:
-    """Where logs and what was learned are kept: `$XDG_STATE_HOME/vllm-variants`, `~/.local/state/…`."""
+    """Where logs and build times are kept: `$XDG_STATE_HOME/vllm-variants`, `~/.local/state/…`."""
     return _folder("XDG_STATE_HOME", ".local/state")
 
 

@@ -10,9 +10,9 @@ from vllm_variants.system import atomic
 
 
 def require_free(link: Path) -> None:
-    """Raise an `Error` when what is at `link` is no link: it is somebody's, and stays.
+    """Return if nothing or a link is at `link`; raise an `Error` for anything else, which is not ours.
 
-    `ResourceError` where nobody may look, or the name cannot be one.
+    Raises `ResourceError` where the path cannot be looked at.
     """
     try:
         taken = not stat.S_ISLNK(link.lstat().st_mode)
@@ -29,8 +29,6 @@ def point(link: Path, target: Path) -> None:
     require_free(link)
     try:
         atomic.symlink(link, target)
-        atomic.remove_leftovers_of(
-            link
-        )  # a killed build's: two writers of one link do not disturb each other
+        atomic.remove_leftovers_of(link)  # of a killed build; a build that still runs makes its link again
     except OSError as error:
         raise ResourceError(f"the link {link} cannot be made: {error.strerror}") from error

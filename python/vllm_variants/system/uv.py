@@ -13,15 +13,13 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import toml
-
-from vllm_variants.errors import InputError, MissingError, ResourceError
+from vllm_variants.errors import InputError, MissingError
+from vllm_variants.model import toml_file
 from vllm_variants.system import process
 from vllm_variants.system.process import CompletedCommand
 
@@ -117,7 +115,7 @@ def _settings() -> Iterator[list[str | Path]]:
         yield ["--no-config"]
         return
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(toml.dumps(kept))
+        file.write(toml_file.dumps(kept))
         file.flush()
         yield ["--config-file", Path(file.name)]
 
@@ -140,12 +138,10 @@ _MACHINE = Path("/etc/uv/uv.toml")
 def _kept(path: Path) -> dict[str, Any]:
     """What is kept of one uv.toml; places that are relative to it become absolute."""
     try:
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResourceError(f"uv's settings {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        facts = toml_file.load(path)
+    except InputError as error:
         raise InputError(
-            f"uv's settings {path} are not TOML: {error}", hint="correct the file, or set UV_NO_CONFIG=1"
+            f"uv's settings cannot be used: {error.message}", hint="correct the file, or set UV_NO_CONFIG=1"
         ) from error
     kept = {key: value for key, value in facts.items() if key in _KEPT_SETTINGS}
     of_pip = facts.get("pip")

@@ -45,7 +45,7 @@ class FastBuilder:
         self, requests: Sequence[Request], say: Say, done: Done = lambda outcome: None
     ) -> list[Outcome]:
         """Build every request; one outcome each, in their order, and to `done` as each is known."""
-        plan = memory.plan_here(len(requests), cores=self.options.cores, max_jobs=self.options.max_jobs)
+        plan = memory.limits_here(len(requests), cores=self.options.cores, max_jobs=self.options.max_jobs)
         say(plan.sentence())
         blocked = blocked_links(requests)
         outcomes: dict[str, Outcome] = {}
@@ -66,7 +66,7 @@ class FastBuilder:
                 take(self._outcome(request, report.get(request.variant.short, {}), plan, say))
         return [outcomes[request.name] for request in requests]
 
-    def _run(self, parent: str, group: Sequence[Request], plan: memory.Plan) -> _Results:
+    def _run(self, parent: str, group: Sequence[Request], plan: memory.JobLimits) -> _Results:
         """Build variants of one release and system; the report."""
         with tempfile.TemporaryDirectory(prefix="vllm-variants-") as folder:
             report = Path(folder, "results.json")
@@ -79,7 +79,9 @@ class FastBuilder:
                 text = report.read_text(encoding="utf-8", errors="replace")
                 raise not_understood("nix-fast-build", text) from error
 
-    def _command(self, parent: str, group: Sequence[Request], plan: memory.Plan, report: Path) -> list[str]:
+    def _command(
+        self, parent: str, group: Sequence[Request], plan: memory.JobLimits, report: Path
+    ) -> list[str]:
         names = [request.variant.short for request in group]
         workers = evaluation.concurrent(plan.available, plan.processors)
         command = [self.program, "--flake", f"{self.nix.flake}#{parent}", "--no-nom"]
@@ -97,7 +99,7 @@ class FastBuilder:
         return command
 
     def _outcome(
-        self, request: Request, rows: dict[str, dict[str, Any]], plan: memory.Plan, say: Say
+        self, request: Request, rows: dict[str, dict[str, Any]], plan: memory.JobLimits, say: Say
     ) -> Outcome:
         evaluated, built = rows.get("EVAL", {}), rows.get("BUILD")
         if built is None or not evaluated.get("success", True):
@@ -118,7 +120,7 @@ class FastBuilder:
         return Finisher(self.nix, self.options.cache).finish(request, out, outcome, say)
 
 
-def _jobs(plan: memory.Plan, builds: int) -> list[str]:
+def _jobs(plan: memory.JobLimits, builds: int) -> list[str]:
     """How many Nix processes it starts, and how many builds each may have on this machine.
 
     Where nothing is built here (`--max-jobs 0`) each waits for a remote machine, so all may wait at once:

@@ -23,7 +23,7 @@ from vllm_variants.builders.source.options import Options, Show
 from vllm_variants.builders.source.watch import failure_notice
 from vllm_variants.errors import Error, MissingError, UsageError
 from vllm_variants.machine import memory
-from vllm_variants.machine.memory import Plan
+from vllm_variants.machine.memory import JobLimits
 from vllm_variants.model import matrix
 from vllm_variants.model.requests import Request
 from vllm_variants.nix.command import Nix
@@ -45,7 +45,7 @@ class FloxBuilder:
     """The `flox` builder over one checkout. `plan` goes to Flox's Nix as settings."""
 
     root: Path
-    plan: Plan
+    plan: JobLimits
     options: Options
     show: Show | None = None
 
@@ -136,7 +136,7 @@ def find(options: Options) -> FloxBuilder:
             "vllm-variants was installed as a package, and Flox builds in a checkout",
             hint="clone the repository and run ./vllm-variants there",
         )
-    return FloxBuilder(root, memory.plan_here(1, cores=options.cores), options)
+    return FloxBuilder(root, memory.limits_here(1, cores=options.cores), options)
 
 
 def check(root: Path, request: Request) -> None:

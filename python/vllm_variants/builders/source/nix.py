@@ -23,7 +23,7 @@ from vllm_variants.builders.source.options import Options, Show
 from vllm_variants.builders.source.watch import Cause, Watch
 from vllm_variants.errors import Error, Interrupted
 from vllm_variants.machine import memory
-from vllm_variants.machine.memory import Plan
+from vllm_variants.machine.memory import JobLimits
 from vllm_variants.model.requests import Request
 from vllm_variants.nix import evaluation
 from vllm_variants.nix.command import Configuration, Nix
@@ -111,7 +111,7 @@ class Batch:
 
     def _build(self) -> None:
         options = self._options
-        plan = memory.plan_here(len(self._pending), cores=options.cores, max_jobs=options.max_jobs)
+        plan = memory.limits_here(len(self._pending), cores=options.cores, max_jobs=options.max_jobs)
         self._say(plan.sentence())
         self._warn()
         with BuildLogs(build_logs.new_folder(options.logs), _names(self._pending.values())) as logs:
@@ -134,7 +134,7 @@ class Batch:
             if finding.hint:
                 self._say(f"note: {finding.about}: {finding.text}\nhint: {finding.hint}")
 
-    def _build_pending(self, plan: Plan, logs: BuildLogs) -> None:
+    def _build_pending(self, plan: JobLimits, logs: BuildLogs) -> None:
         """Build what is pending; go on with the rest where Nix gave up on all because of some.
 
         An error that belongs to no build (a missing feature) ends Nix, `--keep-going` or not.
@@ -153,7 +153,7 @@ class Batch:
                 return
             left = rest
 
-    def _nix_build(self, plan: Plan, drvs: Iterable[str], watch: Watch) -> None:
+    def _nix_build(self, plan: JobLimits, drvs: Iterable[str], watch: Watch) -> None:
         keep_going = ["--keep-going"] if self._options.keep_going else []
         arguments = ["build", "--no-link", "--log-format", "internal-json", *keep_going]
         arguments += ["--cores", str(plan.cores), "--max-jobs", str(plan.max_jobs)]
@@ -177,13 +177,13 @@ class Batch:
         elif isinstance(subject, Copy) and subject.ended:
             self._settle([item for item in self._pending.values() if item.out == subject.path])
 
-    def _plan_again(self, plan: Plan) -> Plan:
+    def _plan_again(self, plan: JobLimits) -> JobLimits:
         """The plan of a further attempt: half the compile jobs where memory ran out."""
         names = ", ".join(_names(self._pending.values()).values())
         self._say(f"again (attempt {self._attempt} of {self._options.retries + 1}): {names}")
         errors = [self._error(derivation, plan) for derivation in self._pending.values()]
         if plan.cores > 1 and any(out_of_memory(error) for error in errors):
-            plan = replace(plan, cores=plan.cores // 2, asked=("halved because memory ran out",))
+            plan = replace(plan, cores=plan.cores // 2, given=("halved because memory ran out",))
             self._say(plan.sentence())
         return plan
 
@@ -246,7 +246,7 @@ class Batch:
         self._outcomes[outcome.variant] = outcome
         self._done(outcome)
 
-    def _failed(self, derivation: Derivation, plan: Plan, logs: BuildLogs) -> Outcome:
+    def _failed(self, derivation: Derivation, plan: JobLimits, logs: BuildLogs) -> Outcome:
         cause = self._causes.get(derivation.drv, Cause())
         if not cause and any(self._causes.values()) and not self._options.keep_going:
             return skipped(derivation.request)
@@ -262,7 +262,7 @@ class Batch:
             log=logs.paths.get(build.drv) if build else None,
         )
 
-    def _error(self, derivation: Derivation, plan: Plan) -> Error:
+    def _error(self, derivation: Derivation, plan: JobLimits) -> Error:
         cause = self._causes.get(derivation.drv, Cause())
         own = cause.build is None or cause.build.drv == derivation.drv
         return failure(derivation.request.variant.short, cause.build, cause.errors, own, plan.cores)

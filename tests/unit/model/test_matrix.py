@@ -50,7 +50,7 @@ def test_every_gpu_leads_to_its_variant(row: tuple[Variant, str]) -> None:
     for way in (gpu, gpu.lower(), f"NVIDIA {gpu}", f"NVIDIA GeForce {gpu}", gpu.replace(" ", "-")):
         match = MATRIX.parse(way)
         assert match.variant == variant
-        assert gpu in match.taken_as
+        assert gpu in match.interpretation
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_names_as_the_driver_reports_them(word: str, short: str) -> None:
 def test_a_related_capability_is_served_and_says_so() -> None:
     match = MATRIX.parse("10.3", system="aarch64-linux")
     assert match.variant.short == "sm100-arm64"
-    assert "10.3" in match.taken_as
+    assert "10.3" in match.interpretation
 
 
 def test_an_ambiguous_gpu_names_the_choices() -> None:
@@ -158,9 +158,9 @@ def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
         ("[release", "[releases.x]\n[release", 3, "write release"),
         ('python = "3.12"', 'python = "3.12"\npyton = "3.12"', 6, "write python"),
         ('capability = "9.0"', 'capability = "9.0"\ndriver = "560"', 13, "known are: capability"),
-        ('[release."1.0"]', '[release."../x"]', 3, "is no version"),
-        ('[release."1.0"]', '[release.".."]', 3, "is no version"),
-        ('[release."1.0"]', '[release."1.0/2"]', 3, "is no version"),
+        ('[release."1.0"]', '[release."../x"]', 3, "is not a version"),
+        ('[release."1.0"]', '[release.".."]', 3, "is not a version"),
+        ('[release."1.0"]', '[release."1.0/2"]', 3, "is not a version"),
     ],
 )
 def test_a_broken_matrix_is_named_by_line_and_hint(

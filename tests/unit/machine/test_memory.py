@@ -68,27 +68,27 @@ def test_a_quota_of_processors_counts(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_memory_is_the_limit_not_processors() -> None:
-    plan = memory.plan(1, 64 * GB, 64)
+    plan = memory.limits(1, 64 * GB, 64)
     assert (plan.cores, plan.max_jobs) == (8, 1)
     assert "64 GB of memory available ÷ 8 GB a CUDA compile job = 8" in plan.sentence()
     assert "--max-jobs 1 --cores 8" in plan.sentence()
 
 
 def test_many_variants_on_a_large_machine_are_built_beside_each_other() -> None:
-    plan = memory.plan(10, 512 * GB, 96)
+    plan = memory.limits(10, 512 * GB, 96)
     assert (plan.cores, plan.max_jobs) == (8, 8)
 
 
 def test_what_a_person_gives_stays_and_its_price_is_told() -> None:
-    plan = memory.plan(10, 64 * GB, 16, cores=16)
+    plan = memory.limits(10, 64 * GB, 16, cores=16)
     assert (plan.cores, plan.max_jobs) == (16, 1)
     assert plan.too_little
     assert "may take 128 GB of the 64 GB" in plan.sentence()
-    assert memory.plan(10, 64 * GB, 16, max_jobs=2).cores == 4
+    assert memory.limits(10, 64 * GB, 16, max_jobs=2).cores == 4
 
 
 def test_too_little_memory_still_gives_one_job_and_says_so() -> None:
-    plan = memory.plan(3, 5 * GB, 8)
+    plan = memory.limits(3, 5 * GB, 8)
     assert (plan.cores, plan.max_jobs) == (1, 1)
     assert "may need more than there is" in plan.sentence()
 
@@ -99,7 +99,7 @@ def test_too_little_memory_still_gives_one_job_and_says_so() -> None:
     st.integers(1, 512),
 )
 def test_a_computed_plan_never_asks_for_more_than_there_is(builds: int, free: int, processors: int) -> None:
-    plan = memory.plan(builds, free, processors)
+    plan = memory.limits(builds, free, processors)
     jobs = plan.cores * plan.max_jobs
     assert 1 <= plan.max_jobs <= builds
     assert jobs <= processors

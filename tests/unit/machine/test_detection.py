@@ -13,7 +13,7 @@ from vllm_variants.machine.detection import Detection, detect
 from vllm_variants.machine.gpus import Machine
 from vllm_variants.model import matrix
 
-MACHINES = Path(__file__).parents[1] / "machines"
+MACHINES = Path(__file__).parents[2] / "machines"
 MATRIX = matrix.load()
 
 
@@ -60,13 +60,13 @@ def test_every_variant_gets_a_verdict_with_a_reason(monkeypatch: pytest.MonkeyPa
     for path in MACHINES.glob("*.json"):
         found = recorded(path.stem, monkeypatch)
         for gpu in found.gpus:
-            assert [v.variant.short for v in gpu.verdicts] == list(MATRIX.variants)
-            assert all(v.reason for v in gpu.verdicts)
+            assert [v.variant.short for v in gpu.candidates] == list(MATRIX.variants)
+            assert all(v.reason for v in gpu.candidates)
 
 
 def test_a_gpu_takes_the_highest_variant_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """sm80 and sm86 images also run on 8.9, but sm89 is built for it."""
-    verdicts = {v.variant.short: v for v in recorded("l40s", monkeypatch).gpus[0].verdicts}
+    verdicts = {v.variant.short: v for v in recorded("l40s", monkeypatch).gpus[0].candidates}
     assert [short for short, v in verdicts.items() if v.accepted] == ["sm80", "sm86", "sm89"]
     assert "8.6 images run on 8.9" in verdicts["sm86"].reason
     assert verdicts["sm90"].reason == "code for 9.0 never runs on 8.9"

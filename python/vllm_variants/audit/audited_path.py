@@ -1,4 +1,4 @@
-"""What is being audited: which release and device a path speaks of, if it says so itself."""
+"""A path to audit: the device it is judged for and the release it is held to, if it names them itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants.audit import contents as expectations
+from vllm_variants.audit import contents
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit
 from vllm_variants.model import results
@@ -19,10 +19,11 @@ _MACHINE = re.compile(r"(x86_64|aarch64)(?:\.whl)?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One path to audit: the device to judge it for (None: only count), and what it says of itself.
+class AuditedPath:
+    """One path to audit.
 
-    `release` is the vLLM that it is held to, None where nobody knows.
+    `capability` is the device to judge it for (None: only count its images), `release` the vLLM that it is
+    held to (None where nobody knows), `manifest` that of a result (None for anything else).
     """
 
     path: Path
@@ -36,26 +37,26 @@ class Subject:
         return self.path.is_dir() or self.path.suffix == ".whl"
 
 
-def subjects(
+def audited_paths(
     paths: Sequence[Path], capability: Capability | None, release: str | None
-) -> tuple[Subject, ...]:
+) -> tuple[AuditedPath, ...]:
     """Each path with its device and release.
 
-    A result speaks for itself, and `capability` and `release` are for what does not; where there are
-    results only, they are asked about that device and release instead. Raises `InputError` for a
+    A result's manifest names both; `capability` and `release` are for paths that have none. Where all
+    paths are results, `capability` and `release` replace what their manifests say. Raises `InputError` for a
     manifest that is broken.
     """
     manifests = [manifest(path) for path in paths]
-    override = all(manifests)
-    found = []
-    for path, known in zip(paths, manifests, strict=True):
+    only_results = all(manifests)
+    audited = []
+    for path, own in zip(paths, manifests, strict=True):
         device, version = capability, release
-        if known and not (override and capability):
-            device = known.capability
-        if known and not (override and release):
-            version = known.release
-        found.append(Subject(path, device, version or next(_releases(path), None), known))
-    return tuple(found)
+        if own and not (only_results and capability):
+            device = own.capability
+        if own and not (only_results and release):
+            version = own.release
+        audited.append(AuditedPath(path, device, version or next(_releases(path), None), own))
+    return tuple(audited)
 
 
 def manifest(path: Path) -> Manifest | None:
@@ -64,20 +65,25 @@ def manifest(path: Path) -> Manifest | None:
     return Manifest.read(file) if path.is_dir() and file.is_file() else None
 
 
-def expectations_for(subject: Subject, libraries: Sequence[LibraryAudit]) -> tuple[Expectations | None, str]:
-    """What the libraries of a subject are held to, and why to nothing where one might think otherwise."""
-    if not (subject.whole and subject.release and subject.capability):
+def expectations_for(
+    audited: AuditedPath, libraries: Sequence[LibraryAudit]
+) -> tuple[Expectations | None, str]:
+    """What the libraries found at a path should hold, and a sentence on why nothing is expected of them.
+
+    The sentence is empty where none is needed: for a single file, or where device or release are not known.
+    """
+    if not (audited.whole and audited.release and audited.capability):
         return None, ""
-    about = f"{subject.path} is held to no release"
-    system = subject.manifest.system if subject.manifest else _system(subject.path, libraries)
+    about = f"{audited.path} is held to no release"
+    system = audited.manifest.system if audited.manifest else _system(audited.path, libraries)
     if not system:
-        return None, f"{about}: nothing in it says for which system its vLLM {subject.release} is"
-    known = expectations.load(subject.release, system)
-    if known is None:
-        return None, f"{about}: there are no expectations for vLLM {subject.release} on {system}"
-    if not any(subject.capability.sm in library.by_sm for library in known.libraries.values()):
-        return None, f"{about}: the expectations for vLLM {subject.release} have no {subject.capability.sm}"
-    return known, ""
+        return None, f"{about}: nothing in it says for which system its vLLM {audited.release} is"
+    expectations = contents.load(audited.release, system)
+    if expectations is None:
+        return None, f"{about}: there are no expectations for vLLM {audited.release} on {system}"
+    if not any(audited.capability.sm in library.by_sm for library in expectations.libraries.values()):
+        return None, f"{about}: the expectations for vLLM {audited.release} have no {audited.capability.sm}"
+    return expectations, ""
 
 
 def _system(path: Path, libraries: Sequence[LibraryAudit]) -> str:

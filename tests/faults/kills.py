@@ -1,0 +1,169 @@
+"""Rounds of kills: SIGKILL, SIGTERM and Ctrl-C, at one exact call or after a random time."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import invariants
+from commands import Ended, Strike
+from invariants import Item, snapshot
+from rounds import Arguments, Round
+from whole import copy_whole, finish_build, finish_slim, gc_kept, nothing_else, stocked, store_whole
+from worlds import RELEASES, World
+
+
+def killed(this: Round, run: str, arguments: Arguments, **options: object) -> Ended:
+    """Run a command and kill it: at one exact call, or after a random part of its usual time."""
+    chance, known = this.chance, this.world.template.runs[run]
+    signum = chance.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [4, 2, 3])[0]
+    whom = {
+        signal.SIGKILL: ("main", "group", "self"),
+        signal.SIGTERM: ("main", "group"),
+        signal.SIGINT: ("group",),
+    }
+    to = chance.choice(whom[signum])
+    exact = this.world.template.shim and known.calls and chance.random() < 0.6
+    if exact:
+        strike = Strike(
+            f"signal:{int(signum)}:{to}",
+            chance.randint(1, max(int(0.9 * known.calls), 1)),
+            chance.random() < 0.5,
+        )
+        ended = this.world.start(*arguments, strike=strike, **options).finish()  # type: ignore[arg-type]
+        if ended.struck:
+            ended.sent.append(int(signum))
+    else:
+        usual = known.seconds * this.pace
+        early = chance.random() < 0.15  # mostly once Python has started and work has begun
+        delay = chance.uniform(0.0 if early else 0.4 * usual, 1.1 * usual)
+        command = this.world.start(*arguments, **options)  # type: ignore[arg-type]
+        command.wait(delay)
+        command.send(int(signum), group=to != "main")
+        ended = command.finish()
+        this.trail.append(f"signal {int(signum)} to {to} after {delay:.3f} s")
+    if ended.sent:
+        this.faults[f"{signum.name} of {arguments[0]}"] += 1
+    return this.note(ended)
+
+
+def may_leave(ended: Ended) -> bool:
+    """Whether leftovers are allowed: nobody can clean up after SIGKILL, nor before Python has started."""
+    return signal.SIGKILL in ended.sent or (ended.status or 0) < 0
+
+
+def kill_slim(this: Round) -> None:
+    """Kill slimming a tree in place, several times, then let it finish."""
+    world, jobs = this.world, this.chance.choice([1, 2, 2, 3])
+    before, reference = world.with_tree(), world.template.slimmed()
+    cached = snapshot(world.area / "cached")
+    leftovers = False
+    for _ in range(this.chance.randint(2, 4)):
+        ended = killed(this, "slim", world.slim(jobs=jobs))
+        leftovers |= may_leave(ended)
+        now = snapshot(world.tree)
+        this.hold(
+            invariants.old_or_new(before, now, reference, leftovers=leftovers, finished=ended.status == 0)
+        )
+        this.hold(invariants.equal(cached, snapshot(world.area / "cached"), "a name outside the tree"))
+        if ended.status == 0:
+            break  # there is nothing more to disturb
+    finish_slim(this, before, reference, cached)
+
+
+def kill_copy(this: Round) -> None:
+    """Kill slimming a tree to a copy: it is there whole or not at all, and the source never changes."""
+    world, chance = this.world, this.chance
+    before, reference = world.with_tree(), world.template.slimmed()
+    out = world.area / "out"
+    precious = world.area / ".out.slimming"  # somebody's, though it is named as ours may be
+    precious.mkdir()
+    (precious / "mine").write_text("precious")
+    link = ["--link"] if chance.random() < 0.3 else []
+    arguments = [*world.slim(to=out, jobs=chance.choice([1, 2])), *link]
+    for _ in range(chance.randint(1, 3)):
+        ended = killed(this, "copy", arguments)
+        this.hold(invariants.equal(before, snapshot(world.tree), "the source"))
+        copy_whole(this, out, reference, link, complete=ended.status in (0, 130))
+        nothing_else(this, {"tree", "cached", "links", "out", ".out.slimming"}, leftovers=may_leave(ended))
+    this.undisturbed(*arguments)
+    if not out.exists():
+        this.hold(["an undisturbed run left no copy"])
+    copy_whole(this, out, reference, link)
+    this.hold(invariants.equal(before, snapshot(world.tree), "the source"))
+    if not (precious / "mine").exists():
+        this.hold(["somebody's folder .out.slimming is gone"])
+    nothing_else(this, {"tree", "cached", "links", ".out.slimming"}, leftovers=True)
+
+
+def kill_file(this: Round) -> None:
+    """Kill slimming one library, in place or to a new file."""
+    world, chance = this.world, this.chance
+    before, slimmed = world.with_tree(), world.template.slimmed()
+    name = chance.choice(["lib/libone.so.1", "pkg/_real.so", "pkg/libthree.so"])
+    to = chance.choice([None, world.area / "new.so"])
+    reference = {key: item for key, item in slimmed.items() if key == name} if to is None else {}
+    arguments = world.slim(world.tree / name, to)[:-2]  # --jobs means nothing for one file
+    leftovers = False
+    for _ in range(chance.randint(1, 3)):
+        ended = killed(this, "file", arguments)
+        leftovers |= may_leave(ended)
+        this.hold(invariants.old_or_new(before, snapshot(world.tree), reference, leftovers=leftovers))
+        _new_file_whole(this, to, slimmed[name])
+        if ended.status == 0:
+            break
+    this.undisturbed(*arguments)
+    _new_file_whole(this, to, slimmed[name])
+    now = snapshot(world.tree)
+    this.hold(invariants.old_or_new(before, now, reference, leftovers=leftovers, finished=True))
+
+
+def _new_file_whole(this: Round, to: Path | None, whole: Item) -> None:
+    if to and to.exists():
+        found = snapshot(to.parent)[to.name]
+        if not found.same(whole):
+            this.hold([f"{to.name} is not whole"])
+        to.unlink()
+
+
+def kill_build(this: Round) -> None:
+    """Kill builds in stores of all states: no link but to a whole entry, and no half entry."""
+    world, chance = this.world, this.chance
+    state = chance.choice(["empty", "empty", "other", "unlinked", "elsewhere"])
+    if state == "other":
+        world.with_entry(RELEASES[1], link="result-vllm-python312-cuda12_9-sm90")
+    elif state in ("unlinked", "elsewhere"):
+        world.with_entry(RELEASES[0], link="elsewhere" if state == "elsewhere" else "")
+    (world.links / "result-notes").write_text("precious")
+    this.trail.append(f"store: {state}")
+    leftovers = False
+    for _ in range(chance.randint(1, 3)):
+        run = "relink" if any((world.store / "store").glob("*-0.13.0")) else "build"
+        ended = killed(this, run, world.build())
+        leftovers |= may_leave(ended)
+        store_whole(this, leftovers)
+        if chance.random() < 0.3:
+            linked = _linked(world)
+            this.undisturbed("gc")
+            if _linked(world) != linked:
+                this.hold(["gc removed what a link points to"])
+            store_whole(this, leftovers)
+    finish_build(this)
+
+
+def _linked(world: World) -> set[str]:
+    return {path.name for path in world.links.iterdir() if path.is_symlink() and path.exists()}
+
+
+def kill_gc(this: Round) -> None:
+    """Kill gc: what is linked stays whole, what is not is whole or gone."""
+    world, linked = this.world, stocked(this)
+    for _ in range(this.chance.randint(1, 3)):
+        killed(this, "gc", ["gc"])
+        store_whole(this, leftovers=True)
+        gc_kept(this, linked)
+    this.undisturbed("gc")
+    store_whole(this, leftovers=False)
+    gc_kept(this, linked)
+    if left := {path.name for path in (world.store / "store").glob("*")} - linked:
+        this.hold([f"gc left {name}, which nothing links to" for name in left])
