@@ -10,6 +10,7 @@ import pytest
 
 from vllm_variants.builders.outcomes import Status, outcome_of
 from vllm_variants.cli.batch_report import BatchReport
+from vllm_variants.cli.build_options import ReportOptions
 from vllm_variants.errors import ResourceError
 from vllm_variants.model import matrix
 from vllm_variants.model.requests import Request
@@ -33,7 +34,7 @@ def build(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--builders", ""], "--builders goes with --via nix, not with --via wheels"),
         (["--no-slim", "--keep-ptx"], "--keep-ptx and --no-slim do not go together"),
         (["--json", "--jsonl", "-"], "--json and --jsonl - do not go together"),
-        (["--jsonl", "a", "--summary", "./a"], "--jsonl and --summary name one file"),
+        (["--jsonl", "a", "--summary", "./a"], "--jsonl and --summary name the same file"),
         (["--system", "aarch64-linux"], "--system goes with --all"),
         (["--via", "nix", "--signing-key", "key"], "--signing-key goes with --push"),
         (["--links", ""], "--links is empty"),
@@ -65,7 +66,7 @@ def test_what_does_not_go_together_is_refused(arguments: list[str], sentence: st
 def test_a_full_disk_under_the_lines_of_json_is_a_sentence(tmp_path: Path) -> None:
     rows = matrix.load()
     request = Request(next(iter(rows.variants.values())), rows.default, tmp_path)
-    report = BatchReport([request], False, Path("/dev/full"), None, None)
+    report = BatchReport([request], ReportOptions(jsonl=Path("/dev/full")))
     with report, pytest.raises(ResourceError, match="the disk is full"):
         report.take(outcome_of(request, Status.BUILT))
     assert Path("/dev/full").is_char_device()

@@ -86,13 +86,13 @@ def test_detect_explains_itself_to_people(tmp_path: Path) -> None:
         (["build", "auto"], "no-driver", ExitCode.UNSUPPORTED, "name a variant instead"),
         (["build", "auto"], "old-driver", ExitCode.UNSUPPORTED, "needs driver 560"),
         (["build", "sm91"], "h100", ExitCode.USAGE, "did you mean sm90"),
-        (["build"], "h100", ExitCode.USAGE, "name variants, or auto, or --all"),
-        (["build", "--all", "sm90"], "h100", ExitCode.USAGE, "--all goes without names"),
+        (["build"], "h100", ExitCode.USAGE, "VARIANT or --all is required"),
+        (["build", "--all", "sm90"], "h100", ExitCode.USAGE, "VARIANT and --all do not go together"),
         (["build", "sm90", "--release", "9"], "h100", ExitCode.USAGE, "choose one of: 0.13.0, 0.11.2"),
         (["build", "sm90", "--links", "nowhere"], "h100", ExitCode.USAGE, "mkdir -p nowhere"),
         (["build", "sm90-arm64"], "h100", ExitCode.UNSUPPORTED, "needs --index URL"),
         (["build", "sm90", "--via", "magic"], "h100", ExitCode.USAGE, "magic"),
-        (["list", "--nonsense"], "h100", ExitCode.USAGE, "No such option"),
+        (["list", "--nonsense"], "h100", ExitCode.USAGE, "no such option: --nonsense"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_code(
@@ -159,11 +159,10 @@ def test_every_exit_code_is_documented() -> None:
     assert {int(code) for code in launcher + written} <= documented_exit_codes()
 
 
-@pytest.mark.parametrize("name", ["", "9.9.9"])
-def test_lock_refuses_a_name_before_it_resolves_anything(name: str, tmp_path: Path) -> None:
-    told = cli("lock", "0.13.0", name, cwd=tmp_path)
+def test_lock_refuses_a_name_before_it_resolves_anything(tmp_path: Path) -> None:
+    told = cli("lock", "0.13.0", "9.9.9", cwd=tmp_path)
     assert told.returncode == ExitCode.USAGE
-    assert told.stderr.startswith(f"error: there is no release '{name}'")
+    assert told.stderr.startswith("error: there is no release '9.9.9'")
 
 
 def test_locks_agree_with_the_matrix() -> None:

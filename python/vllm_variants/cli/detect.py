@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, out, print_json, say, size, table
+from vllm_variants.cli.options import Json, ReleaseName
+from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
 from vllm_variants.machine.detection import Detection, GpuDetection
 from vllm_variants.model import matrix

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import data
+from vllm_variants.cli import checkout
 from vllm_variants.cli.output import say
 from vllm_variants.errors import ExitCode
 from vllm_variants.maintain import docs as generated
@@ -20,8 +20,7 @@ def docs(
     ] = False,
 ) -> None:
     """Rewrite what is computed: tables in README.md and docs/, Flox's expressions."""
-    root = data.checkout()
-    assert root is not None  # registered in a checkout only
+    root = checkout.require("docs")
     old = {
         path: text
         for path, text in generated.files(root, matrix.load()).items()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vllm_variants.builders.wheels import locks
+from vllm_variants.cli import checkout
 from vllm_variants.cli.output import say
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import SYSTEMS
@@ -21,6 +22,7 @@ def lock(
     ] = False,
 ) -> None:
     """Resolve locks/<release>-<platform>.txt again from the inputs beside them (in a checkout)."""
+    checkout.require("lock")
     rows = matrix.load()
     chosen = [rows.release(name) for name in releases or rows.releases]  # all names, before any work
     for release in chosen:

@@ -12,9 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TextIO
+from typing import TextIO
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +32,6 @@ def _console(*, stderr: bool) -> Console:
 
 out = _console(stderr=False)
 err = _console(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
 
 
 def print_json(facts: Mapping[str, object] | Sequence[object]) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, err, out, print_json, say, table
+from vllm_variants.cli.options import Json, ReleaseName
+from vllm_variants.cli.output import err, out, print_json, say, table
 from vllm_variants.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def test_strict_wants_something_that_can_be_judged(tree: Path, tmp_path: Path) -
 def test_a_gpus_name_is_a_device(tree: Path) -> None:
     path = next(tree.rglob("*.so"))
 
-    told = run("audit", "--why", "L40S", path)
+    told = run("audit", "--why", "--sm", "L40S", path)
 
     assert told.returncode == 0
     assert "on sm89 (compute capability 8.9)" in told.stdout
@@ -256,18 +256,18 @@ def test_why_goes_on_after_what_is_no_library(tree: Path) -> None:
     broken = library(tree / "broken.so", CODE)
     broken.write_bytes(broken.read_bytes()[:9000])
 
-    told = run("audit", "--why", "sm90", tree)
+    told = run("audit", "--why", "--sm", "sm90", tree)
 
     assert told.returncode == ExitCode.AUDIT
     assert "_C.abi3.so on sm90" in told.stdout
     assert "kernel.cubin: passed over" in told.stderr
     assert "broken.so: cannot be read" in told.stderr
     broken.unlink()
-    assert run("audit", "--why", "sm90", tree).returncode == 0
+    assert run("audit", "--why", "--sm", "sm90", tree).returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["/dev/zero", "link", "fifo", "socket"])
-@pytest.mark.parametrize("mode", [["--sm", "90"], ["--why", "90"], []])
+@pytest.mark.parametrize("mode", [["--sm", "90"], ["--why", "--sm", "90"], []])
 def test_what_has_no_end_is_not_read(tmp_path: Path, kind: str, mode: list[str]) -> None:
     path = tmp_path / kind
     if kind == "/dev/zero":
@@ -328,28 +328,39 @@ def test_what_may_not_be_read_in_a_tree_is_a_problem_and_the_rest_is_audited(tre
         (["audit", "nowhere"], ExitCode.MISSING, "list --results"),
         (["audit", "x" * 300], ExitCode.USAGE, "File name too long"),
         (["audit", "x/" * 3000], ExitCode.USAGE, "File name too long"),
-        (["audit", ""], ExitCode.USAGE, "it is empty: is a variable unset?"),
+        (["audit", ""], ExitCode.USAGE, "PATH is empty"),
         (["audit", "--sm", "sm9x", "."], ExitCode.USAGE, "sm9x"),
-        (["audit", "--sm", "", "."], ExitCode.USAGE, "no variant, capability or GPU ''"),
-        (["audit", "--why", "", "."], ExitCode.USAGE, "no variant, capability or GPU ''"),
-        (["audit", "--release", "", "."], ExitCode.USAGE, "there is no release ''"),
+        (["audit", "--sm", "", "."], ExitCode.USAGE, "--sm is empty"),
+        (["audit", "--why", "."], ExitCode.USAGE, "--why goes with --sm"),
+        (["audit", "--release", "", "."], ExitCode.USAGE, "--release is empty"),
         (["audit", "--release", "0.13.0", "."], ExitCode.USAGE, "add --sm SM"),
         (["audit", "--sm", "90", "--release", "0.13.0", __file__], ExitCode.USAGE, "is a single file"),
-        (["audit", "--why", "90", "--closure", "."], ExitCode.USAGE, "--closure does not go with --why"),
-        (["audit", "--why", "90", "--strict", "."], ExitCode.USAGE, "--strict does not go with --why"),
-        (["audit", "--why", "90", "--sm", "90", "."], ExitCode.USAGE, "--sm does not go with --why"),
-        (["audit", "--why", "90", "--release", "x", "."], ExitCode.USAGE, "--release does not go with --why"),
-        (["audit", "--derive", "--json", "x"], ExitCode.USAGE, "--json does not go with --derive"),
-        (["audit", "--derive", "--why", "90", "x"], ExitCode.USAGE, "--why does not go with --derive"),
+        (["audit", "--why", "--sm", "90", "--closure", "."], ExitCode.USAGE, "--why and --closure do not go"),
+        (["audit", "--why", "--sm", "90", "--strict", "."], ExitCode.USAGE, "--why and --strict do not go"),
+        (
+            ["audit", "--why", "--sm", "90", "--release", "x", "."],
+            ExitCode.USAGE,
+            "--why and --release do",
+        ),
+        (["audit", "--derive", "--json", "x"], ExitCode.USAGE, "--derive and --json do not go together"),
+        (["audit", "--derive", "--why", "x"], ExitCode.USAGE, "--derive and --why do not go together"),
         (["audit", "--derive", "vllm-1.0.0-x.whl"], ExitCode.MISSING, "does not exist"),
         (["audit", "--closure-from", "x", ".", ".."], ExitCode.USAGE, "with one PATH"),
         (["audit", "--closure-from", "nowhere", "."], ExitCode.MISSING, "nowhere"),
-        (["audit", "--closure-from", "x", "--closure", "."], ExitCode.USAGE, "goes without --closure-from"),
+        (
+            ["audit", "--closure-from", "x", "--closure", "."],
+            ExitCode.USAGE,
+            "--closure and --closure-from do",
+        ),
         (["slim", "nowhere", "--sm", "90", "-o", "x"], ExitCode.MISSING, "nowhere does not exist"),
-        (["slim", ".", "--sm", "90"], ExitCode.USAGE, "say where the slimmed files go"),
-        (["slim", ".", "--sm", "90", "-o", "x", "--in-place"], ExitCode.USAGE, "say where"),
-        (["slim", "", "--sm", "90", "--in-place"], ExitCode.USAGE, "an empty path names nothing"),
-        (["slim", ".", "--sm", "90", "-o", ""], ExitCode.USAGE, "an empty path names nothing"),
+        (["slim", ".", "--sm", "90"], ExitCode.USAGE, "--output or --in-place is required"),
+        (
+            ["slim", ".", "--sm", "90", "-o", "x", "--in-place"],
+            ExitCode.USAGE,
+            "--output and --in-place do",
+        ),
+        (["slim", "", "--sm", "90", "--in-place"], ExitCode.USAGE, "PATH is empty"),
+        (["slim", ".", "--sm", "90", "-o", ""], ExitCode.USAGE, "--output is empty"),
         (["slim", ".", "--sm", "sm999", "--in-place"], ExitCode.USAGE, "no variant is for sm999"),
         (["slim", ".", "--sm", "0.0", "--in-place"], ExitCode.USAGE, "or --force if you mean it"),
         (["slim", ".", "--sm", "90", "--in-place", "-j", "-3"], ExitCode.USAGE, "greater than or equal to 0"),
