@@ -18,7 +18,7 @@ from vllm_variants import __version__, data
 from vllm_variants.cli import checkout
 from vllm_variants.cli.audit import audit
 from vllm_variants.cli.build import build
-from vllm_variants.cli.command import Command
+from vllm_variants.cli.command import NOT_UNDERSTOOD, Command
 from vllm_variants.cli.detect import detect
 from vllm_variants.cli.docs import docs
 from vllm_variants.cli.doctor import doctor
@@ -40,9 +40,6 @@ from vllm_variants.errors import (
     UsageError,
     system_error,
 )
-
-_NotUnderstood: type[Exception] = typer.BadParameter.__mro__[1]
-"""What typer raises for an option that does not exist, a value that is none of the choices, …"""
 
 app = typer.Typer(
     name="vllm-variants",
@@ -127,7 +124,7 @@ def _run() -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except typer.Abort:
         return ExitCode.INTERRUPTED
-    except (Error, OSError, RecursionError, UnicodeError, MemoryError, _NotUnderstood) as failure:
+    except (Error, OSError, RecursionError, UnicodeError, MemoryError, NOT_UNDERSTOOD) as failure:
         error = _as_error(failure)
         complain(error)
         return error.exit_code
@@ -137,7 +134,7 @@ def _as_error(failure: Exception) -> Error:
     """What ended a command, as an `Error`: a sentence of its own, or the system's in our words."""
     if isinstance(failure, Error):
         return failure
-    if isinstance(failure, _NotUnderstood):
+    if isinstance(failure, NOT_UNDERSTOOD):
         return _misread(failure)
     if isinstance(failure, OSError):
         return system_error(failure)
@@ -150,6 +147,7 @@ def _as_error(failure: Exception) -> Error:
 
 def _misread(failure: Any) -> UsageError:
     """What typer says of a command line that it does not understand, as an `Error`."""
-    text = failure.format_message().rstrip(".")
+    text, _, guess = failure.format_message().replace("Value error, ", "").partition(" Did you mean ")
     command = failure.ctx.command_path if failure.ctx else "vllm-variants"
-    return UsageError(text[:1].lower() + text[1:], hint=f"{command} --help")
+    hint = f"did you mean {guess}" if guess else f"{command} --help"
+    return UsageError(text[:1].lower() + text[1:].rstrip("."), hint=hint)

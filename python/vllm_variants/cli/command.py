@@ -15,6 +15,8 @@ from typer.core import TyperCommand
 from vllm_variants.cli.rules import CommandLine, Rule
 from vllm_variants.errors import UsageError
 
+NOT_UNDERSTOOD: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises for an option that does not exist, a value that is none of the choices, …"""
 MAY_BE_EMPTY = frozenset({"--builders"})
 """Options whose empty value means something: to Nix, no builders."""
 
@@ -25,7 +27,11 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line; `UsageError` for an empty value, as an unset variable leaves it."""
         if not ctx.resilient_parsing:
-            values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            try:
+                values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            except NOT_UNDERSTOOD as error:
+                error.__dict__["ctx"] = ctx  # whose help is hinted at
+                raise
             if not values.get("help"):
                 self._refuse_empty(values)
         return super().parse_args(ctx, args)
@@ -33,7 +39,7 @@ class Command(TyperCommand):
     def _refuse_empty(self, values: dict[str, Any]) -> None:
         for parameter in self.params:
             value = values.get(parameter.name or "")
-            name = _name(parameter)
+            name = name_of(parameter)
             if name not in MAY_BE_EMPTY and "" in (value if isinstance(value, list | tuple) else (value,)):
                 raise UsageError(
                     f"{name} is empty", hint=f"is a variable unset? give a value or leave out {name}"
@@ -54,7 +60,7 @@ class Command(TyperCommand):
             name = parameter.name or ""
             source = ctx.get_parameter_source(name)
             if source is not None and source.name == "COMMANDLINE":
-                written = _name(parameter, negative=ctx.params[name] is False)
+                written = name_of(parameter, negative=ctx.params[name] is False)
                 given[written], parameter_of[written] = ctx.params[name], name
         return CommandLine(given, parameter_of, ctx.params)
 
@@ -71,7 +77,7 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
-def _name(parameter: Any, *, negative: bool = False) -> str:
+def name_of(parameter: Any, *, negative: bool = False) -> str:
     """`--keep-ptx`, `--no-slim`, or of an argument what its help calls it: `VARIANT`, `PATH`."""
     if parameter.param_type_name == "argument":
         return str(parameter.metavar or parameter.name).strip("[].").partition("|")[0].strip("[].")
