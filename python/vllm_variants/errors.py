@@ -1,7 +1,7 @@
 """Failures that a person can act on, and the exit codes they end in.
 
 Every failure this package raises on purpose is an `Error`: one sentence that says what was
-wrong and where, and the command that mends it. The command line prints it and exits with its
+wrong and where, and the command that helps. The command line prints it and exits with its
 code; anything else that escapes is a defect.
 """
 
@@ -37,7 +37,7 @@ class ExitCode(IntEnum):
 
 
 class Error(Exception):
-    """A failure in one sentence, with the command that mends it.
+    """A failure in one sentence, with the command that helps.
 
     `message` says what and where, without a trailing full stop; `hint`, when there is one, is a
     command or an action. Subclasses choose the exit code.

@@ -124,7 +124,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def complain(error: Error) -> None:
-    """Print an error as one sentence, and the command that mends it."""
+    """Print an error as one sentence, and the command that helps."""
     if isinstance(error, OutputClosed):
         return
     err.print("[red]error:[/red] ", end="")
