@@ -33,13 +33,13 @@ def _show_libraries(report: AuditReport) -> None:
         column.overflow = "fold"
     for column in (rows.columns[1], rows.columns[2], *rows.columns[4:]):
         column.no_wrap = True
-    for library in sorted(report.libraries, key=lambda each: -each.device_bytes):
+    for library in sorted(report.libraries, key=lambda library: -library.device_bytes):
         rows.add_row(*_row(library, judged))
     (out if out.is_terminal else Console(width=240, highlight=False)).print(rows)
     for library in report.libraries:
-        for name, found in library.scattered.items():
-            foreign = f", {size(found.foreign)} of them foreign" if judged else ""
-            say(f"{library.path}: {found.containers} containers, {size(found.bytes)}{foreign}, in {name}")
+        for name, code in library.scattered.items():
+            foreign = f", {size(code.foreign)} of them foreign" if judged else ""
+            say(f"{library.path}: {code.containers} containers, {size(code.bytes)}{foreign}, in {name}")
         if library.stray:
             say(f"{library.path}: {library.stray} stray for sm_52 alone, the compiler's default target")
         if library.unknown:
@@ -82,12 +82,12 @@ def _findings(report: AuditReport) -> None:
         out.print(f"  {finding.verdict}: {finding.library}: {finding.what}", markup=False)
 
 
-def show_why(name: str, capability: Capability, found: Sequence[Why]) -> None:
+def show_why(name: str, capability: Capability, sets: Sequence[Why]) -> None:
     """Print which image of each set of containers of a library a device runs, and why not the others."""
     out.print(f"{name} on {capability.sm} (compute capability {capability})", markup=False)
-    for each in found:
-        chosen, fit = each.as_dict()["runs"] or "nothing", each.as_dict()["fit"]
-        many = f"{each.containers} container{'s' if each.containers > 1 else ''}"
-        out.print(f"  {many} → {chosen} ({fit})", markup=False)
-        for image, reason in each.reasons:
+    for choice in sets:
+        chosen, fit = choice.as_dict()["runs"] or "nothing", choice.as_dict()["fit"]
+        containers = f"{choice.containers} container{'s' if choice.containers > 1 else ''}"
+        out.print(f"  {containers} → {chosen} ({fit})", markup=False)
+        for image, reason in choice.reasons:
             out.print(f"      {image:13} {reason}", markup=False)

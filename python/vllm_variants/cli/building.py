@@ -57,8 +57,8 @@ def _flox(keep_going: bool, source: SourceOptions) -> Builder:
     from vllm_variants.builders import display
     from vllm_variants.builders.source import flox
 
-    found = flox.find(source.cores, source.retries, source.logs, keep_going)
-    return replace(found, show=lambda view: display.Board(view, err)) if draws() else found
+    builder = flox.find(source.cores, source.retries, source.logs, keep_going)
+    return replace(builder, show=lambda view: display.Board(view, err)) if draws() else builder
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -146,10 +146,10 @@ def _file(path: Path, output: Path | None, devices: list[Capability], options: O
 
 def _show(report: SlimReport) -> None:
     rows = table("library", "before", "after", "images dropped", "stubs", "")
-    for file in sorted(report.files, key=lambda each: each.after - each.before):
+    for file in sorted(report.files, key=lambda file: file.after - file.before):
         facts = (size(file.before), size(file.after), str(file.dropped_images), str(file.stubs))
         rows.add_row(file.path, *(facts if file.changed else (facts[0], "", "", "")), file.kept)
     out.print(rows)
-    names = ", ".join(each.sm for each in report.devices)
+    names = ", ".join(device.sm for device in report.devices)
     ratio = report.after / report.before if report.before else 1.0
     say(f"{size(report.before)} → {size(report.after)} for {names}: {ratio:.3f} of what it was")
