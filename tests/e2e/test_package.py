@@ -13,7 +13,7 @@ import pytest
 from vllm_variants import data
 from vllm_variants.errors import ExitCode
 from vllm_variants.model import matrix
-from vllm_variants.system import uv
+from vllm_variants.system import process
 
 ROOT = data.checkout() or pytest.skip("a package is made in a checkout", allow_module_level=True)
 
@@ -27,7 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert told.returncode == 0, told.stderr
     (wheel,) = made.glob("*.whl")
     target = tmp_path_factory.mktemp("installed")
-    install = [uv.program(), "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    install = [process.uv(), "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
     subprocess.run([*install, "--python", sys.executable, str(wheel)], check=True)
     return target
 
@@ -46,14 +46,14 @@ def test_it_brings_the_matrix(installed: Path) -> None:
 def test_it_brings_locks_and_expectations(installed: Path) -> None:
     code = """
 from vllm_variants import data
-from vllm_variants.audit import contents
+from vllm_variants.audit import contents as expectations
 from vllm_variants.builders.wheels import locks
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import SYSTEMS
 rows = matrix.load()
 pairs = [(release, system) for release in rows.releases.values() for system in SYSTEMS]
 digests = [locks.find(*pair).digest[:7] for pair in pairs]
-print(data.checkout(), digests, all(contents.load(release, "x86_64-linux") for release in rows.releases))
+print(data.checkout(), digests, all(expectations.load(release, "x86_64-linux") for release in rows.releases))
 """
     env = {**os.environ, "PYTHONPATH": str(installed)}
     told = subprocess.run(

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from vllm_variants.cli.output import Json, print_json, say, size
+from vllm_variants.cli.options import DryRun, Json
+from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.store import Kept, Store
 
 
-def gc(
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+def gc(dry_run: DryRun = False, as_json: Json = False) -> None:
     """Remove the results that no result-… link points to, and what killed builds left."""
     collected = Store.default().gc(dry_run=dry_run)
     removed = collected.removed

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_variants.cli.device import device
-from vllm_variants.cli.output import Json, out, print_json, say, size, table
+from vllm_variants.cli.options import Devices, Json, path_option
+from vllm_variants.cli.output import out, print_json, say, size, table
+from vllm_variants.cli.rules import exactly_one, one_of, rules
 from vllm_variants.errors import Error, InputError, Interrupted, MissingError, UsageError
 from vllm_variants.system.progress import bar
 
@@ -20,24 +21,17 @@ if TYPE_CHECKING:
     from vllm_variants.model.capability import Capability
 
 
-def _path(text: str) -> Path:
-    """A path as it was typed; an empty one, of a variable that is not set, would be the current folder."""
-    if not text:
-        raise UsageError("an empty path names nothing", hint="is a variable of your shell not set?")
-    return Path(text)
-
-
+@rules(
+    one_of("--sm", hint="name the device to keep code for: --sm sm90"),
+    exactly_one("--output", "--in-place", hint="give -o OUT, or --in-place"),
+)
 def slim(
     path: Annotated[
-        Path, typer.Argument(parser=_path, metavar="PATH", help="A shared library or a directory.")
+        Path, typer.Argument(parser=Path, metavar="PATH", help="A shared library or a directory.")
     ],
-    sm: Annotated[
-        list[str],
-        typer.Option("--sm", metavar="SM", help="A device to keep: sm90, 9.0 or a GPU's name. Repeatable."),
-    ],
+    sm: Devices = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", parser=_path, metavar="OUT", help="Where the slimmed copy goes."),
+        Path | None, path_option("--output", "-o", metavar="OUT", help="Where the slimmed copy goes.")
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the files of PATH itself.")] = False,
     keep_ptx: Annotated[
@@ -58,11 +52,12 @@ def slim(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Drop the code that other GPUs would run. Every new file is proven before it replaces an old one."""
+    """Keep the code that the devices of --sm run, and drop the rest.
+
+    Every new file is proven before it replaces an old one.
+    """
     is_folder = _is_folder(path)
-    if (output is None) == (not in_place):
-        raise UsageError("say where the slimmed files go", hint="give -o OUT, or --in-place")
-    devices = [_device(each, force) for each in sm]
+    devices = _known(sm or [], force)
     options: Options = {"keep_ptx": keep_ptx, "resources": resources, "durable": output is None}
     if is_folder:
         report = _tree(path, output, devices, options, jobs, link)
@@ -91,19 +86,19 @@ def _is_folder(path: Path) -> bool:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _device(text: str, force: bool) -> Capability:
-    """The device that `text` means, one of the matrix unless that is not wanted."""
+def _known(devices: list[Capability], force: bool) -> list[Capability]:
+    """`devices`; `UsageError` for one that no variant of the matrix is for, unless that is meant."""
     from vllm_variants.model import matrix
 
-    found = device(text)
     rows = matrix.load().variants.values()
-    known = {c for row in rows for c in (row.capability, *(r.capability for r in row.related))}
-    if found not in known and not force:
-        raise UsageError(
-            f"no variant is for {found.sm} (compute capability {found}): all code might be dropped",
-            hint=f"give one of {', '.join(c.sm for c in sorted(known))}, or --force if you mean it",
-        )
-    return found
+    known = {c for row in rows for c in (row.capability, *(related.capability for related in row.related))}
+    for device in devices:
+        if not force and device not in known:
+            raise UsageError(
+                f"no variant is for {device.sm} (compute capability {device}): all code might be dropped",
+                hint=f"give one of {', '.join(c.sm for c in sorted(known))}, or --force if you mean it",
+            )
+    return devices
 
 
 def _tree(
@@ -151,10 +146,10 @@ def _file(path: Path, output: Path | None, devices: list[Capability], options: O
 
 def _show(report: SlimReport) -> None:
     rows = table("library", "before", "after", "images dropped", "stubs", "")
-    for file in sorted(report.files, key=lambda each: each.after - each.before):
+    for file in sorted(report.files, key=lambda file: file.after - file.before):
         facts = (size(file.before), size(file.after), str(file.dropped_images), str(file.stubs))
         rows.add_row(file.path, *(facts if file.changed else (facts[0], "", "", "")), file.kept)
     out.print(rows)
-    names = ", ".join(each.sm for each in report.devices)
+    names = ", ".join(device.sm for device in report.devices)
     ratio = report.after / report.before if report.before else 1.0
     say(f"{size(report.before)} → {size(report.after)} for {names}: {ratio:.3f} of what it was")

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, err, out, print_json, say, table
-from vllm_variants.errors import ExitCode, UsageError
+from vllm_variants.cli.options import Json, ReleaseName, VariantName, path_option
+from vllm_variants.cli.output import err, out, print_json, say, table
+from vllm_variants.cli.rules import excludes, one_of, rules
+from vllm_variants.errors import ExitCode
 from vllm_variants.verify.options import LOGS, NATIVE, ONLY, SEED, TIME, TOGETHER, run_options
 
 if TYPE_CHECKING:
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from vllm_variants.verify.running import RunOptions
 
 
+@rules(
+    one_of("VARIANT", "--result", "--list", hint="name the variant to check: vllm-variants verify sm90"),
+    excludes("--compare", "--junit", reason="a JUnit report is of one result"),
+)
 def verify(
-    variant: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[VARIANT]", help="sm90, 9.0, a full name or a GPU's name.", show_default=False
-        ),
-    ] = None,
+    variant: VariantName = None,
     result: Annotated[
-        Path | None, typer.Option("--result", help="The result to check, instead of ./result-VARIANT.")
+        Path | None,
+        path_option("--result", metavar="PATH", help="The result to check, instead of ./result-VARIANT."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -42,11 +43,13 @@ def verify(
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="RESULT", help="Hold this other result's outputs against it."),
+        path_option("--compare", metavar="RESULT", help="Hold this other result's outputs against it."),
     ] = None,
     native: Annotated[bool, typer.Option(NATIVE.flag, help=NATIVE.help)] = False,
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
-    logs: Annotated[Path | None, typer.Option(LOGS.flag, metavar=LOGS.metavar, help=LOGS.help)] = None,
+    junit: Annotated[
+        Path | None, path_option("--junit", metavar="FILE", help="Write a JUnit report.")
+    ] = None,
+    logs: Annotated[Path | None, path_option(LOGS.flag, metavar=LOGS.metavar, help=LOGS.help)] = None,
     seed: Annotated[int | None, typer.Option(SEED.flag, metavar=SEED.metavar, help=SEED.help)] = None,
     together: Annotated[
         int, typer.Option(TOGETHER.flag, metavar=TOGETHER.metavar, min=1, help=TOGETHER.help)
@@ -70,10 +73,6 @@ def verify(
     if listed:
         _list(checks, variant, release, as_json)
         return
-    if variant is None and result is None:
-        raise UsageError("say which variant to check", hint="vllm-variants verify sm90")
-    if compare and junit:
-        raise UsageError("--junit reports the checks of one result", hint="leave out --junit or --compare")
     checked, other = _results(variant, release, result, compare)
     options = run_options(seed=seed, together=together, time=time, logs=logs)
     if other:
