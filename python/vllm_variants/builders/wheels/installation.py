@@ -48,6 +48,7 @@ _REASONS: tuple[tuple[tuple[str, ...], type[Error], str, str], ...] = (
             "timed out",
             "Failed to fetch",
             "Failed to download",
+            "network was disabled",
         ),
         ResourceError,
         "the package index could not be reached",

@@ -80,9 +80,7 @@ class _Damaged(Exception):
 class Cache:
     """The cubins under `root`. No method raises where the file system refuses: `note` is told, once."""
 
-    def __init__(
-        self, root: Path, *, encoding: Encoding = ZSTD, note: Note = lambda sentence: None
-    ) -> None:
+    def __init__(self, root: Path, *, encoding: Encoding = ZSTD, note: Note = lambda sentence: None) -> None:
         self.root, self._encoding, self._note = root, encoding, note
         self._refused: set[str] = set()
 
@@ -173,7 +171,7 @@ def _sum(statuses: Sequence[os.stat_result] | Iterator[os.stat_result]) -> Usage
 def _content(path: Path) -> bytes:
     """The bytes of a regular file; never waits for a pipe, never follows a link, never reads without end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _Damaged("it is no file")

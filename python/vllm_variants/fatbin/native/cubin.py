@@ -1,9 +1,10 @@
 """What a cubin is: its SM, its kernels, and whether it is what a PTX asked for.
 
 A cubin is an ELF64 file for machine 190. With ABI 7 the SM stands in byte 0 of the flags and the
-PTX's in byte 2, and bit 11 marks `a`. With ABI 8 the SM stands in byte 1, bit 3 marks `a`, and the
-PTX's stands in a note. `f` leaves no mark. CUDA 12.9 uses ABI 8 from 10.0 on, CUDA 13 for all.
-Established by compiling for every target with ptxas 12.9 (see the tests), and by published images.
+PTX's in byte 2, and bit 11 marks `a`. With ABI 8 the SM stands in byte 1 and the PTX's in a note;
+`a` is marked by bit 3 (CUDA 12.9) or by attribute 9 of `.nv.compat` (CUDA 13). `f` leaves no mark.
+CUDA 12.9 uses ABI 8 from 10.0 on, CUDA 13 for all. Established by compiling for every target with
+ptxas 12.9 and 13.0 (see the tests), and by published images; cuobjdump agrees.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ ABIS = (7, 8)
 _ABI_AT, _FLAGS_AT = 8, 48
 _SYMBOL = struct.Struct("<IBBHQQ")
 _FUNCTION, _KERNEL = 2, 0x10  # STT_FUNC; STO_CUDA_ENTRY in a symbol's `other`
-_COMPAT, _CUDA_VERSION = ".nv.compat", ".note.nv.cuver"
+_COMPAT = ".nv.compat"
+_ATTRIBUTE = struct.Struct("<BBH")
+"""Of `.nv.compat`: form, attribute, value. Form 4 has `value` bytes more."""
+_SPECIFIC = 9
+_PTX_NOTES = (".note.nv.cuver", ".note.nv.cuinfo")  # CUDA 12.9, CUDA 13
 _NOTE = struct.Struct("<III12sHH")
 """Sizes of owner and description, type, owner, then the note's version and the PTX's SM."""
 
@@ -71,21 +76,35 @@ def parse(data: bytes) -> Cubin:
     try:
         elf = elfs.parse(source)
         compat = _section(source, elf, _COMPAT) or b""
-        target, virtual = _targets(source, elf, abi, int.from_bytes(data[_FLAGS_AT:][:4], "little"))
+        flags = int.from_bytes(data[_FLAGS_AT : _FLAGS_AT + 4], "little")
+        target, virtual = _targets(source, elf, abi, flags, compat)
         return Cubin(target, virtual, _kernels(source, elf), abi, compat)
     except (Malformed, struct.error) as error:
         raise WrongCubin(f"it is broken ({error})") from error
 
 
-def _targets(source: Bytes, elf: Elf, abi: int, flags: int) -> tuple[Target, Capability | None]:
+def _targets(
+    source: Bytes, elf: Elf, abi: int, flags: int, compat: bytes
+) -> tuple[Target, Capability | None]:
     if abi == 7:
-        specific, sm, virtual = flags & 0x800, flags & 0xFF, flags >> 16 & 0xFF
+        specific, sm, virtual = bool(flags & 0x800), flags & 0xFF, flags >> 16 & 0xFF
     else:
-        specific, sm, virtual = flags & 0x8, flags >> 8 & 0xFF, 0
-        if note := _section(source, elf, _CUDA_VERSION):
+        specific, sm, virtual = bool(flags & 0x8) or _marked_specific(compat), flags >> 8 & 0xFF, 0
+        notes = (_section(source, elf, name) for name in _PTX_NOTES)
+        if note := next(filter(None, notes), None):
             virtual = _NOTE.unpack_from(note)[5]
-    asked = Capability(*divmod(virtual, 10)) if virtual else None
-    return Target(Capability(*divmod(sm, 10)), "a" if specific else ""), asked
+    ptx = Capability(*divmod(virtual, 10)) if virtual else None
+    return Target(Capability(*divmod(sm, 10)), "a" if specific else ""), ptx
+
+
+def _marked_specific(compat: bytes) -> bool:
+    at = 0
+    while at < len(compat):
+        form, attribute, value = _ATTRIBUTE.unpack_from(compat, at)
+        if attribute == _SPECIFIC:
+            return bool(value == 1)
+        at += _ATTRIBUTE.size + (value if form == 4 else 0)
+    return False
 
 
 def _section(source: Bytes, elf: Elf, name: str) -> bytes | None:

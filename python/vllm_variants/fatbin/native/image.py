@@ -81,7 +81,5 @@ def _with_payload(header: bytes, stored: Encoded, stands_for: Image) -> NewImage
     struct.pack_into("<Q", made, _UNCOMPRESSED_AT, stored.size if compressed else 0)
     fields = IMAGE_HEADER.unpack_from(made)
     code, _, size, payload_size, compressed_size, _, minor, major, architecture, _, _, _, _, raw = fields
-    image = Image(
-        0, size, payload_size, compressed_size, raw, code, (major, minor), architecture, int(flags)
-    )
+    image = Image(0, size, payload_size, compressed_size, raw, code, (major, minor), architecture, int(flags))
     return NewImage(image, bytes(made), payload, stands_for)

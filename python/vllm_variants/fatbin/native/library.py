@@ -17,7 +17,7 @@ from vllm_variants.errors import InputError
 from vllm_variants.fatbin import codecs
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.codecs import Encoded, Encoding
-from vllm_variants.fatbin.container import Container, Image
+from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import cubin as cubins
 from vllm_variants.fatbin.native import ptx as ptxs
 from vllm_variants.fatbin.native import queue
@@ -163,9 +163,7 @@ def compile_libraries(
 
 def _job(plan: LibraryPlan, need: Need, options: tuple[str, ...]) -> Job:
     name = f"{plan.name} at {need.container.offset:#x} for {need.target.sm}"
-    return Job(
-        name, need.image.original_size, need.target, options, partial(_payload, plan.path, need.image)
-    )
+    return Job(name, need.image.original_size, need.target, options, partial(_payload, plan.path, need.image))
 
 
 def _payload(path: Path, image: Image) -> bytes:

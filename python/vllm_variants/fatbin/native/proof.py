@@ -17,9 +17,7 @@ from vllm_variants.fatbin.native.image import NewImage
 from vllm_variants.fatbin.source import Source
 
 
-def wrong(
-    source: Source, expected: Sequence[Image | NewImage], new: Source, now: Container
-) -> str | None:
+def wrong(source: Source, expected: Sequence[Image | NewImage], new: Source, now: Container) -> str | None:
     """What is wrong with the container `now` of the new file, as a clause; None: it is as expected."""
     if len(now.images) != len(expected):
         return f"it has {len(now.images)} images, not {len(expected)}"

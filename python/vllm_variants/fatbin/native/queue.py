@@ -278,27 +278,31 @@ class _Running:
 
     def outcomes(self, compiler: Compiler, cache: Cache) -> Iterator[Compiled | Failed]:
         """What the task's jobs get; its cubin is kept in the cache."""
-        task, status = self.task, self._process.returncode
+        task = self.task
         try:
-            if status:
-                raise WrongCubin(self._why(compiler, status))
-            cubin = self._cubin.read_bytes()
-            try:
-                cubins.require(cubins.parse(cubin), task.ptx, task.jobs[0].target)
-            except WrongCubin as error:
-                raise WrongCubin(f"what ptxas {compiler.version} made is not usable: {error.message}") from error
-        except (WrongCubin, FileNotFoundError) as error:
-            reason = error.message if isinstance(error, WrongCubin) else "ptxas left no cubin"
-            yield from (Failed(job, reason) for job in task.jobs)
+            cubin = self._checked(compiler)
+        except WrongCubin as error:
+            yield from (Failed(job, error.message) for job in task.jobs)
             return
         finally:
             for path in (self._cubin, self._words):
                 path.unlink(missing_ok=True)
         stored = cache.put(task.key, cubin)
         for job in task.jobs:
-            yield Compiled(
-                job, task.key, task.ptx, cubin, stored, seconds=self.seconds, peak=self.peak
-            )
+            yield Compiled(job, task.key, task.ptx, cubin, stored, seconds=self.seconds, peak=self.peak)
+
+    def _checked(self, compiler: Compiler) -> bytes:
+        """The cubin, or `WrongCubin` with the reason why there is none that can be used."""
+        if status := self._process.returncode:
+            raise WrongCubin(self._why(compiler, status))
+        try:
+            cubin = self._cubin.read_bytes()
+            cubins.require(cubins.parse(cubin), self.task.ptx, self.task.jobs[0].target)
+        except FileNotFoundError as error:
+            raise WrongCubin(f"ptxas {compiler.version} left no cubin") from error
+        except WrongCubin as error:
+            raise WrongCubin(f"what ptxas {compiler.version} made cannot be used: {error.message}") from error
+        return cubin
 
     def kill(self) -> None:
         """End it; for when all ends early."""
