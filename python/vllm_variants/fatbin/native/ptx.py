@@ -33,7 +33,7 @@ _PLAIN = {
     "-O0", "-O1", "-O2", "-O3", "-O4",
 }  # fmt: skip
 _VALUED = {
-    "-O": r"[0-4]", "--opt-level": r"[0-4]",
+    "--opt-level": r"[0-4]",
     "-fmad": "true|false", "--fmad": "true|false",
     "-maxrregcount": r"\d{1,3}|archmax|archmin", "--maxrregcount": r"\d{1,3}|archmax|archmin",
     "-allow-expensive-optimizations": "true|false", "--allow-expensive-optimizations": "true|false",
