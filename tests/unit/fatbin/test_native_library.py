@@ -19,7 +19,6 @@ from vllm_variants.fatbin.native import proof
 from vllm_variants.fatbin.native.cache import Cache
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.fatbin.native.cubin import Bytes
-from vllm_variants.fatbin.native.image import NewImage, recompressed
 from vllm_variants.fatbin.native.library import (
     Images,
     NativeLibrary,
@@ -27,6 +26,7 @@ from vllm_variants.fatbin.native.library import (
     plan_library,
 )
 from vllm_variants.fatbin.native.queue import Limits
+from vllm_variants.fatbin.new_image import NewImage, with_payload
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import mapped
 from vllm_variants.fatbin.stub import is_stub
@@ -169,6 +169,18 @@ def test_of_several_devices_as_many_as_fit_and_the_ptx_for_the_rest(native: Nati
     assert sum(image.size for image in images) <= only(path).size - 16
 
 
+def test_images_that_stay_give_room_where_it_is_needed(native: Native, tmp_path: Path) -> None:
+    """The 8.0 image stays for 8.0; stored as zstd it leaves room for the cubins of 9.0 and 12.0."""
+    path = library(tmp_path / "a.so", section([cubin("sm_80", 4 * ROOM), ptx_image(TEXT)]))
+    (images,) = native(path, "8.0", "9.0", "12.0").containers.values()
+    assert words(images) == ["sm_80", "sm_90", "sm_120"]
+    assert [described(image).compression for image in images] == ["zstd"] * 3
+    new = library(tmp_path / "new.so", written(path, images))
+    assert listed(new) == ["sm_120", "sm_80", "sm_90"]
+    with mapped(path) as source, mapped(new) as after:
+        assert proof.wrong(source, images, after, only(new)) is None
+
+
 @pytest.mark.parametrize(("allowed", "stored"), [([RAW], "none"), ([RAW, LZ4], "lz4"), ([RAW, ZSTD], "zstd")])
 def test_the_smallest_encoding_that_the_driver_reads_is_taken(
     native: Native, tmp_path: Path, allowed: list[Encoding], stored: str
@@ -185,7 +197,7 @@ def test_compressed_ptx_is_read(native: Native, tmp_path: Path) -> None:
         source = Bytes("a", container(made))
         image = container_at(source, 0, source.size).images[0]
         stored = encode(raw_payload(source, image), encoding)
-        new = recompressed(source.at(image.offset, image.header_size), stored, image)
+        new = with_payload(source.at(image.offset, image.header_size), stored, image)
         path = library(tmp_path / "a.so", section([cubin("sm_80", ROOM), _Bare("compute_80", new.data)]))
         assert only(path).images[1].compression == str(encoding.codec)
         assert len(native(path, "9.0").containers) == 1
@@ -294,6 +306,17 @@ def test_the_proof_finds_what_is_wrong(native: Native, tmp_path: Path) -> None:
     assert isinstance(lie, NewImage) and isinstance(images[1], NewImage)
     swapped = (images[0], NewImage(lie.image, lie.header, lie.payload, images[1].stands_for))
     assert "lacks 2 of 2 kernels" in (verdict(written(path, swapped), swapped) or "")
+    assert not isinstance(images[0], NewImage)
+    with mapped(path) as source:
+        header = source.at(images[0].offset, images[0].header_size)
+        raw = raw_payload(source, images[0])
+    for change, reason in (
+        ((header, raw), None),
+        ((header, raw[:-1] + b"x"), "its 8.0 image is another once decompressed"),
+        ((header[:0x18] + b"\x07" + header[0x19:], raw), "its 8.0 image is another once decompressed"),
+    ):
+        stored = (with_payload(change[0], encode(change[1], ZSTD), images[0]), images[1])
+        assert verdict(written(path, stored), stored) == reason
 
 
 def test_the_new_cubin_is_what_ptxas_makes(native: Native, compiler: Compiler, tmp_path: Path) -> None:

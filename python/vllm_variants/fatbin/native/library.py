@@ -23,9 +23,10 @@ from vllm_variants.fatbin.native import ptx as ptxs
 from vllm_variants.fatbin.native import queue
 from vllm_variants.fatbin.native.cache import Cache
 from vllm_variants.fatbin.native.compiler import Compiler
-from vllm_variants.fatbin.native.image import NewImage, cubin_image
+from vllm_variants.fatbin.native.image import cubin_image
 from vllm_variants.fatbin.native.plan import Left, Need, images_beside, needs
 from vllm_variants.fatbin.native.queue import Compiled, Failed, Job, Limits, Progress
+from vllm_variants.fatbin.new_image import NewImage, recompressed
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import Source, mapped
 from vllm_variants.fatbin.stub import is_stub
@@ -212,29 +213,42 @@ class _Build:
             if (need.container.offset, need.device) in self.made:
                 by_offset.setdefault(need.container.offset, []).append(need)
         for offset, wanted in by_offset.items():
-            fitting = self._fitting(wanted)
-            if fitting:
-                containers[offset] = self._images(fitting)
+            if images := self._fitting(wanted):
+                containers[offset] = images
         rows = tuple(self.rows[where] for where in sorted(self.rows))
         left = sorted((*self.plan.left, *self.left), key=lambda left: (left.offset, left.device))
         return NativeLibrary(self.plan, containers, rows, tuple(left))
 
-    def _fitting(self, wanted: Sequence[Need]) -> list[Need]:
-        """As many of a container's new cubins as fit in its room, without the largest ones first."""
+    def _fitting(self, wanted: Sequence[Need]) -> Images | None:
+        """What a container holds with as many of its new cubins as fit, the largest left out first.
+
+        Where it is needed, images that stay are stored in less room too.
+        """
         container = wanted[0].container
         room = container.size - container.header_size
         fitting = list(wanted)
         while fitting:
-            takes = sum(image.size for image in self._images(fitting))
-            if takes <= room:
-                break
+            for images in self._alternatives(fitting):
+                takes = sum(image.size for image in images)
+                if takes <= room:
+                    return images
             largest = max(fitting, key=lambda need: self._new(need).size)
             fitting.remove(largest)
             del self.rows[container.offset, largest.device]
             beside = " beside its PTX" if self.keep_ptx else ""
             reason = f"its cubin{beside} does not fit in the container's room: {takes - room} bytes too many"
             self.left.append(_left(largest, reason))
-        return fitting
+        return None
+
+    def _alternatives(self, wanted: Sequence[Need]) -> Iterator[Images]:
+        """The container's images as they are, then with those that stay stored in less room."""
+        images = self._images(wanted)
+        yield images
+        with mapped(self.plan.path) as source:
+            yield tuple(
+                recompressed(source, image, self.allowed) if isinstance(image, Image) else image
+                for image in images
+            )
 
     def _images(self, wanted: Sequence[Need]) -> Images:
         """What the container holds with these needs met: each new cubin stands before its PTX's place."""
