@@ -13,9 +13,9 @@ from vllm_variants.model.capability import Target
 
 _VERSION = re.compile(rb"^\s*\.version\s+(\d+)\.(\d+)", re.MULTILINE)
 _TARGET = re.compile(rb"^\s*\.target\s+(sm_\d+[af]?)\b", re.MULTILINE)
-_ENTRY = re.compile(
-    rb"^[ \t]*(?:\.(?:visible|weak|extern)\s+)*\.entry\s+([a-zA-Z][\w$]*|[_$%][\w$]+)", re.MULTILINE
-)
+_ENTRY = re.compile(rb"\.entry\s+([a-zA-Z][\w$]*|[_$%][\w$]+)")
+_LINKAGE = re.compile(rb"\s*(?:\.(?:visible|weak|extern)\s+)*")
+"""All that may stand between the end of a statement's line and `.entry`."""
 _BLOCK_COMMENT = re.compile(rb"/\*.*?\*/", re.DOTALL)
 _HEAD = 1 << 16
 """Bytes in which `.version` and `.target`, the first directives of every PTX, must be."""
@@ -67,8 +67,16 @@ def parse(text: bytes) -> Ptx:
     version, target = _VERSION.search(head), _TARGET.search(head)
     if not version or not target:
         raise InputError("it is no PTX: the directives .version and .target are missing")
-    entries = frozenset(match[1].decode("ascii") for match in _ENTRY.finditer(text))
+    entries = frozenset(
+        match[1].decode("ascii") for match in _ENTRY.finditer(text) if _begins_a_line(text, match.start())
+    )
     return Ptx((int(version[1]), int(version[2])), Target.parse(target[1].decode("ascii")), entries)
+
+
+def _begins_a_line(text: bytes, at: int) -> bool:
+    """Whether only linkage directives stand before `at` on its line: then it is no comment and no string."""
+    line = text[text.rfind(b"\n", 0, at) + 1 : at]
+    return bool(_LINKAGE.fullmatch(line))
 
 
 def text_of(payload: bytes) -> bytes:
