@@ -88,6 +88,9 @@ def test_the_same_ptx_is_compiled_once_for_all_who_want_it(
     ended = by_name(list(compile_all(jobs, counting, cache, PLENTY)))
     assert len(ended) == 3
     assert (tmp_path / "runs").read_text().count("\n") == 1
+    assert [outcome.seconds > 0 for outcome in ended.values() if isinstance(outcome, Compiled)] == [
+        True, False, False,
+    ]  # fmt: skip
 
 
 def test_the_largest_starts_first(compiler: Compiler, cache: Cache, tmp_path: Path) -> None:

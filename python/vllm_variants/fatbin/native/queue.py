@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vllm_variants.errors import InputError, resource_error
@@ -53,7 +53,8 @@ class Job:
 class Compiled:
     """A cubin that is what its PTX asked for; `stored` where it is encoded already.
 
-    `seconds` of CPU and `peak` bytes are 0 for one from the cache.
+    `seconds` of CPU and `peak` bytes are 0 for one from the cache, and for all but the first of the
+    jobs that share a compilation.
     """
 
     job: Job
@@ -288,8 +289,9 @@ class _Running:
             for path in (self._cubin, self._words):
                 path.unlink(missing_ok=True)
         stored = cache.put(task.key, cubin)
-        for job in task.jobs:
-            yield Compiled(job, task.key, task.ptx, cubin, stored, seconds=self.seconds, peak=self.peak)
+        first, *others = (Compiled(job, task.key, task.ptx, cubin, stored) for job in task.jobs)
+        yield replace(first, seconds=self.seconds, peak=self.peak)
+        yield from others
 
     def _checked(self, compiler: Compiler) -> bytes:
         """The cubin, or `WrongCubin` with the reason why there is none that can be used."""
