@@ -158,6 +158,6 @@ def _contains(segment: Segment, section: Section) -> bool:
 
 
 def _holds_headers(elf: Elf, section: Section) -> bool:
-    """Whether a section covers the program headers or the ELF header; its bytes are then compared as a segment's."""
+    """Whether a section covers the program headers or the ELF header: a segment compares its bytes then."""
     at, end = elf.program_headers_at, elf.program_headers_at + len(elf.segments) * elfs.PROGRAM_HEADER.size
     return (section.offset < end and at < section.end) or section.offset < elfs.HEADER.size

@@ -1,4 +1,4 @@
-"""Stripping: judged by readelf, eu-elflint, GNU strip and a real loader, on libraries that gcc and patchelf made."""
+"""Stripping, of what gcc and patchelf make: judged by readelf, eu-elflint, GNU strip and a real loader."""
 
 from __future__ import annotations
 
