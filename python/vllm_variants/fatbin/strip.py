@@ -20,6 +20,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from vllm_variants.fatbin.elf import (
@@ -38,7 +39,7 @@ from vllm_variants.fatbin.elf import (
     appended,
 )
 from vllm_variants.fatbin.layout import Hole, Layout, Shift, split
-from vllm_variants.fatbin.rewrite import Copy, Literal
+from vllm_variants.fatbin.rewrite import Copy, Literal, Rewrite
 from vllm_variants.fatbin.source import Source
 
 ET_EXEC, PT_INTERP = 2, 3
@@ -121,11 +122,26 @@ class Stripped:
     mapped_end: int
     tail: tuple[Copy, ...]
 
-    def mapped_parts(self) -> Iterator[tuple[int, int]]:
-        """The ranges of the source between the holes, up to `mapped_end`."""
-        starts = [0, *(hole.end for hole in self.holes)]
-        ends = [*(hole.start for hole in self.holes), self.mapped_end]
-        return ((start, end) for start, end in zip(starts, ends, strict=True) if end > start)
+    @cached_property
+    def shift(self) -> Shift:
+        """Where an offset of the source's mapped part lies in the new file."""
+        return Shift(self.holes)
+
+    @cached_property
+    def _hole_ends(self) -> list[int]:
+        return [hole.end for hole in self.holes]
+
+    def copies(self, start: int, end: int) -> Iterator[Copy]:
+        """The source's `[start, end)` without the holes, and without what is behind `mapped_end`."""
+        end = min(end, self.mapped_end)
+        for hole in self.holes[bisect_right(self._hole_ends, start) :]:
+            if hole.start >= end:
+                break
+            if hole.start > start:
+                yield Copy(self.shift(start), start, hole.start - start)
+            start = hole.end
+        if end > start:
+            yield Copy(self.shift(start), start, end - start)
 
 
 def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[int]) -> Stripped:
@@ -168,11 +184,24 @@ def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[i
     return Stripped(layout, holes, mapped_end, tuple(tail))
 
 
-def pieces(stripped: Stripped) -> Iterator[Copy | Literal]:
-    """All that must be written for a file that is only stripped; between pieces it is zero."""
-    shift, layout = Shift(stripped.holes), stripped.layout
-    for start, end in stripped.mapped_parts():
-        yield Copy(shift(start), start, end - start)
+def pieces(source: Source, stripped: Stripped, changes: Sequence[Rewrite] = ()) -> Iterator[Copy | Literal]:
+    """All that must be written, with the containers that slimming rewrites; between pieces it is zero.
+
+    The last pieces replace headers copied before.
+    """
+    shift, layout, copied = stripped.shift, stripped.layout, 0
+    for change in changes:
+        start = change.container.offset
+        yield from stripped.copies(copied, start)
+        header = change.header(source)
+        to = shift(start)
+        yield Literal(to, header + change.stub.data if change.stub else header)
+        to += len(header)
+        for image in change.images:
+            yield Copy(to, image.offset, image.size)
+            to += image.size
+        copied = change.dead_end
+    yield from stripped.copies(copied, stripped.mapped_end)
     yield from stripped.tail
     yield Literal(0, layout.header)
     yield Literal(layout.program_headers_at, layout.program_headers)

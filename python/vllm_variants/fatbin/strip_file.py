@@ -54,7 +54,9 @@ def strip_file(path: Path, *, to: Path | None = None) -> StripReport:
         if stripped.layout.size >= source.size:
             return StripReport(str(path), source.size, source.size, kept="nothing to drop")
         with atomic.new_file(to or path) as new:
-            write_pieces(source.descriptor, strip.pieces(stripped), new.descriptor, stripped.layout.size)
+            write_pieces(
+                source.descriptor, strip.pieces(source, stripped), new.descriptor, stripped.layout.size
+            )
             same_metadata(source.descriptor, new.descriptor)
             strip_proof.verify(source, new.path, unread)
             new.publish(durable=False)

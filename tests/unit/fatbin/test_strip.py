@@ -20,11 +20,13 @@ from elftools.elf.elffile import ELFFile
 from making import AARCH64, capabilities, cubin, library, section
 
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin import strip, strip_proof
-from vllm_variants.fatbin.library import slim_file
+from vllm_variants.fatbin import layout, strip, strip_proof
+from vllm_variants.fatbin.library import MOST_HOLES, SMALLEST_HOLE, slim_file
 from vllm_variants.fatbin.proof import Wrong
+from vllm_variants.fatbin.rewrite import device_sections, rewrites
 from vllm_variants.fatbin.source import mapped
 from vllm_variants.fatbin.strip_file import strip_file
+from vllm_variants.fatbin.writing import write_pieces
 
 CODE = """
 #include <stdlib.h>
@@ -206,6 +208,22 @@ def test_stripping_and_slimming_commute(tmp_path: Path) -> None:
     assert memory(one).keys() == memory(two).keys()
     assert all(memory(one)[address] == memory(two)[address] for address in list(memory(one))[1:])
     assert answer(one) == answer(two) == ANSWER
+
+
+def test_one_pass_slims_and_strips_to_the_same_bytes_as_two(tmp_path: Path) -> None:
+    one, two = with_device_code(tmp_path / "one.so"), tmp_path / "two.so"
+    with mapped(one) as source, two.open("wb") as new:
+        elf = elfs.parse(source)
+        changes = [c for s in device_sections(elf) for c in rewrites(source, s, capabilities("9.0"))]
+        inside = layout.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
+        unread = strip.unread_sections(source, elf)
+        stripped = strip.lay_out(elf, source.at(0, elfs.HEADER.size), inside, unread)
+        pieces = strip.pieces(source, stripped, changes)
+        write_pieces(source.descriptor, pieces, new.fileno(), stripped.layout.size)
+    slim_file(one, capabilities("9.0"))
+    strip_file(one)
+    assert len(inside) > 1 and two.read_bytes() == one.read_bytes()
+    assert answer(two) == ANSWER
 
 
 def test_pages_between_segments_leave_the_file(tmp_path: Path) -> None:
