@@ -150,7 +150,7 @@ def test_a_platform_without_a_wheel_is_said(index: Index, tmp_path: Path) -> Non
     index.lock(index.make("py3-none-win_amd64"))
     with pytest.raises(UnsupportedError, match=r"no ptxas of CUDA 12\.9 for this machine") as raised:
         compilers.compiler("12.9", index=index.address, root=tmp_path)
-    assert "VLLM_VARIANTS_PTXAS" in (raised.value.mend or "")
+    assert "VLLM_VARIANTS_PTXAS" in (raised.value.hint or "")
 
 
 def test_another_system_is_said_before_anything_is_fetched(
@@ -171,7 +171,7 @@ def test_no_network_is_said(
         monkeypatch.setenv("UV_OFFLINE", "1")
     with pytest.raises(ResourceError, match=r"ptxas of CUDA 12\.9 could not be fetched") as raised:
         compilers.compiler("12.9", index="http://127.0.0.1:9/simple", root=tmp_path)
-    assert "VLLM_VARIANTS_PTXAS" in (raised.value.mend or "")
+    assert "VLLM_VARIANTS_PTXAS" in (raised.value.hint or "")
     assert list((tmp_path / "compilers").iterdir()) == []
 
 

@@ -20,12 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from vllm_variants import data
-from vllm_variants.builders.wheels import uv
+from vllm_variants.builders.wheels import installation
 from vllm_variants.errors import Error, MissingError, ResourceError, UnsupportedError, resource_error
 from vllm_variants.fatbin.native.compiler import Compiler
-from vllm_variants.model.matrix import SYSTEMS, host_system
+from vllm_variants.model.platforms import SYSTEMS, host_system
 from vllm_variants.store import Store
-from vllm_variants.system import process
+from vllm_variants.system import uv
 
 _NAMED = "VLLM_VARIANTS_PTXAS"
 _FACTS = "compiler.json"
@@ -46,7 +46,7 @@ def compiler(cuda: str, *, index: str | None = None, root: Path | None = None) -
         _fetch(cuda, lock, folder, index)
         found = _installed(folder)
     if not found:
-        raise Error(f"the ptxas that was fetched to {folder} is not what it was", mend=f"rm -r {folder}")
+        raise Error(f"the ptxas that was fetched to {folder} is not what it was", hint=f"rm -r {folder}")
     return found
 
 
@@ -65,7 +65,7 @@ def lock_of(cuda: str) -> Path:
     if not path.is_file():
         raise MissingError(
             f"there is no lock of a compiler for CUDA {cuda} ({path} is absent)",
-            mend=f"write locks/cuda{cuda}.compiler.in and run ./vllm-variants lock in a checkout",
+            hint=f"write locks/cuda{cuda}.compiler.in and run ./vllm-variants lock in a checkout",
         )
     return path
 
@@ -76,12 +76,12 @@ def remake(cuda: str) -> Path:
     if not checkout:
         raise UnsupportedError("locks are made in a checkout of the project, not in an installed package")
     target = checkout / "locks" / f"cuda{cuda}.compiler.txt"
-    command = [process.uv(), "pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
+    command: list[str | Path] = ["pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
     command += ["--no-emit-index-url", "--no-header", "--no-annotate", "--universal", "--no-deps"]
     with tempfile.TemporaryDirectory(prefix=".lock.", dir=target.parent) as aside:
         made = Path(aside, target.name)
         command += ["--output-file", str(made), str(target.with_suffix(".in"))]
-        if process.run(command).status:
+        if uv.run(command).status:
             raise Error(f"uv could not lock the compiler of CUDA {cuda}; its reason is above")
         made.rename(target)
     return target
@@ -100,7 +100,7 @@ def _installed(folder: Path) -> Compiler | None:
 def _fetch(cuda: str, lock: Path, folder: Path, index: str | None) -> None:
     if host_system() not in SYSTEMS:
         raise UnsupportedError(
-            f"NVIDIA has no ptxas for {host_system()}", mend=f"name one that runs here in {_NAMED}"
+            f"NVIDIA has no ptxas for {host_system()}", hint=f"name one that runs here in {_NAMED}"
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,17 +117,17 @@ def _install(cuda: str, lock: Path, into: Path, index: str | None) -> None:
     if index:
         command += ["--index", index]
     try:
-        uv.uv_run([*command, "-r", lock], Path(sys.executable), [])
+        installation.uv_run([*command, "-r", lock], Path(sys.executable), [])
     except ResourceError as error:
-        hint = error.mend or "check the network and disk"
+        hint = error.hint or "check the network and disk"
         raise ResourceError(
             f"ptxas of CUDA {cuda} could not be fetched: {error.message}",
-            mend=f"{hint}; or name a ptxas that is here in {_NAMED}",
+            hint=f"{hint}; or name a ptxas that is here in {_NAMED}",
         ) from error
     except UnsupportedError as error:
         raise UnsupportedError(
             f"there is no ptxas of CUDA {cuda} for this machine: {error.message}",
-            mend=f"name one that runs here in {_NAMED}",
+            hint=f"name one that runs here in {_NAMED}",
         ) from error
 
 
@@ -135,7 +135,7 @@ def _chosen(wheel: Path, into: Path) -> Path:
     """Of the wheel's 100 MB the program and its licence, in a folder of their own."""
     programs = sorted(wheel.glob("nvidia/*/bin/ptxas"))
     if not programs:
-        raise Error("the wheel of the compiler holds no ptxas", mend="report this")
+        raise Error("the wheel of the compiler holds no ptxas", hint="report this")
     into.mkdir()
     programs[0].replace(into / "ptxas")
     (into / "ptxas").chmod(0o755)

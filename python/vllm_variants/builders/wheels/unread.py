@@ -126,7 +126,7 @@ def plan(site: Path, entries: Sequence[Entry], without: Collection[str] = ()) ->
     known = losses(entries)
     for name in without:
         if name not in known:
-            raise UsageError(f"there is no {name!r} to leave out", mend=f"write {', '.join(sorted(known))}")
+            raise UsageError(f"there is no {name!r} to leave out", hint=f"write {', '.join(sorted(known))}")
     chosen = [entry for entry in entries if not entry.without or entry.without in without]
     actions: dict[str, Action] = {}
     left = []
