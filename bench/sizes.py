@@ -25,7 +25,7 @@ from vllm_variants.fatbin.rewrite import (
     resource_sections,
     rewrites,
 )
-from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.source import OpenFile, opened
 from vllm_variants.fatbin.tree import regular_files
 from vllm_variants.model.capability import Capability
 
@@ -40,7 +40,7 @@ class Saved:
     resources: int = 0
 
 
-def saved(source: MappedFile, elf: elfs.Elf, changes: Sequence[Rewrite]) -> int:
+def saved(source: OpenFile, elf: elfs.Elf, changes: Sequence[Rewrite]) -> int:
     ordered = sorted(changes, key=lambda change: change.container.offset)
     holes = layout.holes_in(elf, [change.dead for change in ordered], SMALLEST_HOLE, MOST_HOLES)
     if not holes:
@@ -49,7 +49,7 @@ def saved(source: MappedFile, elf: elfs.Elf, changes: Sequence[Rewrite]) -> int:
 
 
 def measure(path: str, devices: Sequence[Capability], totals: dict[Capability, Saved]) -> None:
-    with mapped(Path(path)) as source:
+    with opened(Path(path)) as source:
         if not elfs.is_elf64(source):
             return
         elf = elfs.parse(source)

@@ -26,7 +26,7 @@ from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import DEVICE_SECTIONS, RESOURCE_SECTIONS, containers_in
-from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.source import Malformed, opened
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.model.capability import Capability, Fit
 
@@ -83,7 +83,7 @@ def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     path, new = folder / "input.so", folder / "new.so"
     path.write_bytes(data)
     device = asked.devices[0]
-    with mapped(path) as source:
+    with opened(path) as source:
         audit = audit_library(source, "input.so", device)
     if audit and audit.problem:
         _told(audit.problem, "input.so")
@@ -132,7 +132,7 @@ def examine_wheel(data: bytes, asked: Asked, folder: Path, members: Sequence[byt
         alone = []
         for number, member in enumerate(members):
             (folder / "input.so").write_bytes(member)
-            with mapped(folder / "input.so") as source:
+            with opened(folder / "input.so") as source:
                 audit = audit_library(source, f"package/lib{number}.so", asked.devices[0])
             if audit and audit.has_device_code and len(member) >= 4096:
                 alone.append(audit.as_dict())
@@ -188,7 +188,7 @@ def _shape(audit: LibraryAudit | None) -> str:
 
 def _audited(before: LibraryAudit | None, new: Path, asked: Asked) -> None:
     """Whatever could run before can after, and nothing foreign came in."""
-    with mapped(new) as source:
+    with opened(new) as source:
         after = audit_library(source, "new.so", asked.devices[0])
     if before is None or after is None:
         raise Defect("a library was slimmed that the audit does not know")
@@ -218,7 +218,7 @@ def _containers(
 ) -> list[tuple[int, int]]:
     """Compare every container with the plan; the address ranges in which bytes may differ."""
     edits = []
-    with mapped(old_path) as source, mapped(new_path) as slimmed:
+    with opened(old_path) as source, opened(new_path) as slimmed:
         old_elf, new_elf = elfs.parse(source), elfs.parse(slimmed)
         for before, after in zip(old_elf.sections, new_elf.sections, strict=True):
             if before.name not in (*DEVICE_SECTIONS, *RESOURCE_SECTIONS) or not before.file_size:

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError
-from vllm_variants.fatbin.source import Malformed, Source, WheelMember, mapped
+from vllm_variants.fatbin.source import Malformed, Source, WheelMember, opened
 
 try:
     from lzma import LZMAError
@@ -88,7 +88,7 @@ def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str,
     if head != _ELF and (head in _ZIP or path.suffix == ".whl" or zipfile.is_zipfile(path)):
         yield from _in_wheel(path, "", unreadable)
         return
-    with mapped(path) as source:
+    with opened(path) as source:
         yield path.name, source
 
 
@@ -107,7 +107,7 @@ def _in_directory(folder: Path, unreadable: Unreadable) -> Iterator[tuple[str, S
             if head != _ELF:
                 yield from _in_wheel(Path(path), f"{name}/", unreadable)
                 continue
-            with mapped(Path(path)) as source:
+            with opened(Path(path)) as source:
                 yield name, source
         except (OSError, Malformed) as error:
             unreadable(name, _reason(error))

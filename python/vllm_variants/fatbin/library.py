@@ -32,7 +32,7 @@ from vllm_variants.fatbin.rewrite import (
     resource_sections,
     rewrites,
 )
-from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.source import OpenFile, opened
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.model.capability import Capability, choose
 from vllm_variants.system import atomic
@@ -126,7 +126,7 @@ def slim_file(
         with _writing(target), atomic.new_file(target) as new:
             after = _write(source, elf, changes, holes, new.descriptor)
             _same_metadata(source, new.descriptor, elsewhere=bool(to))
-            verify(source, MappedFile(str(target), new.descriptor), changes)
+            verify(source, OpenFile(str(target), new.descriptor), changes)
             _publish(source, new, replaces=not to, durable=durable)
     return FileReport(
         str(path), before, after, len(changes), sum(1 for c in changes if c.stub),
@@ -150,11 +150,11 @@ def copy_file(path: Path, to: Path | None = None, *, durable: bool = True) -> No
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[MappedFile]:
+def reading(path: Path) -> Iterator[OpenFile]:
     """An open file; raise `Untouched` where it cannot be read, `InputError` where it is no regular file."""
     with ExitStack() as stack:
         try:
-            source = stack.enter_context(mapped(path))
+            source = stack.enter_context(opened(path))
         except FileNotFoundError as error:
             raise Untouched(f"{path} was removed") from error
         except OSError as error:
@@ -178,7 +178,7 @@ def _writing(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _publish(source: MappedFile, new: atomic.NewFile, *, replaces: bool, durable: bool) -> None:
+def _publish(source: OpenFile, new: atomic.NewFile, *, replaces: bool, durable: bool) -> None:
     """Rename the new file to its target: over the source if it `replaces` it, else over nothing.
 
     Raises `Untouched` when the source is not what it was, or not where it was.
@@ -210,7 +210,7 @@ def _meanwhile(name: str, what: str) -> Untouched:
 
 
 @contextmanager
-def _only_publisher(source: MappedFile) -> Iterator[None]:
+def _only_publisher(source: OpenFile) -> Iterator[None]:
     """Hold the source's lock: of two processes that slim one file, the second sees what the first did."""
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -230,7 +230,7 @@ def _only_publisher(source: MappedFile) -> Iterator[None]:
             fcntl.flock(source.descriptor, fcntl.LOCK_UN)
 
 
-def _refusal(source: MappedFile, elf: elfs.Elf | None) -> str:
+def _refusal(source: OpenFile, elf: elfs.Elf | None) -> str:
     """Why a file must stay as it is; empty: it need not."""
     if not elf:
         return "no ELF64 library"
@@ -248,7 +248,7 @@ def _refusal(source: MappedFile, elf: elfs.Elf | None) -> str:
     return ""
 
 
-def _unserved(source: MappedFile, elf: elfs.Elf, devices: Sequence[Capability]) -> tuple[str, ...]:
+def _unserved(source: OpenFile, elf: elfs.Elf, devices: Sequence[Capability]) -> tuple[str, ...]:
     """The devices for which no image in the device sections runs; mostly known after one container."""
     left = list(dict.fromkeys(devices))
     for section in device_sections(elf):
@@ -264,7 +264,7 @@ def _unserved(source: MappedFile, elf: elfs.Elf, devices: Sequence[Capability]) 
 
 
 def _changes(
-    source: MappedFile, elf: elfs.Elf, devices: Sequence[Capability], keep_ptx: bool, resources: bool
+    source: OpenFile, elf: elfs.Elf, devices: Sequence[Capability], keep_ptx: bool, resources: bool
 ) -> list[Rewrite]:
     """The containers that lose images, by offset."""
     changes = [c for s in device_sections(elf) for c in rewrites(source, s, devices, keep_ptx)]
@@ -275,7 +275,7 @@ def _changes(
 
 
 def _write(
-    source: MappedFile,
+    source: OpenFile,
     elf: elfs.Elf,
     changes: Sequence[Rewrite],
     holes: Sequence[layout.Hole],
@@ -310,7 +310,7 @@ def _copy_some(source: int, offset: int, target: int, to: int, length: int) -> i
     return os.pwrite(target, os.pread(source, min(length, _BLOCK), offset), to)
 
 
-def _same_metadata(source: MappedFile, target: int, *, elsewhere: bool) -> None:
+def _same_metadata(source: OpenFile, target: int, *, elsewhere: bool) -> None:
     """Owner where permitted, mode, extended attributes (ACLs are some), and times to the nanosecond.
 
     Raises `Untouched` when an attribute cannot be kept. `elsewhere`: in another folder, whose own
@@ -326,7 +326,7 @@ def _same_metadata(source: MappedFile, target: int, *, elsewhere: bool) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _same_attributes(source: MappedFile, target: int, elsewhere: bool) -> None:
+def _same_attributes(source: OpenFile, target: int, elsewhere: bool) -> None:
     try:
         names = os.listxattr(source.descriptor)
     except OSError:  # a file system without extended attributes

@@ -20,7 +20,7 @@ from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, Image
 from vllm_variants.fatbin.elf import Elf, Segment
 from vllm_variants.fatbin.rewrite import Rewrite, containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import MappedFile
+from vllm_variants.fatbin.source import OpenFile
 
 _BLOCK = 1 << 18
 
@@ -34,7 +34,7 @@ class Wrong(AuditError):
         )
 
 
-def verify(source: MappedFile, new: MappedFile, changes: Sequence[Rewrite]) -> None:
+def verify(source: OpenFile, new: OpenFile, changes: Sequence[Rewrite]) -> None:
     """Raise `Wrong` or `Malformed` unless the file `new` is `source` with exactly `changes` made."""
     old_elf, new_elf = elfs.parse(source), elfs.parse(new)
     _header(source, new)
@@ -45,7 +45,7 @@ def verify(source: MappedFile, new: MappedFile, changes: Sequence[Rewrite]) -> N
     _containers(source, old_elf, new, new_elf, changes, touched)
 
 
-def _header(source: MappedFile, new: MappedFile) -> None:
+def _header(source: OpenFile, new: OpenFile) -> None:
     """The ELF header may differ in where its tables are and how many segments there are."""
     old_fields, new_fields = (
         list(elfs.HEADER.unpack(each.at(0, elfs.HEADER.size))) for each in (source, new)
@@ -121,7 +121,7 @@ def _placed(segment: Segment) -> tuple[int, ...]:
     return s.type, s.flags, s.address, s.physical, s.file_size, s.memory_size, s.align
 
 
-def _bytes(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
+def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
     """Walk the new file's segments by address and compare each with the source, around the changes."""
     edits = [(_address(old, 0), _address(old, 0) + elfs.HEADER.size)]  # see _header
     for change in changes:
@@ -193,7 +193,7 @@ def _touched(old: Elf, changes: Sequence[Rewrite]) -> list[int]:
     ]
 
 
-def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, touched: Sequence[int]) -> None:
+def _sections(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, touched: Sequence[int]) -> None:
     if len(old.sections) != len(new_elf.sections):
         raise Wrong(source.name, "the number of sections changed")
     for index, (before, after) in enumerate(zip(old.sections, new_elf.sections, strict=True)):
@@ -217,9 +217,9 @@ def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, touch
 
 
 def _containers(
-    source: MappedFile,
+    source: OpenFile,
     old: Elf,
-    new: MappedFile,
+    new: OpenFile,
     new_elf: Elf,
     changes: Sequence[Rewrite],
     touched: Sequence[int],
@@ -242,7 +242,7 @@ def _containers(
                 raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} changed")
 
 
-def _container(source: MappedFile, new: MappedFile, change: Rewrite, now: Container) -> None:
+def _container(source: OpenFile, new: OpenFile, change: Rewrite, now: Container) -> None:
     where = f"the fat binary at offset {change.container.offset:#x}"
     expected = (change.stub.image,) if change.stub else change.images
     if now.size != change.size or len(now.images) != len(expected):
@@ -256,13 +256,13 @@ def _container(source: MappedFile, new: MappedFile, change: Rewrite, now: Contai
             raise Wrong(source.name, f"{where} has a changed {image.target} image")
 
 
-def _same_image(source: MappedFile, image: Image, new: MappedFile, got: Image) -> bool:
+def _same_image(source: OpenFile, image: Image, new: OpenFile, got: Image) -> bool:
     return (
         image.size == got.size and first_difference(source, image.offset, new, got.offset, image.size) is None
     )
 
 
-def first_difference(a: MappedFile, a_at: int, b: MappedFile, b_at: int, length: int) -> int | None:
+def first_difference(a: OpenFile, a_at: int, b: OpenFile, b_at: int, length: int) -> int | None:
     """How far into two ranges they first differ; None: not at all."""
     for done in range(0, length, _BLOCK):
         size = min(_BLOCK, length - done)

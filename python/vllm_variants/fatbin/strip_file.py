@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import strip, strip_proof
-from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.source import OpenFile, opened
 from vllm_variants.fatbin.writing import same_metadata, write_pieces
 from vllm_variants.system import atomic
 
@@ -44,7 +44,7 @@ def strip_file(path: Path, *, to: Path | None = None) -> StripReport:
     A file with nothing to drop is not touched, and nothing is written then. Raises `Malformed`,
     `Wrong` (the proof failed) or `OSError`; the old file is whole then.
     """
-    with mapped(path) as source:
+    with opened(path) as source:
         elf = elfs.parse(source) if elfs.is_elf64(source) else None
         if refusal := _refusal(source, elf):
             return StripReport(str(path), source.size, source.size, kept=refusal)
@@ -65,7 +65,7 @@ def strip_file(path: Path, *, to: Path | None = None) -> StripReport:
         return StripReport(str(path), source.size, stripped.layout.size, names, max(between, 0))
 
 
-def _refusal(source: MappedFile, elf: elfs.Elf | None) -> str:
+def _refusal(source: OpenFile, elf: elfs.Elf | None) -> str:
     if not elf:
         return "no ELF64 file"
     with suppress(OSError):  # file systems without extended attributes

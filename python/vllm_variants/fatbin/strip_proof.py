@@ -20,14 +20,14 @@ from pathlib import Path
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.elf import Elf, Section, Segment
 from vllm_variants.fatbin.proof import Wrong, first_difference
-from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.source import OpenFile, opened
 
 _INACTIVE = bytes(elfs.SECTION_HEADER.size)
 
 
-def verify(source: MappedFile, path: Path, unread: Collection[int]) -> None:
+def verify(source: OpenFile, path: Path, unread: Collection[int]) -> None:
     """Raise `Wrong` unless `path` is `source` without the sections `unread` and without unmapped pages."""
-    with mapped(path) as new:
+    with opened(path) as new:
         old_elf, new_elf = elfs.parse(source), elfs.parse(new)
         _header(source, new)
         _segments(source.name, old_elf, new_elf)
@@ -36,7 +36,7 @@ def verify(source: MappedFile, path: Path, unread: Collection[int]) -> None:
         _disjoint(source.name, old_elf, new_elf)
 
 
-def _header(source: MappedFile, new: MappedFile) -> None:
+def _header(source: OpenFile, new: OpenFile) -> None:
     fields = [list(elfs.HEADER.unpack(file.at(0, elfs.HEADER.size))) for file in (source, new)]
     for header in fields:
         header[5] = header[6] = 0
@@ -72,7 +72,7 @@ def _placed(segment: Segment) -> Segment:
     return replace(segment, offset=0, align=0 if segment.type == elfs.PT_LOAD else segment.align)
 
 
-def _bytes(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf) -> None:
+def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf) -> None:
     """Compare each segment's bytes, around the two headers that may change."""
     table = old.program_headers_at
     headers = [(0, elfs.HEADER.size)]
@@ -97,7 +97,7 @@ def _around(start: int, end: int, holes: Collection[tuple[int, int]]) -> Iterato
         yield start, end
 
 
-def sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, unread: Collection[int]) -> None:
+def sections(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, unread: Collection[int]) -> None:
     """Every section but the `unread` is the one it was, byte for byte; raise `Wrong` otherwise."""
     if len(old.sections) != len(new_elf.sections):
         raise Wrong(source.name, "the number of sections changed")
@@ -121,7 +121,7 @@ def sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, unread
             raise Wrong(source.name, f"section {before.name} changed")
 
 
-def _inactive(name: str, old: Elf, before: Section, new: MappedFile, table: int, index: int) -> None:
+def _inactive(name: str, old: Elf, before: Section, new: OpenFile, table: int, index: int) -> None:
     if before.flags & elfs.SHF_ALLOC or any(
         load.offset < before.end and before.offset < load.end for load in old.loads
     ):

@@ -18,7 +18,7 @@ from vllm_variants.audit.library import audit_library
 from vllm_variants.audit.report import AuditReport
 from vllm_variants.audit.why import why
 from vllm_variants.errors import InputError, MissingError, UsageError
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.tree import slim_tree
 from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability, Fit
@@ -364,7 +364,7 @@ def test_every_library_of_an_expected_name_is_held_to_it(tree: Path) -> None:
 
 
 def test_why_groups_containers_and_gives_each_image_its_reason(tree: Path) -> None:
-    with mapped(tree / "vllm" / "_C.abi3.so") as source:
+    with opened(tree / "vllm" / "_C.abi3.so") as source:
         sets = why(source, ADA)
 
     told = {str(each.as_dict()["runs"]): dict(each.reasons) for each in sets}
@@ -375,5 +375,5 @@ def test_why_groups_containers_and_gives_each_image_its_reason(tree: Path) -> No
 
 
 def test_why_refuses_what_is_no_library(tree: Path) -> None:
-    with mapped(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="no ELF64 library"):
+    with opened(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="no ELF64 library"):
         why(source, ADA)

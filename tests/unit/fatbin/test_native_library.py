@@ -28,7 +28,7 @@ from vllm_variants.fatbin.native.library import (
 from vllm_variants.fatbin.native.queue import Limits
 from vllm_variants.fatbin.new_image import NewImage, with_payload
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.stub import is_stub
 
 TEXT = ptx_text("scale", "shift")
@@ -74,7 +74,7 @@ def described(image: Image | NewImage) -> Image:
 
 def written(path: Path, images: Images) -> bytes:
     """The bytes of a container that holds these images."""
-    with mapped(path) as source:
+    with opened(path) as source:
         return container(
             *(
                 _Bare(
@@ -95,7 +95,7 @@ class _Bare(Made):
 
 
 def only(path: Path) -> Container:
-    with mapped(path) as source:
+    with opened(path) as source:
         (found,) = [c for s in device_sections(elfs.parse(source)) for c in containers_in(source, s)]
         return found
 
@@ -111,7 +111,7 @@ def test_ptx_that_the_device_would_compile_becomes_a_cubin_of_its_sm(native: Nat
     assert made.left == ()
     new = library(tmp_path / "new.so", written(path, images))
     assert listed(new) == ["sm_90"]
-    with mapped(path) as source, mapped(new) as after:
+    with opened(path) as source, opened(new) as after:
         assert proof.wrong(source, images, after, only(new)) is None
 
 
@@ -177,7 +177,7 @@ def test_images_that_stay_give_room_where_it_is_needed(native: Native, tmp_path:
     assert [described(image).compression for image in images] == ["zstd"] * 3
     new = library(tmp_path / "new.so", written(path, images))
     assert listed(new) == ["sm_120", "sm_80", "sm_90"]
-    with mapped(path) as source, mapped(new) as after:
+    with opened(path) as source, opened(new) as after:
         assert proof.wrong(source, images, after, only(new)) is None
 
 
@@ -252,7 +252,7 @@ def test_a_stub_is_not_compiled(native: Native, tmp_path: Path) -> None:
     """What an earlier slimming left where nothing could run has nothing to compile."""
     path = library(tmp_path / "a.so", section([ptx_image(ptx_text(comment="x" * 200_000))]))
     slim_file(path, capabilities("7.5"))
-    with mapped(path) as source:
+    with opened(path) as source:
         assert is_stub(source, only(path).images[0])
     made = native(path, "9.0")
     assert (made.containers, made.left) == ({}, ())
@@ -291,7 +291,7 @@ def test_the_proof_finds_what_is_wrong(native: Native, tmp_path: Path) -> None:
 
     def verdict(data: bytes, expected: Images = images) -> str | None:
         new = Bytes("new", data)
-        with mapped(path) as source:
+        with opened(path) as source:
             return proof.wrong(source, expected, new, container_at(new, 0, new.size))
 
     assert verdict(good) is None
@@ -307,7 +307,7 @@ def test_the_proof_finds_what_is_wrong(native: Native, tmp_path: Path) -> None:
     swapped = (images[0], NewImage(lie.image, lie.header, lie.payload, images[1].stands_for))
     assert "lacks 2 of 2 kernels" in (verdict(written(path, swapped), swapped) or "")
     assert not isinstance(images[0], NewImage)
-    with mapped(path) as source:
+    with opened(path) as source:
         header = source.at(images[0].offset, images[0].header_size)
         raw = raw_payload(source, images[0])
     for change, reason in (

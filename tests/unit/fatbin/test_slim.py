@@ -27,7 +27,7 @@ from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.library import Untouched, Unwritable, copy_file, slim_file
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.source import Malformed, opened
 from vllm_variants.model.capability import Capability
 
 HOPPER = capabilities("9.0")
@@ -49,7 +49,7 @@ def at(path: Path, address: int, length: int) -> bytes:
 def held(path: Path) -> list[tuple[int, Container]]:
     """Containers with their addresses."""
     found = []
-    with mapped(path) as source:
+    with opened(path) as source:
         elf = elfs.parse(source)
         for part in (*device_sections(elf), *resource_sections(elf)):
             for each in containers_in(source, part):

@@ -24,7 +24,7 @@ from vllm_variants.fatbin import layout, strip, strip_proof
 from vllm_variants.fatbin.library import MOST_HOLES, SMALLEST_HOLE, slim_file
 from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import device_sections, rewrites
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.strip_file import strip_file
 from vllm_variants.fatbin.writing import write_pieces
 
@@ -212,7 +212,7 @@ def test_stripping_and_slimming_commute(tmp_path: Path) -> None:
 
 def test_one_pass_slims_and_strips_to_the_same_bytes_as_two(tmp_path: Path) -> None:
     one, two = with_device_code(tmp_path / "one.so"), tmp_path / "two.so"
-    with mapped(one) as source, two.open("wb") as new:
+    with opened(one) as source, two.open("wb") as new:
         elf = elfs.parse(source)
         changes = [c for s in device_sections(elf) for c in rewrites(source, s, capabilities("9.0"))]
         inside = layout.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
@@ -228,11 +228,11 @@ def test_one_pass_slims_and_strips_to_the_same_bytes_as_two(tmp_path: Path) -> N
 
 def test_pages_between_segments_leave_the_file(tmp_path: Path) -> None:
     built = patchelfed(tmp_path / "lib.so")
-    with mapped(built) as source:
+    with opened(built) as source:
         holes = strip.unmapped_holes(elfs.parse(source))
     assert holes, "patchelf put nothing between two segments: this test tests nothing"
     strip_file(built)
-    with mapped(built) as source:
+    with opened(built) as source:
         assert not strip.unmapped_holes(elfs.parse(source))
 
 
@@ -270,7 +270,7 @@ def test_a_section_of_a_kind_that_is_not_known_stays(tmp_path: Path) -> None:
 
 def test_what_a_kept_section_links_to_stays(tmp_path: Path) -> None:
     built = compiled(tmp_path / "lib.so")
-    with mapped(built) as source:
+    with opened(built) as source:
         elf = elfs.parse(source)
     at = {part.name: index for index, part in enumerate(elf.sections)}
     content = bytearray(built.read_bytes())
@@ -364,7 +364,7 @@ def _flip(path: Path, offset: int) -> None:
 
 
 def _section_header(path: Path, name: str) -> tuple[int, int]:
-    with mapped(path) as source:
+    with opened(path) as source:
         elf = elfs.parse(source)
     index = next(i for i, part in enumerate(elf.sections) if part.name == name)
     return elf.sections[index].offset, elf.section_headers_at + 64 * index
@@ -389,7 +389,7 @@ def _section_header(path: Path, name: str) -> tuple[int, int]:
 def test_the_proof_finds_every_kind_of_damage(damage: Callable[[Path], None], tmp_path: Path) -> None:
     built, new = compiled(tmp_path / "lib.so"), tmp_path / "new.so"
     strip_file(built, to=new)
-    with mapped(built) as source:
+    with opened(built) as source:
         unread = strip.unread_sections(source, elfs.parse(source))
         strip_proof.verify(source, new, unread)
         damage(new)
@@ -400,7 +400,7 @@ def test_the_proof_finds_every_kind_of_damage(damage: Callable[[Path], None], tm
 def test_the_proof_refuses_a_loaded_section_among_the_dropped(tmp_path: Path) -> None:
     built, new = compiled(tmp_path / "lib.so"), tmp_path / "new.so"
     strip_file(built, to=new)
-    with mapped(built) as source:
+    with opened(built) as source:
         elf = elfs.parse(source)
         text = next(i for i, part in enumerate(elf.sections) if part.name == ".text")
         with pytest.raises(Wrong, match="is loaded"):

@@ -16,7 +16,7 @@ from vllm_variants.fatbin import library as writer
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import Copy, containers_in, device_sections, pieces
-from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.source import Malformed, opened
 
 HOPPER = capabilities("9.0")
 FATBIN = section(
@@ -36,7 +36,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[bytearray, elfs.
 
     def wrong(source: object, elf: object, changes: object, holes: object, descriptor: int) -> int:
         size = write(source, elf, changes, holes, descriptor)  # type: ignore[arg-type]
-        with mapped(Path(f"/proc/self/fd/{descriptor}")) as new:
+        with opened(Path(f"/proc/self/fd/{descriptor}")) as new:
             headers, data = elfs.parse(new), bytearray(new.at(0, new.size))
         tamper(data, headers)
         with open(descriptor, "r+b", closefd=False) as file:
@@ -154,7 +154,7 @@ def test_an_honest_file_passes(made: Path) -> None:
     report = slim_file(made, HOPPER)
 
     assert report.changed
-    with mapped(made) as source:
+    with opened(made) as source:
         found = [c for s in device_sections(elfs.parse(source)) for c in containers_in(source, s)]
     assert [[str(i.target) for i in c.images] for c in found] == [["9.0a"], ["10.0"], ["9.0"]]
 

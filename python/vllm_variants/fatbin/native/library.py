@@ -28,7 +28,7 @@ from vllm_variants.fatbin.native.plan import Left, Need, images_beside, needs
 from vllm_variants.fatbin.native.queue import Compiled, Failed, Job, Limits, Progress
 from vllm_variants.fatbin.new_image import NewImage, recompressed
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
-from vllm_variants.fatbin.source import Source, mapped
+from vllm_variants.fatbin.source import Source, opened
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.model.capability import Capability
 
@@ -103,7 +103,7 @@ def plan_library(path: Path, devices: Sequence[Capability], name: str | None = N
 
     A file without device code has nothing to compile. Raises `Malformed`.
     """
-    with mapped(path) as source:
+    with opened(path) as source:
         found, left = _planned(source, devices) if elfs.is_elf64(source) else ([], [])
     return LibraryPlan(path, name or str(path), tuple(devices), tuple(found), tuple(left))
 
@@ -168,7 +168,7 @@ def _job(plan: LibraryPlan, need: Need, options: tuple[str, ...]) -> Job:
 
 
 def _payload(path: Path, image: Image) -> bytes:
-    with mapped(path) as source:
+    with opened(path) as source:
         return codecs.raw_payload(source, image)
 
 
@@ -244,7 +244,7 @@ class _Build:
         """The container's images as they are, then with those that stay stored in less room."""
         images = self._images(wanted)
         yield images
-        with mapped(self.plan.path) as source:
+        with opened(self.plan.path) as source:
             yield tuple(
                 recompressed(source, image, self.allowed) if isinstance(image, Image) else image
                 for image in images
