@@ -17,7 +17,7 @@ import checkout  # noqa: F401 - puts the checkout's code on the path
 
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
-from vllm_variants.fatbin.library import MOST_HOLES, SMALLEST_HOLE
+from vllm_variants.fatbin.planning import MOST_HOLES, SMALLEST_HOLE
 from vllm_variants.fatbin.rewrite import (
     Rewrite,
     device_sections,
@@ -55,7 +55,7 @@ def measure(path: str, devices: Sequence[Capability], totals: dict[Capability, S
         elf = elfs.parse(source)
         sections, resources = device_sections(elf), resource_sections(elf)
         for device in devices if sections else ():
-            code = [c for s in sections for c in rewrites(source, s, [device])]
+            code = [c for s in sections for c in rewrites(source, s, [device]) if c.changed]
             more = [c for s in resources for c in resource_rewrites(source, s, [device])]
             first, both = saved(source, elf, code), saved(source, elf, [*code, *more])
             totals[device].code += first

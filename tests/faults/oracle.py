@@ -21,18 +21,19 @@ from vllm_variants.audit import collect
 from vllm_variants.audit.library import LibraryAudit, audit_library
 from vllm_variants.errors import Error
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin import library
+from vllm_variants.fatbin import library, planning
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import DEVICE_SECTIONS, RESOURCE_SECTIONS, containers_in
+from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import Malformed, opened
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.model.capability import Capability, Fit
 
 _WORDS = ["7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
 _DEVICES = [Capability.parse(word) for word in _WORDS]
-HOLES = (0x1000, 0x1000, 0x1000, 0x1000, library.SMALLEST_HOLE)
+HOLES = (0x1000, 0x1000, 0x1000, 0x1000, planning.SMALLEST_HOLE)
 """Small inputs have small holes: most executions cut them too."""
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -79,7 +80,7 @@ class Outcome:
 
 def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     """Audit and slim `data`, judge the result; raises `Defect`, or what else escapes."""
-    library.SMALLEST_HOLE = asked.hole
+    planning.SMALLEST_HOLE = asked.hole
     path, new = folder / "input.so", folder / "new.so"
     path.write_bytes(data)
     device = asked.devices[0]
@@ -88,9 +89,7 @@ def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     if audit and audit.problem:
         _told(audit.problem, "input.so")
     try:
-        report = library.slim_file(
-            path, asked.devices, to=new, keep_ptx=asked.keep_ptx, resources=asked.resources
-        )
+        report = library.slim_file(path, asked.devices, Rules(asked.keep_ptx, asked.resources), to=new)
     except Error as error:
         return _refused(error, asked, audit)
     if not report.changed:
@@ -104,7 +103,7 @@ def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     judge(data, slimmed, path, new, asked)
     _audited(audit, new, asked)
     again = library.slim_file(
-        new, asked.devices, to=folder / "again.so", keep_ptx=asked.keep_ptx, resources=asked.resources
+        new, asked.devices, Rules(asked.keep_ptx, asked.resources), to=folder / "again.so"
     )
     if again.changed:
         raise Defect(

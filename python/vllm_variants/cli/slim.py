@@ -15,7 +15,7 @@ from vllm_variants.errors import Error, InputError, Interrupted, MissingError, U
 from vllm_variants.system.progress import bar
 
 if TYPE_CHECKING:
-    from vllm_variants.fatbin.library import Options
+    from vllm_variants.fatbin.rules import Rules
     from vllm_variants.fatbin.tree import SlimReport
     from vllm_variants.model.capability import Capability
 
@@ -63,11 +63,13 @@ def slim(
     if (output is None) == (not in_place):
         raise UsageError("say where the slimmed files go", hint="give -o OUT, or --in-place")
     devices = [_device(each, force) for each in sm]
-    options: Options = {"keep_ptx": keep_ptx, "resources": resources, "durable": output is None}
+    from vllm_variants.fatbin.rules import Rules
+
+    rules = Rules(keep_ptx, resources)
     if is_folder:
-        report = _tree(path, output, devices, options, jobs, link)
+        report = _tree(path, output, devices, rules, jobs, link)
     else:
-        report = _file(path, output, devices, options)
+        report = _file(path, output, devices, rules)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -107,7 +109,7 @@ def _device(text: str, force: bool) -> Capability:
 
 
 def _tree(
-    path: Path, output: Path | None, devices: list[Capability], options: Options, jobs: int, link: bool
+    path: Path, output: Path | None, devices: list[Capability], rules: Rules, jobs: int, link: bool
 ) -> SlimReport:
     from vllm_variants.fatbin.copy import slimmed_copy
     from vllm_variants.fatbin.tree import Stopped, slim_tree
@@ -116,7 +118,12 @@ def _tree(
 
         def work(root: Path) -> SlimReport:
             return slim_tree(
-                root, devices, progress=lambda done, total, _: advance(done, total), jobs=jobs, **options
+                root,
+                devices,
+                rules,
+                progress=lambda done, total, _: advance(done, total),
+                jobs=jobs,
+                durable=output is None,
             )
 
         if output:
@@ -130,10 +137,11 @@ def _tree(
             ) from stop
 
 
-def _file(path: Path, output: Path | None, devices: list[Capability], options: Options) -> SlimReport:
+def _file(path: Path, output: Path | None, devices: list[Capability], rules: Rules) -> SlimReport:
     from vllm_variants.fatbin.copy import refuse_output
-    from vllm_variants.fatbin.library import copy_file, slim_file
+    from vllm_variants.fatbin.library import slim_file
     from vllm_variants.fatbin.tree import UNREMARKABLE, SlimReport
+    from vllm_variants.fatbin.writing import copy_file
     from vllm_variants.system import atomic
 
     path = path.resolve()  # a symbolic link stays one
@@ -141,7 +149,7 @@ def _file(path: Path, output: Path | None, devices: list[Capability], options: O
         output = output / path.name if os.path.isdir(output) else output  # noqa: PTH112 - any name may come
         refuse_output(output)
     atomic.remove_leftovers_of(output or path)
-    report = slim_file(path, devices, to=output, **options)
+    report = slim_file(path, devices, rules, to=output, durable=output is None)
     if report.kept in UNREMARKABLE or report.kept.startswith("an object"):
         raise InputError(f"{path} cannot be slimmed: {report.kept}")
     if output and not report.changed:

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from vllm_variants.fatbin.elf import (
@@ -31,15 +30,22 @@ from vllm_variants.fatbin.elf import (
     PT_LOAD,
     PT_NULL,
     PT_PHDR,
-    SECTION_HEADER,
     SHF_ALLOC,
     Elf,
     Section,
     Segment,
     appended,
 )
-from vllm_variants.fatbin.layout import Hole, Layout, Shift, split
-from vllm_variants.fatbin.rewrite import Copy, Literal, Rewrite
+from vllm_variants.fatbin.layout import (
+    INERT,
+    Copy,
+    Hole,
+    Layout,
+    Shift,
+    pack_sections,
+    pack_segments,
+    split,
+)
 from vllm_variants.fatbin.source import Source
 
 ET_EXEC, PT_INTERP = 2, 3
@@ -52,8 +58,6 @@ _DEBUG = re.compile(
 
 INACTIVE = Section("", 0, SHT_NULL, 0, 0, 0, 0, 0, 0, 0, 0)
 """The header of a section that went."""
-INERT = Segment(PT_NULL, 0, 0, 0, 0, 0, 0, 0)
-"""What a `PT_PHDR` becomes where the program headers are not in memory any more."""
 
 
 def refusal(source: Source, elf: Elf) -> str:
@@ -99,10 +103,9 @@ def unread_sections(source: Source, elf: Elf) -> frozenset[int]:
 def unmapped_holes(elf: Elf) -> list[Hole]:
     """The pages between mapped ones, by offset: nothing in memory comes from them.
 
-    What follows a hole moves by the hole's size, so that is a multiple of the largest alignment that
-    any loaded section wants.
+    What follows a hole moves by the hole's size, so that is a multiple of the library's alignment.
     """
-    step = max([elf.page, *(section.align for section in elf.sections if section.flags & SHF_ALLOC)])
+    step = elf.alignment
     pages = [
         (start // elf.page * elf.page, -(-end // elf.page) * elf.page) for start, end in _mapped_bytes(elf)
     ]
@@ -112,46 +115,37 @@ def unmapped_holes(elf: Elf) -> list[Hole]:
     return [hole for hole in holes if hole.size]
 
 
-@dataclass(frozen=True)
-class Stripped:
-    """The file to be written. `mapped_end` is where the mapped part ends in the source, `tail` the
-    kept sections behind it, and `holes` all that the mapped part loses."""
+def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[int]) -> Layout:
+    """The layout of `elf` without what no segment maps, and without the sections numbered in `unread`.
 
-    layout: Layout
-    holes: tuple[Hole, ...]
-    mapped_end: int
-    tail: tuple[Copy, ...]
-
-    @cached_property
-    def shift(self) -> Shift:
-        """Where an offset of the source's mapped part lies in the new file."""
-        return Shift(self.holes)
-
-    @cached_property
-    def _hole_ends(self) -> list[int]:
-        return [hole.end for hole in self.holes]
-
-    def copies(self, start: int, end: int) -> Iterator[Copy]:
-        """The source's `[start, end)` without the holes, and without what is behind `mapped_end`."""
-        end = min(end, self.mapped_end)
-        for hole in self.holes[bisect_right(self._hole_ends, start) :]:
-            if hole.start >= end:
-                break
-            if hole.start > start:
-                yield Copy(self.shift(start), start, hole.start - start)
-            start = hole.end
-        if end > start:
-            yield Copy(self.shift(start), start, end - start)
-
-
-def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[int]) -> Stripped:
-    """`elf` without what is unmapped, without its `unread` sections, and without the holes `inside`
-    its segments (those that slimming makes; none: only strip). `header` is the source's, 64 bytes.
+    `inside` are holes within segments, which slimming makes; `header` is the source's, 64 bytes.
     """
     holes = tuple(sorted([*inside, *unmapped_holes(elf)], key=lambda hole: hole.start))
     shift, mapped = Shift(holes), _mapped_bytes(elf)
     segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift)]
     mapped_end = max(end for _, end in mapped)
+    sections, tail, at = _placed_sections(elf, mapped, shift, mapped_end, unread)
+    table = pack_sections(sections)
+    table_at = _aligned(at, 8) if table else 0
+    end = table_at + len(table) if table else at
+    in_place = len(segments) == len(elf.segments) and _in(mapped, _program_headers(elf))
+    if not in_place:
+        segments = [INERT if s.type == PT_PHDR else s for s in segments]
+    programs = pack_segments(segments)
+    # Not in a mapped page: a loader would read them from memory, where that page may end in zeros.
+    programs_at = shift(elf.program_headers_at) if in_place else _aligned(end, elf.page)
+    fields = list(HEADER.unpack(header))
+    fields[5], fields[6], fields[10] = programs_at, table_at, len(segments)
+    size = end if in_place else programs_at + len(programs)
+    return Layout(
+        HEADER.pack(*fields), programs_at, programs, table_at, table, size, holes, mapped_end, tuple(tail)
+    )
+
+
+def _placed_sections(
+    elf: Elf, mapped: Sequence[tuple[int, int]], shift: Shift, mapped_end: int, unread: frozenset[int]
+) -> tuple[list[Section], list[Copy], int]:
+    """The section headers, the sections that stand behind the mapped part, and where those end."""
     at = shift(mapped_end)
     tail: list[Copy] = []
     sections: list[Section] = []
@@ -168,45 +162,7 @@ def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[i
             tail.append(Copy(at, section.offset, section.size))
             sections.append(replace(section, offset=at))
             at += section.size
-    table = b"".join(SECTION_HEADER.pack(*_section_fields(section)) for section in sections)
-    table_at = _aligned(at, 8) if table else 0
-    end = table_at + len(table) if table else at
-    in_place = len(segments) == len(elf.segments) and _in(mapped, _program_headers(elf))
-    if not in_place:
-        segments = [INERT if s.type == PT_PHDR else s for s in segments]
-    programs = b"".join(PROGRAM_HEADER.pack(*_segment_fields(segment)) for segment in segments)
-    # Not in a mapped page: a loader would read them from memory, where that page may end in zeros.
-    programs_at = shift(elf.program_headers_at) if in_place else _aligned(end, elf.page)
-    fields = list(HEADER.unpack(header))
-    fields[5], fields[6], fields[10] = programs_at, table_at, len(segments)
-    size = end if in_place else programs_at + len(programs)
-    layout = Layout(HEADER.pack(*fields), programs_at, programs, table_at, table, size)
-    return Stripped(layout, holes, mapped_end, tuple(tail))
-
-
-def pieces(source: Source, stripped: Stripped, changes: Sequence[Rewrite] = ()) -> Iterator[Copy | Literal]:
-    """All that must be written, with the containers that slimming rewrites; between pieces it is zero.
-
-    The last pieces replace headers copied before.
-    """
-    shift, layout, copied = stripped.shift, stripped.layout, 0
-    for change in changes:
-        start = change.container.offset
-        yield from stripped.copies(copied, start)
-        header = change.header(source)
-        to = shift(start)
-        yield Literal(to, header + change.stub.data if change.stub else header)
-        to += len(header)
-        for image in change.images:
-            yield Copy(to, image.offset, image.size)
-            to += image.size
-        copied = change.dead_end
-    yield from stripped.copies(copied, stripped.mapped_end)
-    yield from stripped.tail
-    yield Literal(0, layout.header)
-    yield Literal(layout.program_headers_at, layout.program_headers)
-    if layout.section_headers:
-        yield Literal(layout.section_headers_at, layout.section_headers)
+    return sections, tail, at
 
 
 def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> list[Segment]:
@@ -214,7 +170,7 @@ def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> l
     if segment.type != PT_LOAD or not segment.file_size:
         return [replace(segment, offset=shift(segment.offset))]
     if any(segment.offset <= hole.start and hole.end <= segment.end for hole in holes):
-        return split(segment, holes, shift, elf.page)
+        return split(segment, holes, shift, elf.alignment)
     offset, align = shift(segment.offset), max(segment.align, 1)
     while (offset - segment.address) % align:
         align //= 2
@@ -259,13 +215,3 @@ def _touches(ranges: Sequence[tuple[int, int]], part: Section) -> bool:
 
 def _aligned(offset: int, align: int) -> int:
     return -(-offset // max(align, 1)) * max(align, 1)
-
-
-def _segment_fields(s: Segment) -> tuple[int, ...]:
-    return s.type, s.flags, s.offset, s.address, s.physical, s.file_size, s.memory_size, s.align
-
-
-def _section_fields(s: Section) -> tuple[int, ...]:
-    return (
-        s.name_offset, s.type, s.flags, s.address, s.offset, s.size, s.link, s.info, s.align, s.entry_size,
-    )  # fmt: skip

@@ -20,13 +20,13 @@ from elftools.elf.elffile import ELFFile
 from making import AARCH64, capabilities, cubin, library, section
 
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin import layout, strip, strip_proof
-from vllm_variants.fatbin.library import MOST_HOLES, SMALLEST_HOLE, slim_file
-from vllm_variants.fatbin.proof import Wrong
-from vllm_variants.fatbin.rewrite import device_sections, rewrites
-from vllm_variants.fatbin.source import opened
-from vllm_variants.fatbin.strip_file import strip_file
-from vllm_variants.fatbin.writing import write_pieces
+from vllm_variants.fatbin import strip
+from vllm_variants.fatbin.library import FileReport, slim_file
+from vllm_variants.fatbin.proof import Wrong, verify
+from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.source import OpenFile, opened
+
+STRIP = Rules(keep_symbols=False)
 
 CODE = """
 #include <stdlib.h>
@@ -42,6 +42,15 @@ ANSWER = f"{4 * 3 + 5 + 7 + ord('r')}\n"
 MANY = "\n".join(
     f"static int f{i}(int x) {{ return x + {i}; }} int g{i}(int x) {{ return f{i}(x); }}" for i in range(400)
 )
+
+
+def strip_file(path: Path, to: Path | None = None) -> FileReport:
+    return slim_file(path, (), STRIP, to=to)
+
+
+def proven(source: OpenFile, new: Path, unread: frozenset[int]) -> None:
+    with opened(new) as file:
+        verify(source, file, (), unread)
 
 
 def tool(name: str) -> str:
@@ -212,17 +221,11 @@ def test_stripping_and_slimming_commute(tmp_path: Path) -> None:
 
 def test_one_pass_slims_and_strips_to_the_same_bytes_as_two(tmp_path: Path) -> None:
     one, two = with_device_code(tmp_path / "one.so"), tmp_path / "two.so"
-    with opened(one) as source, two.open("wb") as new:
-        elf = elfs.parse(source)
-        changes = [c for s in device_sections(elf) for c in rewrites(source, s, capabilities("9.0"))]
-        inside = layout.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
-        unread = strip.unread_sections(source, elf)
-        stripped = strip.lay_out(elf, source.at(0, elfs.HEADER.size), inside, unread)
-        pieces = strip.pieces(source, stripped, changes)
-        write_pieces(source.descriptor, pieces, new.fileno(), stripped.layout.size)
+    report = slim_file(one, capabilities("9.0"), STRIP, to=two)
     slim_file(one, capabilities("9.0"))
     strip_file(one)
-    assert len(inside) > 1 and two.read_bytes() == one.read_bytes()
+    assert min(report.saved["images"], report.saved["symbols"]) > 0
+    assert two.read_bytes() == one.read_bytes()
     assert answer(two) == ANSWER
 
 
@@ -391,10 +394,10 @@ def test_the_proof_finds_every_kind_of_damage(damage: Callable[[Path], None], tm
     strip_file(built, to=new)
     with opened(built) as source:
         unread = strip.unread_sections(source, elfs.parse(source))
-        strip_proof.verify(source, new, unread)
+        proven(source, new, unread)
         damage(new)
         with pytest.raises((Wrong, elfs.Malformed)):
-            strip_proof.verify(source, new, unread)
+            proven(source, new, unread)
 
 
 def test_the_proof_refuses_a_loaded_section_among_the_dropped(tmp_path: Path) -> None:
@@ -404,4 +407,4 @@ def test_the_proof_refuses_a_loaded_section_among_the_dropped(tmp_path: Path) ->
         elf = elfs.parse(source)
         text = next(i for i, part in enumerate(elf.sections) if part.name == ".text")
         with pytest.raises(Wrong, match="is loaded"):
-            strip_proof.verify(source, new, strip.unread_sections(source, elf) | {text})
+            proven(source, new, strip.unread_sections(source, elf) | {text})

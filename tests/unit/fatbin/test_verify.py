@@ -13,9 +13,10 @@ from vllm_variants.errors import ExitCode
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
 from vllm_variants.fatbin import library as writer
+from vllm_variants.fatbin.layout import Copy
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.proof import Wrong
-from vllm_variants.fatbin.rewrite import Copy, containers_in, device_sections, pieces
+from vllm_variants.fatbin.rewrite import containers_in, device_sections, pieces
 from vllm_variants.fatbin.source import Malformed, opened
 
 HOPPER = capabilities("9.0")
@@ -32,18 +33,17 @@ def made(tmp_path: Path) -> Path:
 
 def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[bytearray, elfs.Elf], None]) -> None:
     """Let the writer write, then change what it wrote before the proof."""
-    write = writer._write
+    fill = writer._fill
 
-    def wrong(source: object, elf: object, changes: object, holes: object, descriptor: int) -> int:
-        size = write(source, elf, changes, holes, descriptor)  # type: ignore[arg-type]
+    def wrong(source: object, plan: object, descriptor: int) -> None:
+        fill(source, plan, descriptor)  # type: ignore[arg-type]
         with opened(Path(f"/proc/self/fd/{descriptor}")) as new:
             headers, data = elfs.parse(new), bytearray(new.at(0, new.size))
         tamper(data, headers)
         with open(descriptor, "r+b", closefd=False) as file:
             file.write(data)
-        return size
 
-    monkeypatch.setattr(writer, "_write", wrong)
+    monkeypatch.setattr(writer, "_fill", wrong)
 
 
 def flip(where: Callable[[elfs.Elf], int]) -> Callable[[bytearray, elfs.Elf], None]:

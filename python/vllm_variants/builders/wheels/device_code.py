@@ -14,6 +14,7 @@ from vllm_variants.audit import audit_tree
 from vllm_variants.audit import contents as expected
 from vllm_variants.builders.steps import Steps
 from vllm_variants.errors import AuditError, Error
+from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.tree import slim_tree
 from vllm_variants.model.requests import Request
 from vllm_variants.model.results import MANIFEST
@@ -29,8 +30,7 @@ def slim(steps: Steps, request: Request, tree: Path) -> None:
         report = slim_tree(
             tree,
             [request.variant.capability],
-            keep_ptx=request.keep_ptx,
-            resources=True,  # proven bit-identical on a GPU: docs/slim.md
+            Rules(keep_ptx=request.keep_ptx),
             progress=lambda done, total, path: advance(done, total),
             durable=False,  # nobody uses the tree yet: the store syncs what it publishes
         )

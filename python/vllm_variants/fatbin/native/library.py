@@ -8,12 +8,13 @@ container keeps its place and must not grow: what does not fit stays PTX, and is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.errors import InputError
+from vllm_variants.errors import Error, InputError
 from vllm_variants.fatbin import codecs
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.codecs import Encoded, Encoding
@@ -27,16 +28,14 @@ from vllm_variants.fatbin.native.image import cubin_image
 from vllm_variants.fatbin.native.plan import Left, Need, images_beside, needs
 from vllm_variants.fatbin.native.queue import Compiled, Failed, Job, Limits, Progress
 from vllm_variants.fatbin.new_image import NewImage, recompressed
-from vllm_variants.fatbin.rewrite import containers_in, device_sections
+from vllm_variants.fatbin.rewrite import Images, containers_in, device_sections
+from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import Source, opened
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.model.capability import Capability
 
 _SECTION = ".nv_fatbin"
 """What the driver loads. `__nv_relfatbin` is for linkers: its PTX is not whole programs."""
-
-Images = tuple[Image | NewImage, ...]
-"""What a container will hold, in order: images of the source, byte for byte, and new ones."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,40 @@ class NativeLibrary:
                 for left in self.left
             ],
         }
+
+
+@dataclass(frozen=True)
+class Native:
+    """How PTX is compiled ahead of time; `progress` hears of each second and each end."""
+
+    compiler: Compiler
+    cache: Cache
+    limits: Limits
+    progress: Callable[[Progress], None] = lambda progress: None
+
+
+def plan_tree(paths: Sequence[Path], root: Path, devices: Sequence[Capability]) -> list[LibraryPlan]:
+    """The plans of those libraries below `root` that have PTX which one of the devices would compile.
+
+    A library that cannot be read or is malformed has none: slimming says what is wrong with it.
+    """
+    plans = []
+    for path in paths:
+        with suppress(Error, OSError):
+            plan = plan_library(path, devices, str(path.relative_to(root)))
+            plans += [plan] if plan.needs or plan.left else []
+    return plans
+
+
+def compile_tree(
+    paths: Sequence[Path], root: Path, devices: Sequence[Capability], rules: Rules, native: Native
+) -> dict[Path, NativeLibrary]:
+    """Compile what the libraries below `root` need, by their paths. Raises `ResourceError`."""
+    made = compile_libraries(
+        plan_tree(paths, root, devices), native.compiler, native.cache, native.limits,
+        allowed=rules.encodings, keep_ptx=rules.keep_ptx, progress=native.progress,
+    )  # fmt: skip
+    return {library.plan.path: library for library in made}
 
 
 def plan_library(path: Path, devices: Sequence[Capability], name: str | None = None) -> LibraryPlan:
