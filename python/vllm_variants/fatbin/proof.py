@@ -256,16 +256,28 @@ def _sections(
         if after.size != before.size:
             raise Wrong(source.name, f"section {before.name} changed its size")
         if before.flags & elfs.SHF_ALLOC:
-            placed = any(
-                load.offset - load.address == after.offset - after.address
-                and load.offset <= after.offset
-                and after.end <= load.end
-                for load in new_elf.loads
-            )
-            if not placed:
-                raise Wrong(source.name, f"section {before.name} is not where its segment is")
+            _placed_section(source, old, before, new, new_elf, after)
         elif first_difference(source, before.offset, new, after.offset, before.size) is not None:
             raise Wrong(source.name, f"section {before.name} changed")
+
+
+def _placed_section(
+    source: OpenFile, old: Elf, before: Section, new: OpenFile, new_elf: Elf, after: Section
+) -> None:
+    """Raise `Wrong` unless a section in memory has its bytes where its segment has them.
+
+    One that an earlier slimming cut lies in several segments: it begins where the first has it, and
+    has the bytes that it had.
+    """
+    at_home = [load for load in new_elf.loads if load.offset - load.address == after.offset - after.address]
+    if any(load.offset <= after.offset and after.end <= load.end for load in at_home):
+        return
+    was_cut = not any(load.offset <= before.offset and before.end <= load.end for load in old.loads)
+    begins = any(load.offset <= after.offset < load.end for load in at_home)
+    if not (was_cut and begins) or (
+        first_difference(source, before.offset, new, after.offset, before.size) is not None
+    ):
+        raise Wrong(source.name, f"section {before.name} is not where its segment is")
 
 
 def _inactive(name: str, old: Elf, before: Section, new: OpenFile, table: int, index: int) -> None:

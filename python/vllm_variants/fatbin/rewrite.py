@@ -25,7 +25,7 @@ from vllm_variants.fatbin.layout import Copy, Layout, Literal
 from vllm_variants.fatbin.new_image import NewImage, recompressed
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
-from vllm_variants.fatbin.stub import Stub, stub_for
+from vllm_variants.fatbin.stub import Stub, is_stub, stub_for
 from vllm_variants.model.capability import Capability
 
 DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
@@ -132,9 +132,14 @@ def resource_rewrites(
 
 
 def compressed(source: Source, change: Rewrite, allowed: Collection[Encoding]) -> Rewrite:
-    """The container with each image of the source that stays stored in the smallest of these encodings."""
+    """The container with each image of the source that stays stored in the smallest of these encodings.
+
+    A stub of an earlier slimming stays what it is, so that it is known for one.
+    """
     images = tuple(
-        image if isinstance(image, NewImage) else recompressed(source, image, allowed)
+        image
+        if isinstance(image, NewImage) or is_stub(source, image)
+        else recompressed(source, image, allowed)
         for image in change.images
     )
     return replace(change, images=images)
