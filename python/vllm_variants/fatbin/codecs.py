@@ -90,9 +90,14 @@ class Encoded:
         return self.data.ljust(-(-len(self.data) // 8) * 8, b"\0")
 
 
+def codec_for(driver: int) -> Codec:
+    """The codec that takes the least room of those that a driver branch (`525`, `560`) reads."""
+    return Codec.ZSTD if driver >= _ZSTD_DRIVER else Codec.LZ4
+
+
 def readable_by(driver: int) -> tuple[Encoding, ...]:
     """The encodings that a driver branch (`525`, `560`) reads, and that are worth a try."""
-    return (RAW, ZSTD) if driver >= _ZSTD_DRIVER else (RAW, LZ4)
+    return (RAW, ZSTD if codec_for(driver) is Codec.ZSTD else LZ4)
 
 
 def encode(raw: bytes, encoding: Encoding) -> Encoded:

@@ -252,6 +252,20 @@ def _is_aside(path: Path) -> bool:
     return True
 
 
+def elf_files(root: Path) -> list[Path]:
+    """One name of each ELF file below `root` that can be read, the largest first."""
+    found = sorted(regular_files(root, _pass_over).values(), reverse=True)
+    return [
+        Path(names[0])
+        for size, names in found
+        if size >= _SMALLEST_FILE and _is_readable_elf(names[0], _pass_over)
+    ]
+
+
+def _pass_over(path: str, error: OSError) -> None:
+    """For what cannot be read: slimming says so."""
+
+
 def is_elf(name: str) -> bool:
     """Whether a file begins as an ELF file does. Raises `OSError`, or `InputError` for no regular file."""
     descriptor = open_regular(name)

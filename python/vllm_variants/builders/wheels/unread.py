@@ -113,9 +113,22 @@ def load(path: Path = DATA) -> tuple[Entry, ...]:
         raise InputError(f"{path}: not a list of unread files: {error!r}") from error
 
 
+def digest_of_list(path: Path = DATA) -> str:
+    """The sha256 of a list: part of the identity of what is made with it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def losses(entries: Sequence[Entry]) -> dict[str, str]:
     """Each name that --without takes, with what no longer works then."""
     return {entry.without: entry.loss for entry in entries if entry.without}
+
+
+def require_known(entries: Sequence[Entry], without: Collection[str]) -> None:
+    """Raise `UsageError` for a name that --without does not take."""
+    known = losses(entries)
+    for name in without:
+        if name not in known:
+            raise UsageError(f"there is no {name!r} to leave out", hint=f"write {', '.join(sorted(known))}")
 
 
 def plan(site: Path, entries: Sequence[Entry], without: Collection[str] = ()) -> Plan:
@@ -123,10 +136,7 @@ def plan(site: Path, entries: Sequence[Entry], without: Collection[str] = ()) ->
 
     Reads each file that is listed and there. Raises `UsageError` for a name that no entry has.
     """
-    known = losses(entries)
-    for name in without:
-        if name not in known:
-            raise UsageError(f"there is no {name!r} to leave out", hint=f"write {', '.join(sorted(known))}")
+    require_known(entries, without)
     chosen = [entry for entry in entries if not entry.without or entry.without in without]
     actions: dict[str, Action] = {}
     left = []
