@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import lz4
 import lz4.block
@@ -110,11 +111,16 @@ def encode(raw: bytes, encoding: Encoding) -> Encoded:
                 raw, mode="high_compression", compression=encoding.level, store_size=False
             )
         case Codec.ZSTD:
-            compressor = zstandard.ZstdCompressor(
-                level=encoding.level, write_checksum=False, write_content_size=True, write_dict_id=False
-            )
-            data = compressor.compress(raw)
+            data = _zstd(encoding.level).compress(raw)
     return Encoded(encoding, data, len(raw))
+
+
+@cache
+def _zstd(level: int) -> zstandard.ZstdCompressor:
+    """The compressor of a level; its tables are large, so it is made once."""
+    return zstandard.ZstdCompressor(
+        level=level, write_checksum=False, write_content_size=True, write_dict_id=False
+    )
 
 
 def smallest(raw: bytes, allowed: Collection[Encoding]) -> Encoded:

@@ -1,7 +1,7 @@
 """Bytecode: made by a build, so that no start compiles vLLM's Python again, and nothing writes to a result.
 
 Three processes import vLLM when it serves, and each compiles what has no bytecode. `serving.txt` lists
-the modules that serving imports, of all releases; `bench/bytecode.py` records it anew. Bytecode depends
+the modules that serving imports; `bench/serving_modules.py` records it anew. Bytecode depends
 on Python's minor version alone, so a build for another platform makes it too.
 """
 
@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vllm_variants.builders.steps import Steps
 from vllm_variants.errors import Error, resource_error
@@ -47,10 +47,19 @@ def write(steps: Steps, which: Bytecode, interpreter: Interpreter, site: Path) -
     with steps.step("bytecode") as step:
         modules = _modules(site)
         if which is Bytecode.SERVING:
-            serving = set(_SERVING.read_text(encoding="utf-8").splitlines())
-            modules = [name for name in modules if name in serving]
+            listed = _listed()
+            modules = [name for name in modules if _is_listed(name, listed)]
         count, size = _compile(modules, interpreter, site)
         step.facts |= {"which": which.value, "modules": count, "bytes": size, "undo": "--bytecode none"}
+
+
+def _listed() -> frozenset[str]:
+    """Modules, and folders that stand for all in them: those end in a slash."""
+    return frozenset(_SERVING.read_text(encoding="utf-8").splitlines())
+
+
+def _is_listed(name: str, listed: frozenset[str]) -> bool:
+    return name in listed or any(f"{folder}/" in listed for folder in PurePosixPath(name).parents)
 
 
 def _modules(site: Path) -> list[str]:
