@@ -8,7 +8,7 @@ the writer would give it. Prints one row a device, and the ratio to the unslimme
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,11 @@ def measure(path: str, devices: Sequence[Capability], totals: dict[Capability, S
 
 
 def main() -> None:
-    root, *texts = sys.argv[1:]
-    devices = [Capability.parse(text) for text in texts or ALL]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("root", metavar="TREE", help="an installed tree that is not slimmed")
+    parser.add_argument("devices", metavar="SM", nargs="*", default=ALL, help="all variants' if absent")
+    arguments = parser.parse_args()
+    root, devices = arguments.root, [Capability.parse(text) for text in arguments.devices]
     totals = {device: Saved() for device in devices}
     files = regular_files(Path(root))
     for size, names in files.values():

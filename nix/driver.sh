@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # driver.sh [ROOT] - offer this host's NVIDIA driver, and nothing else of the host, to a program
 # built by Nix. Prints a directory for LD_LIBRARY_PATH, or nothing where there is nothing to do.
 # POSIX sh; PATH need hold only coreutils. ROOT is for tests: a folder that stands for the host's /.
@@ -78,6 +79,7 @@ done
 
 # ── a directory of links to them ──
 mine() { # DIRECTORY PATTERN: is it a real one, my own, with such permissions?
+  # shellcheck disable=SC2254,SC3067 # a pattern it is; bash and dash have -O
   [ -O "$1" ] && [ ! -L "$1" ] && case $(stat -c %A "$1") in $2) ;; *) false ;; esac
 }
 

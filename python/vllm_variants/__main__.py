@@ -1,4 +1,8 @@
-"""`python -m vllm_variants`, and what the launcher of a checkout starts."""
+"""Where the command line starts: `python -m vllm_variants`, the installed program, a checkout's launcher.
+
+Nothing of the package is imported before signals are heard, so that Ctrl-C during the imports ends
+in an exit code and not in a traceback.
+"""
 
 import os
 import signal
@@ -9,19 +13,20 @@ if not __package__:  # started by its path: the package is beside, not installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
-def _start() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):  # until main has its own: nothing is begun yet
+def main() -> None:
+    """Run the command line and exit with one of `errors.ExitCode`; 4 where the package is not whole."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # until the command line has its own: nothing is begun yet
         signal.signal(signum, lambda signum, frame: os._exit(130))
     try:
-        from vllm_variants.cli import main
+        from vllm_variants import cli
     except ImportError as error:
         sys.stderr.write(
             f"error: this installation is not whole: {error}\n"
             "hint: install it again; in a checkout: rm -r .venv, then ./vllm-variants\n"
         )
         sys.exit(4)
-    main()
+    cli.main()
 
 
 if __name__ == "__main__":
-    _start()
+    main()

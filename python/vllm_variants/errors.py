@@ -1,7 +1,7 @@
 """Failures that a person can act on, and the exit codes they end in.
 
 Every failure this package raises on purpose is an `Error`: one sentence that says what was
-wrong and where, and the command that mends it. The command line prints it and exits with its
+wrong and where, and the command that helps. The command line prints it and exits with its
 code; anything else that escapes is a defect.
 """
 
@@ -37,7 +37,7 @@ class ExitCode(IntEnum):
 
 
 class Error(Exception):
-    """A failure in one sentence, with the command that mends it.
+    """A failure in one sentence, with the command that helps.
 
     `message` says what and where, without a trailing full stop; `hint`, when there is one, is a
     command or an action. Subclasses choose the exit code.
@@ -91,14 +91,14 @@ class ResourceError(Error):
 
 
 class Interrupted(BaseException):
-    """The person or the system asked the work to stop; no `Error`, so that nothing carries on.
+    """Ctrl-C or SIGTERM. Not an `Error`, so that no code that handles failures goes on after it.
 
-    Its text, if any, says what was done by then; without one nothing half-done is left.
+    Its text, if any, says what was done before; without one nothing half-done is left behind.
     """
 
 
 class OutputClosed(Error):
-    """Whoever read stdout closed it: there is nobody to tell, so nothing is said."""
+    """The reader of stdout closed it: nobody would read a message, so none is printed."""
 
     exit_code = ExitCode.UNREAD
 
@@ -109,7 +109,7 @@ _EXHAUSTED = frozenset(
         *(errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.EHOSTUNREACH),
     }
 )
-_MENDS = {
+_HINTS = {
     errno.ENOSPC: "free some: `vllm-variants gc`, `uv cache prune`",
     errno.EDQUOT: "free some: `vllm-variants gc`, `uv cache prune`",
     errno.ENOMEM: "vllm-variants doctor says how much there is",
@@ -121,12 +121,12 @@ _MENDS = {
 
 
 def resource_error(error: OSError) -> ResourceError:
-    """What the operating system refused, as a sentence: a full disk, a quota, permissions."""
-    return ResourceError(_refused(error), hint=_MENDS.get(error.errno or 0))
+    """An `OSError` as a `ResourceError` in one sentence: a full disk, a quota, permissions."""
+    return ResourceError(_refused(error), hint=_HINTS.get(error.errno or 0))
 
 
 def system_error(error: OSError) -> Error:
-    """The same for a failure that nobody expected, with the exit code of its kind.
+    """An `OSError` that no code expected, as the `Error` whose exit code fits it.
 
     `ResourceError` where disk, memory or network ran out, `MissingError` for what is not there,
     `InputError` for a path that may not be used or cannot be.
@@ -134,7 +134,7 @@ def system_error(error: OSError) -> Error:
     if error.errno in _EXHAUSTED:
         return resource_error(error)
     kind = MissingError if error.errno == errno.ENOENT else InputError
-    return kind(_refused(error), hint=_MENDS.get(error.errno or 0))
+    return kind(_refused(error), hint=_HINTS.get(error.errno or 0))
 
 
 def _refused(error: OSError) -> str:
@@ -145,12 +145,12 @@ def _refused(error: OSError) -> str:
 
 
 _LONGEST = 400
-"""Letters; longer words say nothing to a person, and no path that can be used has a longer part."""
+"""Characters of a word in a message. A path that the system accepts has no longer part."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def readable(text: str) -> str:
-    """`text` as one line: control characters as `\\n`, `\\x1b`, words of thousands of letters shortened."""
+    """`text` as one line for a terminal: control characters escaped, very long words shortened."""
     line = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
     return re.sub(rf"\S{{{_LONGEST + 1},}}", _shortened, line)
 

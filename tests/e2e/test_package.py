@@ -45,8 +45,11 @@ def test_it_brings_the_matrix(installed: Path) -> None:
 
 def test_it_brings_locks_and_expectations(installed: Path) -> None:
     code = """
-from vllm_variants import data, locks, matrix
-from vllm_variants.audit import expectations
+from vllm_variants import data
+from vllm_variants.audit import contents as expectations
+from vllm_variants.builders.wheels import locks
+from vllm_variants.model import matrix
+from vllm_variants.model.platforms import SYSTEMS
 rows = matrix.load()
 pairs = [(release, system) for release in rows.releases.values() for system in SYSTEMS]
 digests = [locks.find(*pair).digest[:7] for pair in pairs]

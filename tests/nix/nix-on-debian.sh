@@ -17,7 +17,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 case $prefix in /*) ;; *) refuse "PREFIX must be an absolute path, not $prefix" ;; esac
 if "$prefix/bin/nix" --version 2>/dev/null; then exit 0; fi
-has apt-get && has dpkg-deb || refuse "this is not Debian (no apt-get)"
+if ! has apt-get || ! has dpkg-deb; then refuse "this is not Debian (no apt-get)"; fi
 [ "$(dpkg --print-architecture)" = amd64 ] || refuse "only the packages for amd64 were tried"
 [ -r "$keyring" ] || refuse "$keyring is missing: install debian-archive-keyring"
 
@@ -30,6 +30,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
 # ── an apt of our own: empty status, so that it resolves everything; this machine's proxy holds ──
+# shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
 mirror=$(apt-get -o Debug::NoLocking=1 update --print-uris 2>/dev/null |
   sed -n "s|^'\(.*\)/dists/$release/InRelease'.*|\1|p" | sed -n 1p)

@@ -9,13 +9,19 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import vllm_variants
 from vllm_variants import data
-from vllm_variants.errors import Error, ExitCode
+from vllm_variants.cli import app
+from vllm_variants.cli.command import MAY_BE_EMPTY, name_of
+from vllm_variants.errors import Error, ExitCode, UsageError
 from vllm_variants.maintain import docs as generated
 from vllm_variants.model import matrix
 
@@ -39,22 +45,58 @@ def on(machine: str) -> dict[str, str]:
 
 
 def test_help_names_every_command_with_what_it_does(tmp_path: Path) -> None:
-    told = cli("--help", cwd=tmp_path)
-    assert told.returncode == 0
+    completed = cli("--help", cwd=tmp_path)
+    assert completed.returncode == 0
     for command in ("list", "detect", "build", "doctor", "gc"):
-        line = next(line for line in told.stdout.splitlines() if line.strip().startswith(f"{command} "))
+        line = next(line for line in completed.stdout.splitlines() if line.strip().startswith(f"{command} "))
         assert len(line.split()) > 3
 
 
+def parameters() -> Iterator[tuple[str, Any]]:
+    """Every option and argument, with its command."""
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        yield from ((name, parameter) for parameter in command.params)
+
+
+def takes_a_value(parameter: Any) -> bool:
+    return parameter.param_type_name == "argument" or not (parameter.is_flag or parameter.secondary_opts)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "name"),
+    [
+        (command, [""] if name_of(parameter).isupper() else [parameter.opts[0], ""], name_of(parameter))
+        for command, parameter in parameters()
+        if takes_a_value(parameter) and parameter.opts[0] not in MAY_BE_EMPTY
+    ],
+)
+def test_an_empty_value_is_refused_by_every_command(command: str, words: list[str], name: str) -> None:
+    """An unset variable of a shell leaves one, and the current folder, all or nothing is not meant by it."""
+    result = CliRunner().invoke(app, [command, *words])
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == f"{name} is empty"
+
+
+@pytest.mark.parametrize("option", ["--sm", "--release", "--json", "--dry-run"])
+def test_an_option_means_the_same_everywhere(option: str) -> None:
+    meanings = {
+        (parameter.help, parameter.metavar, parameter.multiple)
+        for _, parameter in parameters()
+        if option in parameter.opts
+    }
+    assert len(meanings) == 1
+
+
 def test_list_marks_what_this_machine_needs(tmp_path: Path) -> None:
-    told = cli("list", cwd=tmp_path, **on("l40s"))
-    marked = [line.split()[0] for line in told.stdout.splitlines() if "←" in line]
-    assert (told.returncode, marked) == (0, ["sm89"])
+    completed = cli("list", cwd=tmp_path, **on("l40s"))
+    marked = [line.split()[0] for line in completed.stdout.splitlines() if "←" in line]
+    assert (completed.returncode, marked) == (0, ["sm89"])
 
 
 def test_list_as_json_is_the_whole_matrix(tmp_path: Path) -> None:
-    told = cli("list", "--json", "--release", "0.11.2", cwd=tmp_path, **on("h100"))
-    facts = json.loads(told.stdout)
+    completed = cli("list", "--json", "--release", "0.11.2", cwd=tmp_path, **on("h100"))
+    facts = json.loads(completed.stdout)
     assert [v["short"] for v in facts["variants"]] == list(matrix.load().variants)
     assert [v["short"] for v in facts["variants"] if v["needed_here"]] == ["sm90"]
     assert (facts["release"], [r["name"] for r in facts["releases"]]) == ("0.11.2", ["0.13.0", "0.11.2"])
@@ -71,50 +113,30 @@ def test_detect_as_json_is_a_recording_of_the_machine(tmp_path: Path) -> None:
 
 
 def test_detect_explains_itself_to_people(tmp_path: Path) -> None:
-    told = cli("detect", "--explain", cwd=tmp_path, **on("mixed"))
-    assert told.returncode == 0
-    assert "GPU 1  NVIDIA GeForce RTX 3090  8.6  25.77 GB" in told.stdout
-    assert "code for 9.0 never runs on 8.6" in told.stdout
-    assert "`vllm-variants build auto` builds sm89 and sm86" in told.stderr
+    completed = cli("detect", "--explain", cwd=tmp_path, **on("mixed"))
+    assert completed.returncode == 0
+    assert "GPU 1  NVIDIA GeForce RTX 3090  8.6  25.77 GB" in completed.stdout
+    assert "code for 9.0 never runs on 8.6" in completed.stdout
+    assert "`vllm-variants build auto` builds sm89 and sm86" in completed.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "machine", "code", "says"),
-    [
-        (["detect"], "no-driver", ExitCode.UNSUPPORTED, "no NVIDIA driver is installed"),
-        (["detect", "--json"], "no-gpu", ExitCode.UNSUPPORTED, "it sees no GPU"),
-        (["build", "auto"], "no-driver", ExitCode.UNSUPPORTED, "name a variant instead"),
-        (["build", "auto"], "old-driver", ExitCode.UNSUPPORTED, "needs driver 560"),
-        (["build", "sm91"], "h100", ExitCode.USAGE, "did you mean sm90"),
-        (["build"], "h100", ExitCode.USAGE, "name variants, or auto, or --all"),
-        (["build", "--all", "sm90"], "h100", ExitCode.USAGE, "--all goes without names"),
-        (["build", "sm90", "--release", "9"], "h100", ExitCode.USAGE, "choose one of: 0.13.0, 0.11.2"),
-        (["build", "sm90", "--links", "nowhere"], "h100", ExitCode.USAGE, "mkdir -p nowhere"),
-        (["build", "sm90-arm64"], "h100", ExitCode.UNSUPPORTED, "needs --index URL"),
-        (["build", "sm90", "--via", "magic"], "h100", ExitCode.USAGE, "magic"),
-        (["list", "--nonsense"], "h100", ExitCode.USAGE, "No such option"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_a_code(
-    arguments: list[str], machine: str, code: ExitCode, says: str, tmp_path: Path
-) -> None:
-    told = cli(*arguments, cwd=tmp_path, **on(machine))
-    assert told.returncode == code
-    assert says in told.stderr
-    assert "Traceback" not in told.stderr
-    assert told.stdout == "" or "--json" in arguments
+def test_json_of_a_machine_without_a_gpu_is_printed_before_the_error(tmp_path: Path) -> None:
+    completed = cli("detect", "--json", cwd=tmp_path, **on("no-gpu"))
+    assert completed.returncode == ExitCode.UNSUPPORTED
+    assert json.loads(completed.stdout)["variants"] == []
+    assert completed.stderr.startswith("error: the driver is there, but it sees no GPU\nhint: ")
 
 
 def test_gc_of_nothing_frees_nothing(tmp_path: Path) -> None:
-    told = cli("gc", "--json", cwd=tmp_path)
-    assert (told.returncode, json.loads(told.stdout)) == (0, [])
-    assert "0 removed" in told.stderr
+    completed = cli("gc", "--json", cwd=tmp_path)
+    assert (completed.returncode, json.loads(completed.stdout)) == (0, [])
+    assert "0 removed" in completed.stderr
 
 
 def test_results_of_an_empty_store_say_what_to_do(tmp_path: Path) -> None:
-    told = cli("list", "--results", cwd=tmp_path)
-    assert told.stdout == ""
-    assert "vllm-variants build auto" in told.stderr
+    completed = cli("list", "--results", cwd=tmp_path)
+    assert completed.stdout == ""
+    assert "vllm-variants build auto" in completed.stderr
 
 
 def test_generated_text_is_what_the_matrix_says() -> None:
@@ -157,13 +179,6 @@ def test_every_exit_code_is_documented() -> None:
     assert {int(error.exit_code) for error in errors_below(Error)} <= documented_exit_codes()
     assert launcher
     assert {int(code) for code in launcher + written} <= documented_exit_codes()
-
-
-@pytest.mark.parametrize("name", ["", "9.9.9"])
-def test_lock_refuses_a_name_before_it_resolves_anything(name: str, tmp_path: Path) -> None:
-    told = cli("lock", "0.13.0", name, cwd=tmp_path)
-    assert told.returncode == ExitCode.USAGE
-    assert told.stderr.startswith(f"error: there is no release '{name}'")
 
 
 def test_locks_agree_with_the_matrix() -> None:

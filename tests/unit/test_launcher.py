@@ -102,6 +102,17 @@ def test_a_changed_lock_is_installed_again(checkout: Path, tmp_path: Path) -> No
     assert start(checkout, path, "x").stderr == ""
 
 
+@pytest.mark.parametrize("command", ["test", "lint"])
+def test_commands_for_contributors_install_what_they_need_besides(
+    checkout: Path, tmp_path: Path, command: str
+) -> None:
+    path = path_with(tmp_path, ("python3", _system_python()))
+    start(checkout, path, "list")
+    completed = start(checkout, path, command)
+    assert "setting up .venv from locks/tool-test.txt" in completed.stderr
+    assert (completed.stdout, start(checkout, path, "list").stderr) == (f"['{command}']\n", "")
+
+
 def test_a_python_without_venv_and_pip_finds_a_pip(checkout: Path, tmp_path: Path) -> None:
     """Debian's python lacks ensurepip and pip; its python3-pip-whl package, or apt, has one."""
     if not list(Path("/usr/share/python-wheels").glob("pip-*.whl")):

@@ -98,7 +98,7 @@ def test_whatever_the_system_refuses_is_one_sentence_and_a_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def app(prog_name: str) -> None:
+    def app(**options: object) -> None:
         raise failure
 
     monkeypatch.setattr(cli, "app", app)
@@ -111,7 +111,7 @@ def test_whatever_the_system_refuses_is_one_sentence_and_a_code(
 
 
 def test_a_defect_is_not_hidden_by_the_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    def app(prog_name: str) -> None:
+    def app(**options: object) -> None:
         raise KeyError("a defect")
 
     monkeypatch.setattr(cli, "app", app)

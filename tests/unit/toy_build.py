@@ -1,15 +1,15 @@
-"""Run the command line's `build` over a toy index, in a process of its own."""
+"""Run the command line's `build` over a toy index, in a process that starts as the program does."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from vllm_variants import cli, data
+from vllm_variants import __main__, data
 
 
 def main(root: str, links: str) -> None:
     """Build this host's 9.0 variant out of the toy index at `root`, linked in `links`."""
     data.root = lambda: Path(root)
     sys.argv = ["vllm-variants", "build", "9.0", "--no-slim", "--links", links]
-    cli.main()
+    __main__.main()

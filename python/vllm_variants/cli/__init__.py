@@ -10,16 +10,20 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import typer
 
 from vllm_variants import __version__, data
+from vllm_variants.cli import checkout
 from vllm_variants.cli.audit import audit
 from vllm_variants.cli.build import build
+from vllm_variants.cli.command import NOT_UNDERSTOOD, Command
 from vllm_variants.cli.detect import detect
 from vllm_variants.cli.docs import docs
 from vllm_variants.cli.doctor import doctor
 from vllm_variants.cli.gc import gc
+from vllm_variants.cli.lint import lint
 from vllm_variants.cli.list import list_variants
 from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import close_streams, complain, err, open_streams
@@ -40,53 +44,57 @@ from vllm_variants.errors import (
 app = typer.Typer(
     name="vllm-variants",
     help="vLLM for exactly your GPU: list, detect and build per-SM variants.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"vllm-variants {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)
 
 
-def beside_the_sources(context: typer.Context) -> None:
-    """Stands for a command that only a checkout has, where the package was installed."""
-    raise UsageError(
-        f"`{context.info_name}` works on a checkout, and this vllm-variants was installed as a package",
-        hint=f"clone the project and run ./vllm-variants {context.info_name} in it",
-    )
+def only_in_a_checkout(context: typer.Context) -> None:
+    """Stands for a command that works on a checkout, where the package was installed."""
+    checkout.require(str(context.info_name))
 
 
-app.command("list")(list_variants)
-app.command()(detect)
-app.command()(build)
-app.command()(audit)
-app.command()(slim)
-app.command()(verify)
-app.command()(doctor)
-app.command()(gc)
 _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-if data.checkout():  # what only makes sense beside the sources
-    app.command()(docs)
-    app.command()(lock)
-    app.command()(pin)
-    app.command(add_help_option=False, context_settings=_ANYTHING)(test)
-else:
-    for name in ("docs", "lock", "pin", "test"):
-        app.command(name, hidden=True, add_help_option=False, context_settings=_ANYTHING)(beside_the_sources)
+
+
+def _register() -> None:
+    """Add every command to the application; those that work on a checkout are hidden where there is none."""
+    app.command("list", cls=Command)(list_variants)
+    for command in (detect, build, audit, slim, verify, doctor, gc):
+        app.command(cls=Command)(command)
+    for command in (docs, lock, pin, lint):
+        if data.checkout():
+            app.command(cls=Command)(command)
+        else:
+            name = command.__name__
+            app.command(name, hidden=True, add_help_option=False, context_settings=_ANYTHING)(
+                only_in_a_checkout
+            )
+    hidden = not data.checkout()
+    app.command(hidden=hidden, add_help_option=False, context_settings=_ANYTHING)(test)
+
+
+_register()
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -111,20 +119,23 @@ def main() -> None:
 def _run() -> int:
     """Run the command line; the exit code, with the reason on stderr where it is not 0."""
     try:
-        app(prog_name="vllm-variants")
+        return app(prog_name="vllm-variants", standalone_mode=False) or ExitCode.OK
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except (Error, OSError, RecursionError, UnicodeError, MemoryError) as failure:
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except (Error, OSError, RecursionError, UnicodeError, MemoryError, NOT_UNDERSTOOD) as failure:
         error = _as_error(failure)
         complain(error)
         return error.exit_code
-    return ExitCode.OK
 
 
 def _as_error(failure: Exception) -> Error:
     """What ended a command, as an `Error`: a sentence of its own, or the system's in our words."""
     if isinstance(failure, Error):
         return failure
+    if isinstance(failure, NOT_UNDERSTOOD):
+        return _misread(failure)
     if isinstance(failure, OSError):
         return system_error(failure)
     if isinstance(failure, RecursionError):
@@ -132,3 +143,11 @@ def _as_error(failure: Exception) -> Error:
     if isinstance(failure, UnicodeError):
         return InputError(f"text cannot be read or written as it was given: {failure}")
     return ResourceError("memory ran out", hint="vllm-variants doctor says how much there is")
+
+
+def _misread(failure: Any) -> UsageError:
+    """What typer says of a command line that it does not understand, as an `Error`."""
+    text, _, guess = failure.format_message().replace("Value error, ", "").partition(" Did you mean ")
+    command = failure.ctx.command_path if failure.ctx else "vllm-variants"
+    hint = f"did you mean {guess}" if guess else f"{command} --help"
+    return UsageError(text[:1].lower() + text[1:].rstrip("."), hint=hint)

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from vllm_variants.cli.device import device
-from vllm_variants.cli.options import ReleaseName, named_path
-from vllm_variants.cli.output import Json, err, out, print_json, say, size, table
+from vllm_variants.cli.options import Devices, Json, ReleaseName, path_option
+from vllm_variants.cli.output import err, out, print_json, say
+from vllm_variants.cli.rules import CommandLine, excludes, requires, rules
 from vllm_variants.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
-    from vllm_variants.audit import AuditReport, LibraryAudit
+    from vllm_variants.audit import AuditReport
     from vllm_variants.audit.subject import Subject
-    from vllm_variants.audit.why import Why
     from vllm_variants.model.capability import Capability
 
 
+def _one_closure(line: CommandLine) -> None:
+    paths: Any = line.values["paths"]
+    if "--closure-from" in line.given and len(paths) != 1:
+        raise UsageError(
+            "--closure-from goes with one PATH, whose closure it lists", hint="audit the paths one by one"
+        )
+
+
+@rules(
+    excludes("--derive", "--sm", "--why", "--release", "--strict", "--closure", "--closure-from", "--json"),
+    excludes("--why", "--release", "--strict", "--closure", "--closure-from"),
+    excludes("--closure", "--closure-from"),
+    requires("--why", "--sm", hint="name the device: --sm sm90"),
+    _one_closure,
+)
 def audit(
     paths: Annotated[
         list[Path],
@@ -29,27 +42,22 @@ def audit(
             metavar="PATH...",
             help="A library, wheel, site-packages, result or store path.",
             show_default=False,
-            parser=named_path,
+            parser=Path,
         ),
     ],
-    sm: Annotated[
-        str | None,
-        typer.Option("--sm", metavar="SM", help="Judge for this device: sm90, 9.0 or a GPU's name."),
-    ] = None,
+    sm: Devices = None,
     why: Annotated[
-        str | None,
-        typer.Option("--why", metavar="SM", help="Say which images this device runs, and why."),
-    ] = None,
+        bool, typer.Option("--why", help="Say which images the devices of --sm run, and why.")
+    ] = False,
     release: ReleaseName = None,
     closure: Annotated[
         bool, typer.Option("--closure", help="With all that the store path needs at run time.")
     ] = False,
     closure_from: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--closure-from",
             metavar="FILE",
-            parser=named_path,
             help="The same, with its paths in FILE, one a line: nix-store is not asked.",
         ),
     ] = None,
@@ -61,79 +69,82 @@ def audit(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every CUDA image in libraries and say what runs on a device. Needs no GPU.
+    """Read every CUDA image in libraries and say what runs on the devices of --sm. Needs no GPU.
 
     Each PATH gets a report of its own. A result is judged for its own SM, anything else for --sm;
-    where all are results, --sm judges them for another. Without either it is only listed.
+    where all are results, --sm judges them for others. Without either it is only listed.
     Exit code 5: code that should be there is missing, or a file is broken.
     """
-    judging: dict[str, object] = {"--sm": sm, "--release": release, "--strict": strict}
-    judging |= {"--closure": closure, "--closure-from": closure_from}
     if derive:
-        _alone("--derive", {**judging, "--why": why, "--json": as_json})
         _derive(paths)
-    elif why is not None:
-        _alone("--why", judging)
-        _why(paths, why, as_json)
+    elif why:
+        _why(paths, sm or [], as_json)
     else:
-        if closure and closure_from:
-            raise UsageError("--closure goes without --closure-from", hint="leave out one of them")
-        if closure_from and len(paths) != 1:
-            raise UsageError("--closure-from goes with one PATH, whose closure it lists")
-        _audit(_subjects(paths, sm, release, strict), closure, closure_from, strict, as_json)
+        _audit(_subjects(paths, sm or [], release, strict), closure, closure_from, strict, as_json)
 
 
-def _alone(mode: str, options: Mapping[str, object]) -> None:
-    """`UsageError` for an option that was given and means nothing to this mode."""
-    for name, value in options.items():
-        if value is not None and value is not False:
-            raise UsageError(f"{name} does not go with {mode}", hint=f"leave out {name}")
-
-
-def _subjects(paths: list[Path], sm: str | None, release: str | None, strict: bool) -> tuple[Subject, ...]:
+def _subjects(
+    paths: Sequence[Path], devices: Sequence[Capability], release: str | None, strict: bool
+) -> list[Subject]:
+    """What is judged: every path for every device, those of one path together."""
     from vllm_variants.audit.find import examined
     from vllm_variants.audit.subject import subjects
     from vllm_variants.model import matrix
 
     rows = matrix.load()
-    capability = device(sm) if sm is not None else None
-    if capability and not rows.knows(capability):
-        say(f"note: no variant of the matrix is for {capability} or serves it; is it what you mean?")
+    for device in devices:
+        if not rows.knows(device):
+            say(f"note: no variant of the matrix is for {device} or serves it; is it what you mean?")
     if release is not None:
         release = rows.release(release).name
     for path in paths:
         examined(path)
-    found = subjects(paths, capability, release)
-    for subject in found:
-        if subject.capability is None and (strict or release):
-            option = "--strict" if strict else "--release"
-            raise UsageError(
-                f"{option} judges, and for which device {subject.path} does not say", hint="add --sm SM"
-            )
-        if release and not subject.whole:
-            raise UsageError(
-                f"--release looks for all of a release, and {subject.path} is a single file",
-                hint="name the wheel or the directory that it lies in, or leave out --release",
-            )
-        if capability and capability != subject.capability:
-            say(f"{subject.path} is a result, judged for its own {subject.capability}: --sm is for the rest")
-        if release and release != subject.release:
-            say(f"{subject.path} is a result, held to its own {subject.release}: --release is for the rest")
-    return found
+    judged: list[Subject] = []
+    requested: Sequence[Capability | None] = devices or [None]
+    for capability in requested:
+        for subject in subjects(paths, capability, release):
+            if subject not in judged:
+                _require_judgeable(subject, release, strict)
+                _note_own(subject, capability, release)
+                judged.append(subject)
+    return sorted(judged, key=lambda subject: paths.index(subject.path))
+
+
+def _require_judgeable(subject: Subject, release: str | None, strict: bool) -> None:
+    """`UsageError` where --strict or --release needs a device or a whole release, and has none."""
+    if subject.capability is None and (strict or release):
+        option = "--strict" if strict else "--release"
+        raise UsageError(
+            f"{option} judges, and for which device {subject.path} does not say", hint="add --sm SM"
+        )
+    if release and not subject.whole:
+        raise UsageError(
+            f"--release looks for all of a release, and {subject.path} is a single file",
+            hint="name the wheel or the directory that it lies in, or leave out --release",
+        )
+
+
+def _note_own(subject: Subject, device: Capability | None, release: str | None) -> None:
+    """Say where a result is judged for its own SM and release rather than for those that were given."""
+    if device and device != subject.capability:
+        say(f"{subject.path} is a result, judged for its own {subject.capability}: --sm is for the rest")
+    if release and release != subject.release:
+        say(f"{subject.path} is a result, held to its own {subject.release}: --release is for the rest")
 
 
 def _audit(
-    subjects: tuple[Subject, ...], closure: bool, closure_from: Path | None, strict: bool, as_json: bool
+    subjects: Sequence[Subject], closure: bool, closure_from: Path | None, strict: bool, as_json: bool
 ) -> None:
+    from vllm_variants.cli import audit_display
+
     reports = []
     for subject in subjects:
-        roots = _roots(subject.path, closure, closure_from)
-        report = _report(subject, roots)
+        report = _report(subject, _roots(subject.path, closure, closure_from))
         reports.append(report)
         if not as_json:
             if len(subjects) > 1:
                 out.print(f"{subject.path}:", markup=False)
-            _show(report)
+            audit_display.show(report)
     if as_json:
         print_json(reports[0].as_dict() if len(reports) == 1 else _together(reports))
         for report in reports:
@@ -181,78 +192,12 @@ def _together(reports: Sequence[AuditReport]) -> dict[str, object]:
     return {"verdict": worst and str(worst), "reports": [report.as_dict() for report in reports]}
 
 
-def _show(report: AuditReport) -> None:
-    if not report.libraries:
-        say("no device code found")
-    else:
-        _show_libraries(report)
-    _verdict(report)
-
-
-def _show_libraries(report: AuditReport) -> None:
-    judged = report.capability is not None
-    columns = ["library", "device code", "containers", "targets"]
-    columns += ["machine code", "JIT", "nothing", "foreign"] if judged else []
-    rows = table(*columns)
-    for column in rows.columns:
-        column.overflow = "fold"
-    for column in (rows.columns[1], rows.columns[2], *rows.columns[4:]):
-        column.no_wrap = True
-    for library in sorted(report.libraries, key=lambda each: -each.device_bytes):
-        rows.add_row(*_row(library, judged))
-    (out if out.is_terminal else Console(width=240, highlight=False)).print(rows)
-    for library in report.libraries:
-        for name, found in library.scattered.items():
-            foreign = f", {size(found.foreign)} of them foreign" if judged else ""
-            say(f"{library.path}: {found.containers} containers, {size(found.bytes)}{foreign}, in {name}")
-        if library.stray:
-            say(f"{library.path}: {library.stray} stray for sm_52 alone, the compiler's default target")
-        if library.unknown:
-            count = len(library.unknown)
-            say(f"{library.path}: {count} images of unknown kind or flags, {library.unknown[0]}")
-
-
-def _row(library: LibraryAudit, judged: bool) -> list[str]:
-    from vllm_variants.model.capability import Fit
-
-    targets: dict[str, int] = {}
-    for (kind, target), held in sorted(library.held.items(), key=lambda item: (item[0][0], item[0][1])):
-        name = f"{target}" if kind == "cubin" else f"{kind} {target}"
-        targets[name] = held.images
-    listed = " ".join(f"{name.replace(' ', '·')}:{count}" for name, count in targets.items())
-    row = [library.path, size(library.device_bytes), str(library.containers), listed]
-    if judged:
-        nothing = library.fits[Fit.NONE]
-        row += [str(library.runs), str(library.fits[Fit.JIT]), str(nothing), size(library.foreign)]
-    return row
-
-
-def _verdict(report: AuditReport) -> None:
-    if report.capability is None:
-        _findings(report)
-        return
-    totals = report.as_dict()["totals"]
-    held_to = f", held to vLLM {report.release}" if report.release else ""
-    out.print(f"verdict for {report.capability.sm}{held_to}: {report.verdict}", markup=False)
-    out.print(f"  {size(totals['device'])} of device code, {size(totals['foreign'])} can never run there")
-    if totals["jit_containers"]:
-        cost = f"{size(totals['jit_bytes'])} of PTX"
-        cost += f", driver ≥ {totals['jit_driver']}" if totals["jit_driver"] else ""
-        out.print(f"  containers that run only through the driver's JIT: {totals['jit_containers']}, {cost}")
-    _findings(report)
-
-
-def _findings(report: AuditReport) -> None:
-    for finding in report.findings:
-        out.print(f"  {finding.verdict}: {finding.library}: {finding.what}", markup=False)
-
-
-def _why(paths: list[Path], sm: str, as_json: bool) -> None:
+def _why(paths: Sequence[Path], devices: Sequence[Capability], as_json: bool) -> None:
     from vllm_variants.audit.find import examined, sources
     from vllm_variants.audit.why import why
+    from vllm_variants.cli import audit_display
     from vllm_variants.fatbin.source import Malformed
 
-    capability = device(sm)
     facts: list[dict[str, object]] = []
     problems = []
 
@@ -264,7 +209,7 @@ def _why(paths: list[Path], sm: str, as_json: bool) -> None:
         alone = stat.S_ISREG(examined(path).st_mode) and path.suffix != ".whl"
         for name, source in sources(path, unreadable):
             try:
-                found = why(source, capability)
+                choices = {device: why(source, device) for device in devices}
             except InputError as error:
                 if alone:
                     raise
@@ -273,23 +218,16 @@ def _why(paths: list[Path], sm: str, as_json: bool) -> None:
                 else:
                     say(f"{name}: passed over: it is no library")
                 continue
-            facts.append({"library": name, "device": str(capability), "sets": [f.as_dict() for f in found]})
-            if found and not as_json:
-                _show_why(name, capability, found)
+            for device, sets in choices.items():
+                facts.append(
+                    {"library": name, "device": str(device), "sets": [each.as_dict() for each in sets]}
+                )
+                if sets and not as_json:
+                    audit_display.show_why(name, device, sets)
     if as_json:
         print_json(facts)
     if problems:
         raise typer.Exit(ExitCode.AUDIT)
-
-
-def _show_why(name: str, capability: Capability, found: Sequence[Why]) -> None:
-    out.print(f"{name} on {capability.sm} (compute capability {capability})", markup=False)
-    for each in found:
-        chosen, fit = each.as_dict()["runs"] or "nothing", each.as_dict()["fit"]
-        many = f"{each.containers} container{'s' if each.containers > 1 else ''}"
-        out.print(f"  {many} → {chosen} ({fit})", markup=False)
-        for image, reason in each.reasons:
-            out.print(f"      {image:13} {reason}", markup=False)
 
 
 def _derive(wheels: list[Path]) -> None:

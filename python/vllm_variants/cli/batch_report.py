@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +12,7 @@ import typer
 
 from vllm_variants.builders import reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
+from vllm_variants.cli.build_options import ReportOptions
 from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.errors import Interrupted, resource_error
 from vllm_variants.model.requests import Request
@@ -26,34 +26,26 @@ class BatchReport:
     `-` is stdout.
     """
 
-    def __init__(
-        self,
-        requests: Sequence[Request],
-        as_json: bool,
-        jsonl: Path | None,
-        junit: Path | None,
-        summary: Path | None,
-    ) -> None:
+    def __init__(self, requests: Sequence[Request], options: ReportOptions) -> None:
         self._requests = requests
         self._order = [request.name for request in requests]
-        self._asked, self._as_json = len(requests), as_json
-        self._jsonl, self._junit, self._summary = jsonl, junit, summary
+        self._options = options
         self._outcomes: list[Outcome] = []
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._jsonl and str(self._jsonl) != "-":
-            reporting.write(self._jsonl, "")
+        if self._options.jsonl and str(self._options.jsonl) != "-":
+            reporting.write(self._options.jsonl, "")
         return self
 
     def take(self, outcome: Outcome) -> None:
         """Hear of one variant's end."""
         self._outcomes.append(outcome)
-        if self._jsonl:
+        if self._options.jsonl:
             self._append(reports.json_line(outcome))
         if outcome.ok:
             say(_built(outcome))
-        elif self._asked > 1 and outcome.status is Status.FAILED:
+        elif len(self._requests) > 1 and outcome.status is Status.FAILED:
             named = outcome.error is not None and outcome.error.message.startswith(outcome.short)
             say(f"{'' if named else f'{outcome.short} failed: '}{outcome.error}")
 
@@ -66,18 +58,18 @@ class BatchReport:
             self._interrupt_the_rest()
         seconds = time.monotonic() - self._started
         self._outcomes.sort(key=lambda outcome: self._order.index(outcome.variant))
-        if self._junit:
-            reporting.write(self._junit, reports.junit(self._outcomes, seconds))
-        if self._summary:
-            reporting.write(self._summary, reports.markdown(self._outcomes, seconds))
-        if self._as_json:
+        if self._options.junit:
+            reporting.write(self._options.junit, reports.junit(self._outcomes, seconds))
+        if self._options.summary:
+            reporting.write(self._options.summary, reports.markdown(self._outcomes, seconds))
+        if self._options.as_json:
             print_json([outcome.as_dict() for outcome in self._outcomes])
-        if self._asked > 1 or kind:
+        if len(self._requests) > 1 or kind:
             say(_sentence(self._outcomes, seconds))
         if kind:
             return
         failed = [outcome for outcome in self._outcomes if not outcome.ok]
-        if failed and self._asked == 1 and failed[0].error:
+        if failed and len(self._requests) == 1 and failed[0].error:
             raise failed[0].error
         if failed:
             raise typer.Exit(exit_code(self._outcomes))
@@ -89,13 +81,13 @@ class BatchReport:
                 self.take(Outcome(request.name, request.variant.short, Status.INTERRUPTED))
 
     def _append(self, line: str) -> None:
-        if str(self._jsonl) == "-":
+        if str(self._options.jsonl) == "-":
             sys.stdout.write(line)
             sys.stdout.flush()
             return
-        assert self._jsonl is not None
+        assert self._options.jsonl is not None
         try:
-            with self._jsonl.open("a", encoding="utf-8") as stream:
+            with self._options.jsonl.open("a", encoding="utf-8") as stream:
                 stream.write(line)
         except OSError as error:
             raise resource_error(error) from error

@@ -3,81 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from vllm_variants.builders.outcomes import Builder
 from vllm_variants.builders.source.options import Options
+from vllm_variants.cli.build_options import NixOptions, SourceOptions, Via
 from vllm_variants.cli.output import err
 from vllm_variants.errors import UsageError
 from vllm_variants.system.progress import draws
 
 
-@dataclass(frozen=True)
-class NixChoices:
-    """Which flake and which Nix, as a person gave them."""
+def builder(via: Via, keep_going: bool, source: SourceOptions, nix: NixOptions) -> Builder:
+    """The builder that `via` names; `keep_going`: build the rest when a variant fails.
 
-    flake: str | None
-    override_input: list[str]
-    nix_option: list[str]
-    builders: str | None
-    store: str | None
-    engine: str | None
+    Raises an `Error` where the machine lacks what the builder needs.
+    """
+    if via is Via.WHEELS:
+        return _wheels(keep_going)
+    return _flox(keep_going, source) if via is Via.FLOX else _nix(keep_going, source, nix)
 
 
-def options(
-    cores: int | None,
-    max_jobs: int | None,
-    keep_going: bool,
-    retries: int,
-    logs: Path | None,
-    push: str | None,
-    signing_key: Path | None,
-) -> Options:
-    """The batch's options; `UsageError` for a cache or a key that is none."""
-    from vllm_variants.builders.source.finishing import Cache
-
-    cache = Cache(push, signing_key) if push else None
-    return Options(cores, max_jobs, keep_going, retries, logs, cache)
-
-
-def wheels(keep_going: bool) -> Builder:
-    """The builder that installs published wheels."""
+def _wheels(keep_going: bool) -> Builder:
     from vllm_variants.builders.wheels.builder import Wheels
     from vllm_variants.store import Store
 
     return Wheels(Store.default(), keep_going)
 
 
-def nix(how: NixChoices, options: Options) -> Builder:
-    """The builder that has the machine's Nix compile, or nix-fast-build where that engine is chosen."""
+def _nix(keep_going: bool, source: SourceOptions, nix: NixOptions) -> Builder:
+    """The machine's Nix, or nix-fast-build where that engine is chosen."""
     from vllm_variants.builders import display
     from vllm_variants.builders.source import fast_build
+    from vllm_variants.builders.source.finishing import Cache
     from vllm_variants.builders.source.nix import NixBuilder
     from vllm_variants.nix import command as nix_command
 
-    found = nix_command.find(
-        how.flake,
-        overrides=_pairs("--override-input", how.override_input),
-        options=_pairs("--nix-option", how.nix_option),
-        store=how.store,
-        builders=how.builders,
+    cache = Cache(nix.push, nix.signing_key) if nix.push else None
+    options = Options(source.cores, nix.max_jobs, keep_going, source.retries, source.logs, cache)
+    command = nix_command.find(
+        nix.flake,
+        overrides=_pairs("--override-input", nix.override_input),
+        options=_pairs("--nix-option", nix.nix_option),
+        store=nix.store,
+        builders=nix.builders,
     )
-    if how.engine:
-        return fast_build.find(found, options)
+    if nix.engine:
+        return fast_build.find(command, options)
     show = (lambda view: display.Board(view, err)) if draws() else None
-    return NixBuilder(found, options, show)
+    return NixBuilder(command, options, show)
 
 
-def flox(options: Options) -> Builder:
-    """The builder that runs `flox build` for one variant after the other."""
+def _flox(keep_going: bool, source: SourceOptions) -> Builder:
     from vllm_variants.builders import display
-    from vllm_variants.builders.source import flox as builder
+    from vllm_variants.builders.source import flox
 
-    found = builder.find(options.cores, options.retries, options.logs, options.keep_going)
-    if draws():
-        return replace(found, show=lambda view: display.Board(view, err))
-    return found
+    builder = flox.find(source.cores, source.retries, source.logs, keep_going)
+    return replace(builder, show=lambda view: display.Board(view, err)) if draws() else builder
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

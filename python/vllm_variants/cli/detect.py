@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, out, print_json, say, size, table
+from vllm_variants.cli.options import Json, ReleaseName
+from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
 from vllm_variants.machine.detection import Detection, GpuDetection
 from vllm_variants.model import matrix
@@ -23,28 +23,28 @@ def detect(
     """Ask the driver for this machine's GPUs and say which variants they need, and why."""
 
     rows = matrix.load()
-    found = detection.detect(gpus.machine(), rows, rows.release(release))
+    detected = detection.detect(gpus.machine(), rows, rows.release(release))
     if as_json:
-        print_json(found.as_dict())
-        found.require()
+        print_json(detected.as_dict())
+        detected.require()
         return
 
-    host = found.machine
-    say(f"{host.system}, NVIDIA driver {host.driver or 'absent'}, release {found.release.name}")
+    host = detected.machine
+    say(f"{host.system}, NVIDIA driver {host.driver or 'absent'}, release {detected.release.name}")
 
-    for gpu in found.gpus:
-        _show(gpu, found, explain)
-    if reservation := found.reservation():
+    for gpu in detected.gpus:
+        _show(gpu, detected, explain)
+    if reservation := detected.reservation():
         say(f"note: {reservation}")
-    _advise(found)
-    found.require()
+    _advise(detected)
+    detected.require()
 
 
-def _show(gpu: GpuDetection, found: Detection, explain: bool) -> None:
+def _show(gpu: GpuDetection, detected: Detection, explain: bool) -> None:
     card = gpu.gpu
     memory = size(card.memory) if card.memory else "memory shared with the host"
     chosen = gpu.chosen
-    answer = f"{chosen.variant.name(found.release)}: {chosen.reason}" if chosen else found.why_none(gpu)
+    answer = f"{chosen.variant.name(detected.release)}: {chosen.reason}" if chosen else detected.why_none(gpu)
     out.print(f"GPU {card.index}  {card.name}  {card.capability}  {memory}", markup=False)
     out.print(f"  → {answer}", markup=False)
     if explain or not chosen:
@@ -54,8 +54,8 @@ def _show(gpu: GpuDetection, found: Detection, explain: bool) -> None:
         out.print(reasons)
 
 
-def _advise(found: Detection) -> None:
-    shorts = [variant.short for variant in found.variants]
+def _advise(detected: Detection) -> None:
+    shorts = [variant.short for variant in detected.variants]
     if len(shorts) > 1:
         say(f"mixed GPUs, each needs its own: `vllm-variants build auto` builds {' and '.join(shorts)}")
     elif shorts:

@@ -6,23 +6,25 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import data
-from vllm_variants.cli.output import say
+from vllm_variants.cli import checkout
+from vllm_variants.cli.options import Json
+from vllm_variants.cli.output import print_json, say
 from vllm_variants.errors import ExitCode
 from vllm_variants.maintain import docs as generated
 from vllm_variants.maintain import flox
 from vllm_variants.model import matrix
+from vllm_variants.system import reporting
 
 
 def docs(
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; exit 1 if something is old.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Rewrite what is computed: tables in README.md and docs/, Flox's expressions."""
-    root = data.checkout()
-    assert root is not None  # registered in a checkout only
-    old = {
+    root = checkout.require("docs")
+    outdated = {
         path: text
         for path, text in generated.files(root, matrix.load()).items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
@@ -32,11 +34,14 @@ def docs(
         say(f"{'no variant of the matrix' if check else 'removed'}: {path.relative_to(root)}")
         if not check:
             path.unlink()
-    for path, text in old.items():
-        say(f"{'old' if check else 'rewritten'}: {path.relative_to(root)}")
+    for path, text in outdated.items():
+        say(f"{'outdated' if check else 'rewritten'}: {path.relative_to(root)}")
         if not check:
-            path.write_text(text, encoding="utf-8")
-    if check and (old or strays):
+            reporting.write(path, text)
+    if as_json:
+        names = {"outdated": outdated, "strays": strays}
+        print_json({name: [str(path.relative_to(root)) for path in paths] for name, paths in names.items()})
+    if check and (outdated or strays):
         raise typer.Exit(ExitCode.FAILED)
-    if not old and not strays:
+    if not outdated and not strays:
         say("there is nothing to rewrite")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, out, print_json
-from vllm_variants.errors import UsageError
+from vllm_variants.cli import checkout
+from vllm_variants.cli.options import Json, ReleaseName
+from vllm_variants.cli.output import out, print_json
 from vllm_variants.model import matrix
 from vllm_variants.store import Store
 
@@ -55,11 +55,8 @@ def doctor(
 
 
 def _pinned(rows: Matrix) -> Iterator[Finding]:
-    from vllm_variants import data
     from vllm_variants.nix import command as nix_command
     from vllm_variants.nix import pinned as nixpkgs
 
-    root = data.checkout()
-    if root is None:
-        raise UsageError("--nixpkgs examines a checkout", hint="run ./vllm-variants in one")
+    root = checkout.require("doctor --nixpkgs")
     yield from nixpkgs.examine(nix_command.find(str(root)), root, rows)

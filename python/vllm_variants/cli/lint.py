@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import data
+from vllm_variants.cli import checkout
 from vllm_variants.cli.output import out
-from vllm_variants.errors import ExitCode, UsageError
+from vllm_variants.errors import ExitCode
 
 
 def lint(
@@ -17,9 +17,7 @@ def lint(
     """Lint the sources: ruff, mypy, shellcheck and, where it is installed, nixfmt."""
     from vllm_variants.maintain import lint as linters
 
-    root = data.checkout()
-    if root is None:
-        raise UsageError("lint needs a checkout of the project")
+    root = checkout.require("lint")
     failed = 0
     for outcome in linters.run(root, fix=fix):
         reason = f": {outcome.skipped}" if outcome.skipped else ""

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from vllm_variants import store
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, out, print_json, say, size, table
+from vllm_variants.cli.options import Json, ReleaseName
+from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
 from vllm_variants.model import matrix
 from vllm_variants.model.variants import Matrix, Release, Variant

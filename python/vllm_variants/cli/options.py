@@ -1,28 +1,41 @@
-"""Options and arguments that several subcommands share."""
+"""Options and arguments that several subcommands share: one definition each, so that they mean the same."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from vllm_variants.model.capability import Capability
 
-def named_path(text: str) -> Path:
-    """A path as a person typed it; an empty one, of an unset variable, is not the current folder."""
-    if not text:
-        raise typer.BadParameter("it is empty: is a variable unset?")
-    return Path(text)
+
+def device(text: str) -> Capability:
+    """The compute capability of a device as a person names it: sm89, 8.9, or a GPU's name of the matrix.
+
+    Raises `UsageError` for a name that the matrix does not have.
+    """
+    try:
+        return Capability.parse(text)
+    except ValueError:
+        from vllm_variants.model import matrix
+
+        return matrix.load().parse(text).variant.capability
+
+
+def path_option(*names: str, metavar: str, help: str) -> Any:
+    """An option that takes a path, of which nothing is required before the command looks at it."""
+    return typer.Option(*names, metavar=metavar, help=help, parser=Path)
 
 
 def _variants(incomplete: str) -> list[tuple[str, str]]:
     from vllm_variants.model import matrix
 
-    rows = matrix.load().variants.values()
     return [
-        (v.short, f"{v.architecture}: {', '.join(v.gpus[:3])}")
-        for v in rows
-        if v.short.startswith(incomplete)
+        (variant.short, f"{variant.architecture}: {', '.join(variant.gpus[:3])}")
+        for variant in matrix.load().variants.values()
+        if variant.short.startswith(incomplete)
     ]
 
 
@@ -32,6 +45,20 @@ def _releases(incomplete: str) -> list[str]:
     return [name for name in matrix.load().releases if name.startswith(incomplete)]
 
 
+_VARIANT = "sm90, 9.0, a full name or a GPU's name"
+
+VariantName = Annotated[
+    str | None,
+    typer.Argument(metavar="[VARIANT]", help=f"{_VARIANT}.", show_default=False, autocompletion=_variants),
+]
+VariantNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[VARIANT|auto]...",
+        help=f"{_VARIANT}; auto: what this machine's GPUs need.",
+        autocompletion=_variants,
+    ),
+]
 ReleaseName = Annotated[
     str | None,
     typer.Option(
@@ -41,11 +68,40 @@ ReleaseName = Annotated[
         autocompletion=_releases,
     ),
 ]
-VariantNames = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[VARIANT|auto]...",
-        help="sm90, 9.0, a full name or a GPU's name; auto: what this machine's GPUs need.",
-        autocompletion=_variants,
+Devices = Annotated[
+    list[Capability] | None,
+    typer.Option(
+        "--sm",
+        metavar="SM",
+        parser=device,
+        help="A device: sm90, 9.0 or a GPU's name. Repeatable.",
+        show_default=False,
     ),
 ]
+
+
+class Compression(StrEnum):
+    """How images may be stored."""
+
+    NONE = "none"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+
+
+Native = Annotated[
+    bool,
+    typer.Option("--native", help="Compile the PTX that the device would compile at first use, now."),
+]
+Compress = Annotated[
+    Compression | None,
+    typer.Option(
+        help="Store images so where that is smaller; if absent, as the release's oldest driver reads it.",
+        show_default=False,
+    ),
+]
+KeepSymbols = Annotated[
+    bool,
+    typer.Option("--keep-symbols", help="Keep symbol tables and debug information, which nothing loads."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]

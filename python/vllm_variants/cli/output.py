@@ -12,9 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TextIO
+from typing import TextIO
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +32,6 @@ def _console(*, stderr: bool) -> Console:
 
 out = _console(stderr=False)
 err = _console(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
 
 
 def print_json(facts: Mapping[str, object] | Sequence[object]) -> None:
@@ -127,7 +124,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def complain(error: Error) -> None:
-    """Print an error as one sentence, and the command that mends it."""
+    """Print an error as one sentence, and the command that helps."""
     if isinstance(error, OutputClosed):
         return
     err.print("[red]error:[/red] ", end="")

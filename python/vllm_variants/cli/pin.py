@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_variants import data
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, out, print_json, say, table
-from vllm_variants.errors import Error, UsageError
+from vllm_variants.cli import checkout
+from vllm_variants.cli.options import DryRun, Json, ReleaseName
+from vllm_variants.cli.output import out, print_json, say, table
+from vllm_variants.cli.rules import exactly_one, rules
+from vllm_variants.errors import Error
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import host_system
 from vllm_variants.model.variants import Release, Variant
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from vllm_variants.nix.command import Nix
 
 
+@rules(exactly_one("REV", "--latest", hint="vllm-variants pin nixos-unstable"))
 def pin(
     revision: Annotated[
         str | None, typer.Argument(metavar="[REV]", help="A commit, a tag or a branch of nixpkgs.")
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="The head of nixos-unstable.")] = False,
     release: ReleaseName = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change.")] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Move the pin of a release: variants.toml, flake.nix, flake.lock and the tables, all or none."""
@@ -36,19 +38,16 @@ def pin(
     from vllm_variants.nix import command as nix_command
     from vllm_variants.nix import prefetch
 
-    root = data.checkout()
-    assert root is not None  # registered in a checkout only
-    if latest == bool(revision):
-        raise UsageError("name a revision of nixpkgs, or --latest", hint="vllm-variants pin nixos-unstable")
+    root = checkout.require("pin")
     rows = matrix.load()
     chosen = rows.release(release)
     nix = nix_command.find(str(root), purpose="pin evaluates the new nixpkgs with it")
     say(f"asking for {revision or prefetch.LATEST} of nixpkgs and the hash of its tree …")
-    found = prefetch.revision(revision or prefetch.LATEST)
-    say(f"{found.rev}: fetching it, to see what it packages …")
-    source = prefetch.source(nix, found)
+    requested = prefetch.revision(revision or prefetch.LATEST)
+    say(f"{requested.rev}: fetching it, to see what it packages …")
+    source = prefetch.source(nix, requested)
     system = host_system()
-    move = pins.Pin(chosen, found, source, prefetch.versions(nix, source.path, chosen, system))
+    move = pins.Pin(chosen, requested, source, prefetch.versions(nix, source.path, chosen, system))
     move.check()
     texts = pins.edited(root, rows, move)
     if texts and not dry_run:

@@ -7,12 +7,10 @@ import sys
 
 import typer
 
-from vllm_variants import data
+from vllm_variants.cli import checkout
 
 
 def test(context: typer.Context) -> None:
     """Run the whole test suite; further arguments go to pytest, e.g. `test -k matrix -x`."""
-    root = data.checkout()
-    assert root is not None  # registered in a checkout only
-    os.chdir(root)
+    os.chdir(checkout.require("test"))
     os.execv(sys.executable, [sys.executable, "-m", "pytest", "-n", "auto", *context.args])

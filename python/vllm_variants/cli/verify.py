@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from vllm_variants.cli.options import ReleaseName
-from vllm_variants.cli.output import Json, err, out, print_json, say, table
-from vllm_variants.errors import ExitCode, UsageError
+from vllm_variants.cli.options import Json, ReleaseName, VariantName, path_option
+from vllm_variants.cli.output import err, out, print_json, say, table
+from vllm_variants.cli.rules import excludes, one_of, rules
+from vllm_variants.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from vllm_variants.verify.running import Plan
 
 
+@rules(
+    one_of("VARIANT", "--result", "--list", hint="name the variant to check: vllm-variants verify sm90"),
+    excludes("--compare", "--junit", reason="a JUnit report is of one result"),
+)
 def verify(
-    variant: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[VARIANT]", help="sm90, 9.0, a full name or a GPU's name.", show_default=False
-        ),
-    ] = None,
+    variant: VariantName = None,
     result: Annotated[
-        Path | None, typer.Option("--result", help="The result to check, instead of ./result-VARIANT.")
+        Path | None,
+        path_option("--result", metavar="PATH", help="The result to check, instead of ./result-VARIANT."),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -41,11 +42,17 @@ def verify(
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="RESULT", help="Hold this other result's outputs against it."),
+        path_option("--compare", metavar="RESULT", help="Hold this other result's outputs against it."),
     ] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
-    logs: Annotated[Path | None, typer.Option("--logs", help="Keep the checks' logs in this folder.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The inputs' seed; a fresh one else.")] = None,
+    junit: Annotated[
+        Path | None, path_option("--junit", metavar="FILE", help="Write a JUnit report.")
+    ] = None,
+    logs: Annotated[
+        Path | None, path_option("--logs", metavar="DIR", help="Keep the checks' logs there.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="The inputs' seed; a fresh one if absent.")
+    ] = None,
     together: Annotated[
         int, typer.Option("--together", min=1, help="So many checks share the GPU: faster, coarser times.")
     ] = 1,
@@ -69,18 +76,14 @@ def verify(
     if listed:
         _list(checks, variant, release, as_json)
         return
-    if variant is None and result is None:
-        raise UsageError("say which variant to check", hint="vllm-variants verify sm90")
-    if compare and junit:
-        raise UsageError("--junit reports the checks of one result", hint="leave out --junit or --compare")
-    found, other = _results(variant, release, result, compare)
+    checked, other = _results(variant, release, result, compare)
     plan = running.Plan(
         _fresh() if seed is None else seed, together=together, time=time or float("inf"), logs=logs
     )
     if other:
-        _compare(found, other, checks, plan, as_json)
+        _compare(checked, other, checks, plan, as_json)
     else:
-        _check(found, checks, plan, junit, as_json)
+        _check(checked, checks, plan, junit, as_json)
 
 
 def _show(rows: Table) -> None:
@@ -102,51 +105,51 @@ def _results(
     from vllm_variants.model import matrix
     from vllm_variants.verify import preflight
 
-    wanted = matrix.load().parse(variant).variant if variant else None
+    requested = matrix.load().parse(variant).variant if variant else None
     if path is None:
-        assert wanted is not None
-        path = Path(f"result-{wanted.name(matrix.load().release(release))}")
-    found = preflight.result(path, wanted=wanted.short if wanted else None)
-    return found, preflight.result(compare, wanted=found.manifest.short) if compare else None
+        assert requested is not None
+        path = Path(f"result-{requested.name(matrix.load().release(release))}")
+    result = preflight.result(path, wanted=requested.short if requested else None)
+    return result, preflight.result(compare, wanted=result.manifest.short) if compare else None
 
 
-def _machine(found: Result) -> tuple[Subject, dict[str, Any]]:
+def _machine(result: Result) -> tuple[Subject, dict[str, Any]]:
     """What to run, and the facts of the report: result, machine, GPU."""
     from vllm_variants import __version__
     from vllm_variants.machine import gpus
     from vllm_variants.verify import preflight
 
     machine = gpus.machine()
-    fitting = preflight.fitting(found, machine)
-    if reservation := preflight.reservation(found, machine):
+    fitting = preflight.fitting(result, machine)
+    if reservation := preflight.reservation(result, machine):
         say(f"note: {reservation}")
     about = {
-        "result": str(found.path),
-        "variant": found.manifest.variant,
-        "release": found.manifest.release,
-        "builder": found.manifest.builder,
+        "result": str(result.path),
+        "variant": result.manifest.variant,
+        "release": result.manifest.release,
+        "builder": result.manifest.builder,
         "gpu": fitting[0].as_dict(),
         "driver": machine.driver,
         "tool": __version__,
         "command": " ".join(sys.argv),
     }
-    return preflight.subject(found, fitting), about
+    return preflight.subject(result, fitting), about
 
 
-def _check(found: Result, checks: Sequence[Check], plan: Plan, junit: Path | None, as_json: bool) -> None:
+def _check(result: Result, checks: Sequence[Check], plan: Plan, junit: Path | None, as_json: bool) -> None:
     from vllm_variants.verify import judgement as verdicts
     from vllm_variants.verify import reports, running
 
-    subject, about = _machine(found)
-    by_name = {each.name: each for each in checks}
-    release, sm = found.manifest.release, found.manifest.capability.sm
+    subject, about = _machine(result)
+    by_name = {check.name: check for check in checks}
+    release, sm = result.manifest.release, result.manifest.capability.sm
     say(f"{about['gpu']['name']}, driver {about['driver']}: {len(checks)} checks of {about['variant']}")
     judged: list[Judged] = []
     with err.status("starting …") as status:
         for outcome in running.run(subject, checks, plan):
-            one = verdicts.judge(by_name[outcome["check"]], outcome, release=release, sm=sm)
-            judged.append(one)
-            err.print(reports.line(one), markup=False) if as_json else None
+            judgement = verdicts.judge(by_name[outcome["check"]], outcome, release=release, sm=sm)
+            judged.append(judgement)
+            err.print(reports.line(judgement), markup=False) if as_json else None
             status.update(f"{len(judged)} of {len(checks)} done, last {outcome['check']}")
     if junit:
         reports.junit(judged, about["variant"], junit)
@@ -154,7 +157,7 @@ def _check(found: Result, checks: Sequence[Check], plan: Plan, junit: Path | Non
         print_json(reports.document(judged, {**about, "seed": plan.seed}))
     else:
         _show(_table(judged))
-    _conclude(judged, str(found.manifest.capability), plan.seed)
+    _conclude(judged, str(result.manifest.capability), plan.seed)
 
 
 def _table(judged: list[Judged]) -> Table:
@@ -163,18 +166,23 @@ def _table(judged: list[Judged]) -> Table:
 
     rows = table("check", "status", "error of its tolerance", "median time", "image")
     colour = {Verdict.FAILED: "red", Verdict.SKIPPED: "dim", Verdict.OPEN: "yellow"}
-    for one in judged:
-        status = one.outcome["status"] + (" !" if one.verdict is Verdict.FAILED else "")
-        rows.add_row(one.check.name, status, *reports.figures(one.outcome), style=colour.get(one.verdict))
+    for judgement in judged:
+        status = judgement.outcome["status"] + (" !" if judgement.verdict is Verdict.FAILED else "")
+        rows.add_row(
+            judgement.check.name,
+            status,
+            *reports.figures(judgement.outcome),
+            style=colour.get(judgement.verdict),
+        )
     return rows
 
 
 def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
     from vllm_variants.verify import judgement as verdicts
 
-    for one in judged:
-        if one.verdict is not verdicts.Verdict.PASSED:
-            say(f"{one.check.name}: {one.sentence}")
+    for judgement in judged:
+        if judgement.verdict is not verdicts.Verdict.PASSED:
+            say(f"{judgement.check.name}: {judgement.sentence}")
     summary = verdicts.summarise(judged)
     say(f"{summary.sentence} (seed {seed})")
     hint = verdicts.advice(judged, capability)
@@ -184,25 +192,25 @@ def _conclude(judged: list[Judged], capability: str, seed: int) -> None:
         raise typer.Exit(ExitCode.AUDIT)
 
 
-def _compare(found: Result, other: Result, checks: Sequence[Check], plan: Plan, as_json: bool) -> None:
+def _compare(result: Result, other: Result, checks: Sequence[Check], plan: Plan, as_json: bool) -> None:
     from vllm_variants.verify import comparison, preflight, processes
 
-    subject, about = _machine(found)
-    rival = processes.Subject(other.python, preflight.facts(other), subject.gpus)
+    subject, about = _machine(result)
+    opponent = processes.Subject(other.python, preflight.facts(other), subject.gpus)
     compared: list[Compared] = []
     with err.status("starting …") as status:
-        for one, two in comparison.run(subject, rival, checks, plan):
-            compared.append(comparison.compare(one, two))
+        for first, second in comparison.run(subject, opponent, checks, plan):
+            compared.append(comparison.compare(first, second))
             err.print(compared[-1].line(), markup=False) if as_json else None
-            status.update(f"{len(compared)} of {len(checks)} done, last {one['check']}")
+            status.update(f"{len(compared)} of {len(checks)} done, last {first['check']}")
     if as_json:
         against = {"against": str(other.path), "summary": comparison.summary(compared)}
-        print_json({**about, **against, "seed": plan.seed, "checks": [each.as_dict() for each in compared]})
+        print_json({**about, **against, "seed": plan.seed, "checks": [check.as_dict() for check in compared]})
     else:
         rows = table("check", "outputs", "time ratio", "first call", "")
-        for each in compared:
-            ratios = [f"{ratio:.2f}×" if ratio else "" for ratio in (each.ratio, each.first_ratio)]
-            rows.add_row(each.check, each.likeness.value, *ratios, each.sentence)
+        for check in compared:
+            ratios = [f"{ratio:.2f}×" if ratio else "" for ratio in (check.ratio, check.first_ratio)]
+            rows.add_row(check.check, check.likeness.value, *ratios, check.sentence)
         _show(rows)
     say(comparison.summary(compared))
     if not comparison.good(compared):
@@ -232,7 +240,7 @@ def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_
         return
     rows = table("check", *sms, "what it proves")
     signs = {"ok": "ok", "unsupported": "–", "open": "?"}
-    for each in checks:
-        rows.add_row(each.name, *(signs[each.expected(release_name, sm)] for sm in sms), each.says)
+    for check in checks:
+        rows.add_row(check.name, *(signs[check.expected(release_name, sm)] for sm in sms), check.says)
     _show(rows)
     say(f"vLLM {release_name}: ok must run, – must say that it is unsupported, ? is not judged")

@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154 # Nix hands over the attributes of a derivation as variables
 # pythonCatchConflictsHook: a build whose closure holds two of one distribution fails.
 catchConflicts() {
   buildPythonPath "$out"

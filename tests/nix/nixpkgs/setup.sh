@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154 # Nix hands over the attributes of a derivation as variables
 # The builder of every derivation in the model: POSIX sh and the host's coreutils, nothing else.
 # It does what stdenv's setup.sh does, as far as this project can tell the difference.
 set -eu
@@ -32,6 +33,7 @@ for output in $outputs; do eval "mkdir -p \"\$$output\""; done
 
 for dep in ${nativeBuildInputs:-}; do
   if [ -d "$dep/bin" ]; then PATH=$PATH:$dep/bin; fi
+  # shellcheck source=/dev/null
   if [ -f "$dep/nix-support/setup-hook" ]; then . "$dep/nix-support/setup-hook"; fi
 done
 

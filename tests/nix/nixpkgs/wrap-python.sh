@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154 # Nix hands over the attributes of a derivation as variables
 # wrapPython's functions, and makeWrapper's, which come with it. They write real wrappers.
 installModule() {
   installMetadata
@@ -42,6 +43,7 @@ _addToPythonPath() {
   fi
   if [ -d "$1/bin" ]; then program_PATH=$program_PATH${program_PATH:+:}$1/bin; fi
   if [ -f "$1/nix-support/propagated-build-inputs" ]; then
+    # shellcheck disable=SC2013 # store paths hold no blanks, and one line has several
     for _next in $(cat "$1/nix-support/propagated-build-inputs"); do _addToPythonPath "$_next"; done
   fi
 }

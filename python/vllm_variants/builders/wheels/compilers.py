@@ -70,8 +70,11 @@ def lock_of(cuda: str) -> Path:
     return path
 
 
-def remake(cuda: str) -> Path:
-    """Lock the compiler again from its `.in` file, for every platform; return the lock's path."""
+def remake(cuda: str, *, upgrade: bool = False) -> Path:
+    """Lock the compiler again from its `.in` file, for every platform; return the lock's path.
+
+    `upgrade`: take a newer build of that CUDA than the old lock's.
+    """
     checkout = data.checkout()
     if not checkout:
         raise UnsupportedError("locks are made in a checkout of the project, not in an installed package")
@@ -80,6 +83,8 @@ def remake(cuda: str) -> Path:
     command += ["--no-emit-index-url", "--no-header", "--no-annotate", "--universal", "--no-deps"]
     with tempfile.TemporaryDirectory(prefix=".lock.", dir=target.parent) as aside:
         made = Path(aside, target.name)
+        if target.is_file() and not upgrade:
+            shutil.copyfile(target, made)
         command += ["--output-file", str(made), str(target.with_suffix(".in"))]
         if uv.run(command).status:
             raise Error(f"uv could not lock the compiler of CUDA {cuda}; its reason is above")
