@@ -11,7 +11,9 @@ _PYTHON = """\
 here=$(dirname -- "$(readlink -f -- "$0")")
 unset PYTHONPATH PYTHONHOME
 PYTHONNOUSERSITE=1
-export PYTHONNOUSERSITE
+# The result has its bytecode; nothing is written into it unless that is asked for (an empty value).
+PYTHONDONTWRITEBYTECODE=${{PYTHONDONTWRITEBYTECODE-1}}
+export PYTHONNOUSERSITE PYTHONDONTWRITEBYTECODE
 if [ ! -x "$here/python{minor}" ]; then
   echo "error: no Python {minor} at $(readlink "$here/python{minor}"), where this result expects it" >&2
   echo "hint: ln -sfn \\"\\$(command -v python{minor})\\" '$here/python{minor}'" >&2
