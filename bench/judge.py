@@ -25,7 +25,7 @@ import checkout  # noqa: F401 - puts the checkout's code on the path
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 from vllm_variants.model.capability import Capability, Kind
 
 CUOBJDUMP = next(Path(sysconfig.get_path("purelib"), "nvidia").glob("*/bin/cuobjdump"), None)
@@ -35,7 +35,7 @@ Count = Counter[tuple[Kind, str]]
 def ours(path: Path) -> Count:
     """Images per kind and target; `f` is left out, since cuobjdump writes 10.0f as sm_100."""
     found: Count = Counter()
-    with mapped(path) as source:
+    with opened(path) as source:
         elf = elfs.parse(source)
         for section in device_sections(elf):
             for container in containers_in(source, section):
@@ -58,7 +58,7 @@ def theirs(path: Path) -> Count:
 def libraries(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*.so*")):
         if path.is_file() and not path.is_symlink():
-            with mapped(path) as source:
+            with opened(path) as source:
                 if elfs.is_elf64(source) and device_sections(elfs.parse(source)):
                     yield path
 

@@ -17,7 +17,7 @@ import checkout  # noqa: F401 - puts the checkout's code on the path
 
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
-from vllm_variants.fatbin.library import MOST_HOLES, SMALLEST_HOLE
+from vllm_variants.fatbin.planning import MOST_HOLES, SMALLEST_HOLE
 from vllm_variants.fatbin.rewrite import (
     Rewrite,
     device_sections,
@@ -25,7 +25,7 @@ from vllm_variants.fatbin.rewrite import (
     resource_sections,
     rewrites,
 )
-from vllm_variants.fatbin.source import MappedFile, mapped
+from vllm_variants.fatbin.source import OpenFile, opened
 from vllm_variants.fatbin.tree import regular_files
 from vllm_variants.model.capability import Capability
 
@@ -40,7 +40,7 @@ class Saved:
     resources: int = 0
 
 
-def saved(source: MappedFile, elf: elfs.Elf, changes: Sequence[Rewrite]) -> int:
+def saved(source: OpenFile, elf: elfs.Elf, changes: Sequence[Rewrite]) -> int:
     ordered = sorted(changes, key=lambda change: change.container.offset)
     holes = layout.holes_in(elf, [change.dead for change in ordered], SMALLEST_HOLE, MOST_HOLES)
     if not holes:
@@ -49,13 +49,13 @@ def saved(source: MappedFile, elf: elfs.Elf, changes: Sequence[Rewrite]) -> int:
 
 
 def measure(path: str, devices: Sequence[Capability], totals: dict[Capability, Saved]) -> None:
-    with mapped(Path(path)) as source:
+    with opened(Path(path)) as source:
         if not elfs.is_elf64(source):
             return
         elf = elfs.parse(source)
         sections, resources = device_sections(elf), resource_sections(elf)
         for device in devices if sections else ():
-            code = [c for s in sections for c in rewrites(source, s, [device])]
+            code = [c for s in sections for c in rewrites(source, s, [device]) if c.changed]
             more = [c for s in resources for c in resource_rewrites(source, s, [device])]
             first, both = saved(source, elf, code), saved(source, elf, [*code, *more])
             totals[device].code += first

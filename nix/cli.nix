@@ -48,12 +48,14 @@ python312Packages.buildPythonApplication {
 
   build-system = [ python312Packages.hatchling ];
   dependencies = map (name: python312Packages.${name}) [
+    "lz4"
     "nvidia-ml-py"
     "pyelftools"
     "rich"
     "toml"
     "typer"
     "uv"
+    "zstandard"
   ];
   # The pin's versions may be a little older than pyproject.toml asks for.
   pythonRelaxDeps = true;

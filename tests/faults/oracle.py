@@ -21,18 +21,19 @@ from vllm_variants.audit import collect
 from vllm_variants.audit.library import LibraryAudit, audit_library
 from vllm_variants.errors import Error
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin import library
+from vllm_variants.fatbin import library, planning
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import DEVICE_SECTIONS, RESOURCE_SECTIONS, containers_in
-from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.source import Malformed, opened
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.model.capability import Capability, Fit
 
 _WORDS = ["7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
 _DEVICES = [Capability.parse(word) for word in _WORDS]
-HOLES = (0x1000, 0x1000, 0x1000, 0x1000, library.SMALLEST_HOLE)
+HOLES = (0x1000, 0x1000, 0x1000, 0x1000, planning.SMALLEST_HOLE)
 """Small inputs have small holes: most executions cut them too."""
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -79,18 +80,16 @@ class Outcome:
 
 def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     """Audit and slim `data`, judge the result; raises `Defect`, or what else escapes."""
-    library.SMALLEST_HOLE = asked.hole
+    planning.SMALLEST_HOLE = asked.hole
     path, new = folder / "input.so", folder / "new.so"
     path.write_bytes(data)
     device = asked.devices[0]
-    with mapped(path) as source:
+    with opened(path) as source:
         audit = audit_library(source, "input.so", device)
     if audit and audit.problem:
         _told(audit.problem, "input.so")
     try:
-        report = library.slim_file(
-            path, asked.devices, to=new, keep_ptx=asked.keep_ptx, resources=asked.resources
-        )
+        report = library.slim_file(path, asked.devices, Rules(asked.keep_ptx, asked.resources), to=new)
     except Error as error:
         return _refused(error, asked, audit)
     if not report.changed:
@@ -104,7 +103,7 @@ def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     judge(data, slimmed, path, new, asked)
     _audited(audit, new, asked)
     again = library.slim_file(
-        new, asked.devices, to=folder / "again.so", keep_ptx=asked.keep_ptx, resources=asked.resources
+        new, asked.devices, Rules(asked.keep_ptx, asked.resources), to=folder / "again.so"
     )
     if again.changed:
         raise Defect(
@@ -132,7 +131,7 @@ def examine_wheel(data: bytes, asked: Asked, folder: Path, members: Sequence[byt
         alone = []
         for number, member in enumerate(members):
             (folder / "input.so").write_bytes(member)
-            with mapped(folder / "input.so") as source:
+            with opened(folder / "input.so") as source:
                 audit = audit_library(source, f"package/lib{number}.so", asked.devices[0])
             if audit and audit.has_device_code and len(member) >= 4096:
                 alone.append(audit.as_dict())
@@ -188,7 +187,7 @@ def _shape(audit: LibraryAudit | None) -> str:
 
 def _audited(before: LibraryAudit | None, new: Path, asked: Asked) -> None:
     """Whatever could run before can after, and nothing foreign came in."""
-    with mapped(new) as source:
+    with opened(new) as source:
         after = audit_library(source, "new.so", asked.devices[0])
     if before is None or after is None:
         raise Defect("a library was slimmed that the audit does not know")
@@ -218,7 +217,7 @@ def _containers(
 ) -> list[tuple[int, int]]:
     """Compare every container with the plan; the address ranges in which bytes may differ."""
     edits = []
-    with mapped(old_path) as source, mapped(new_path) as slimmed:
+    with opened(old_path) as source, opened(new_path) as slimmed:
         old_elf, new_elf = elfs.parse(source), elfs.parse(slimmed)
         for before, after in zip(old_elf.sections, new_elf.sections, strict=True):
             if before.name not in (*DEVICE_SECTIONS, *RESOURCE_SECTIONS) or not before.file_size:

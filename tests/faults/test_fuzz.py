@@ -13,7 +13,7 @@ import pytest
 import shapes
 from oracle import Asked, Defect, examine, judge
 
-from vllm_variants.fatbin import library
+from vllm_variants.fatbin import library, planning
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.model.capability import Capability
 
@@ -34,7 +34,7 @@ def test_no_input_of_a_short_run_shows_a_defect() -> None:
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A library and what slimming makes of it."""
-    monkeypatch.setattr(library, "SMALLEST_HOLE", 0x1000)
+    monkeypatch.setattr(planning, "SMALLEST_HOLE", 0x1000)
     big = shapes.container([image("sm_80", 30_000), image("sm_90", 500)])
     parts = [
         shapes.Part(".nv_fatbin", big + shapes.container([image("sm_90", 400)])),

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError
-from vllm_variants.fatbin.source import Malformed, Source, WheelMember, mapped
+from vllm_variants.fatbin.source import Malformed, Source, WheelMember, opened
 from vllm_variants.system import process
 
 try:
@@ -86,7 +86,7 @@ def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str,
     if head != _ELF and (head in _ZIP or path.suffix == ".whl" or zipfile.is_zipfile(path)):
         yield from _in_wheel(path, "", unreadable)
         return
-    with mapped(path) as source:
+    with opened(path) as source:
         yield path.name, source
 
 
@@ -110,7 +110,7 @@ def _in_directory(folder: Path, unreadable: Unreadable) -> Iterator[tuple[str, S
             if not is_elf:
                 yield from _in_wheel(Path(path), f"{name}/", unreadable)
                 continue
-            with mapped(Path(path)) as source:
+            with opened(Path(path)) as source:
                 yield name, source
         except (OSError, Malformed) as error:
             unreadable(name, _reason(error))

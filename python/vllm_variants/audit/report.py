@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
-from vllm_variants.fatbin.library import SMALLEST_HOLE
+from vllm_variants.fatbin.planning import SMALLEST_HOLE
 from vllm_variants.model.capability import Capability
 
 

@@ -60,10 +60,15 @@ def build(
     chosen = rows.release(release)
     requested = tuple(_all(systems or [], rows) if all_variants else _named(variants or [], rows, chosen))
     _require_folder(links)
+    without = tuple(name for text in wheels.without for name in text.split(",") if name)
     requests = [
-        Request(variant, chosen, links, wheels.index, wheels.python, wheels.slim, wheels.keep_ptx)
+        Request(
+            variant, chosen, links, wheels.index, wheels.python, wheels.slim, wheels.keep_ptx,
+            wheels.native, wheels.compress, wheels.keep_symbols, wheels.keep_unread, without,
+            wheels.bytecode,
+        )
         for variant in dict.fromkeys(requested)
-    ]
+    ]  # fmt: skip
     with BatchReport(requests, reports) as report:
         builder = building.builder(via, keep_going, source, nix)
         builder.build_all(requests, say, report.take)

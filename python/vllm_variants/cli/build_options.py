@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from vllm_variants.cli.options import Json, path_option
+from vllm_variants.builders.wheels.bytecode import Bytecode
+from vllm_variants.cli.options import Compress, Json, KeepSymbols, Native, path_option
 from vllm_variants.cli.rules import CommandLine, Rule, distinct_files, exactly_one, excludes, requires
 from vllm_variants.errors import UsageError
 
@@ -51,6 +52,18 @@ class WheelOptions:
     keep_ptx: Annotated[
         bool, typer.Option("--keep-ptx", help="Keep one PTX a container, for later GPUs.")
     ] = False
+    native: Native = False
+    compress: Compress = None
+    keep_symbols: KeepSymbols = False
+    keep_unread: Annotated[bool, typer.Option("--keep-unread", help="Keep the files that nothing opens.")] = (
+        False
+    )
+    without: Annotated[
+        list[str], _option("NAME,…", "Leave out files that few programs open, by name: ray-java, ….")
+    ] = field(default_factory=list)
+    bytecode: Annotated[
+        Bytecode, typer.Option(help="Make bytecode for all modules, those that serving imports, or none.")
+    ] = Bytecode.SERVING
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,11 @@ RULES: Sequence[Rule] = (
     requires("--system", "--all", hint="name the variants instead: sm90-arm64"),
     requires("--signing-key", "--push", hint="name the cache: --push file:///srv/cache"),
     excludes("--keep-ptx", "--no-slim", reason="only slimming drops PTX", hint="leave out --keep-ptx"),
+    *(
+        excludes(option, "--no-slim", reason="it leaves all as published", hint=f"leave out {option}")
+        for option in ("--native", "--compress", "--keep-symbols", "--keep-unread", "--without")
+    ),
+    excludes("--without", "--keep-unread", reason="no file goes then", hint="leave out --keep-unread"),
     _one_document_on_stdout,
     distinct_files("--jsonl", "--junit", "--summary"),
 )

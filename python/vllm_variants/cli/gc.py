@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from vllm_variants.cli.options import DryRun, Json
 from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.store import Kept, Store
 
 
-def gc(dry_run: DryRun = False, as_json: Json = False) -> None:
+def gc(
+    dry_run: DryRun = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Remove the compiled code that native builds keep, instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Remove the results that no result-… link points to, and what killed builds left."""
+    if cache:
+        _clear_cache(dry_run, as_json)
+        return
     collected = Store.default().gc(dry_run=dry_run)
     removed = collected.removed
     if as_json:
@@ -20,12 +33,23 @@ def gc(dry_run: DryRun = False, as_json: Json = False) -> None:
         say(_kept(kept))
     freed = sum(entry.freed for entry in removed)
     shared = sum(entry.bytes for entry in removed) - freed
-    cache = f"; {size(shared)} more are shared with uv's cache (`uv cache prune`)" if shared > 0 else ""
-    say(f"{len(removed)} {done}, {size(freed)} {free}{cache}")
+    also = f"; {size(shared)} more are shared with uv's cache (`uv cache prune`)" if shared > 0 else ""
+    say(f"{len(removed)} {done}, {size(freed)} {free}{also}")
     for error in collected.failed[1:]:
         say(str(error))
     if collected.failed:
         raise collected.failed[0]
+
+
+def _clear_cache(dry_run: bool, as_json: bool) -> None:
+    """Remove the cache of cubins: a native build then compiles again."""
+    from vllm_variants.fatbin.native.cache import Cache, default_folder
+
+    cubins = Cache(default_folder(), note=say)
+    usage = cubins.usage() if dry_run else cubins.remove()
+    if as_json:
+        print_json({"path": str(cubins.root), "cubins": usage.count, "bytes": usage.bytes})
+    say(f"{usage.count} cubins {'would be removed' if dry_run else 'removed'} ({size(usage.bytes)})")
 
 
 def _kept(kept: Kept) -> str:

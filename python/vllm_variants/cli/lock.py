@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants.builders.wheels import locks
+from vllm_variants.builders.wheels import compilers, locks
 from vllm_variants.cli import checkout
 from vllm_variants.cli.options import Json
 from vllm_variants.cli.output import print_json, say
@@ -36,8 +36,8 @@ def lock(
 ) -> None:
     """Resolve the locks again with uv, each from its inputs.
 
-    Of a release: locks/RELEASE-PLATFORM.txt from the inputs beside them. Of this tool: locks/tool.txt
-    and locks/tool-test.txt from pyproject.toml.
+    Of a release: locks/RELEASE-PLATFORM.txt and its CUDA's compiler, from the inputs beside them. Of this
+    tool: locks/tool.txt and locks/tool-test.txt from pyproject.toml.
     """
     root = checkout.require("lock")
     rows = matrix.load()
@@ -65,3 +65,5 @@ def _locks(root: Path, release: Release | None) -> Iterator[tuple[Path, Callable
     for system in SYSTEMS:
         name = f"{release.name}-{locks.platform_of(system)}.txt"
         yield root / "locks" / name, partial(locks.remake, release, system)
+    cuda = release.stack.cuda
+    yield root / "locks" / f"cuda{cuda}.compiler.txt", partial(compilers.remake, cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,31 @@ Devices = Annotated[
         help="A device: sm90, 9.0 or a GPU's name. Repeatable.",
         show_default=False,
     ),
+]
+
+
+class Compression(StrEnum):
+    """How images may be stored."""
+
+    NONE = "none"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+
+
+Native = Annotated[
+    bool,
+    typer.Option("--native", help="Compile the PTX that the device would compile at first use, now."),
+]
+Compress = Annotated[
+    Compression | None,
+    typer.Option(
+        help="Store images so where that is smaller; if absent, as the release's oldest driver reads it.",
+        show_default=False,
+    ),
+]
+KeepSymbols = Annotated[
+    bool,
+    typer.Option("--keep-symbols", help="Keep symbol tables and debug information, which nothing loads."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_variants.cli.options import Devices, Json, path_option
+from vllm_variants.cli.options import (
+    Compress,
+    Devices,
+    DryRun,
+    Json,
+    KeepSymbols,
+    Native,
+    ReleaseName,
+    path_option,
+)
 from vllm_variants.cli.output import out, print_json, say, size, table
-from vllm_variants.cli.rules import exactly_one, one_of, rules
+from vllm_variants.cli.rules import excludes, one_of, rules
 from vllm_variants.errors import Error, InputError, Interrupted, MissingError, UsageError
 from vllm_variants.system.progress import bar
 
 if TYPE_CHECKING:
-    from vllm_variants.fatbin.library import Options
+    from vllm_variants.cli.options import Compression
+    from vllm_variants.fatbin.native.library import Native as AheadOfTime
+    from vllm_variants.fatbin.rules import Rules
     from vllm_variants.fatbin.tree import SlimReport
     from vllm_variants.model.capability import Capability
 
 
 @rules(
     one_of("--sm", hint="name the device to keep code for: --sm sm90"),
-    exactly_one("--output", "--in-place", hint="give -o OUT, or --in-place"),
+    one_of("--output", "--in-place", "--dry-run", hint="give -o OUT, or --in-place"),
+    excludes("--output", "--in-place", "--dry-run"),
 )
 def slim(
     path: Annotated[
@@ -34,6 +47,7 @@ def slim(
         Path | None, path_option("--output", "-o", metavar="OUT", help="Where the slimmed copy goes.")
     ] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the files of PATH itself.")] = False,
+    dry_run: DryRun = False,
     keep_ptx: Annotated[
         bool, typer.Option("--keep-ptx", help="Keep one PTX a container, for later GPUs.")
     ] = False,
@@ -41,6 +55,10 @@ def slim(
         bool,
         typer.Option("--resources/--no-resources", help="Stub foreign code in .cask_resource sections too."),
     ] = True,
+    native: Native = False,
+    compress: Compress = None,
+    keep_symbols: KeepSymbols = False,
+    release: ReleaseName = None,
     link: Annotated[
         bool, typer.Option("--link", help="With -o: hard-link what is not slimmed instead of copying it.")
     ] = False,
@@ -52,29 +70,77 @@ def slim(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Keep the code that the devices of --sm run, and drop the rest.
+    """Keep the code that the devices of --sm run, in the least room, and drop the rest.
 
-    Every new file is proven before it replaces an old one.
+    Images are compressed as the oldest driver of --release reads them, sections that nothing loads go,
+    and with --native the ptxas of its CUDA compiles. Every new file is proven before it replaces an old
+    one.
     """
     is_folder = _is_folder(path)
     devices = _known(sm or [], force)
-    options: Options = {"keep_ptx": keep_ptx, "resources": resources, "durable": output is None}
-    if is_folder:
-        report = _tree(path, output, devices, options, jobs, link)
-    else:
-        report = _file(path, output, devices, options)
+    work = _Work(
+        tuple(devices),
+        _rules(release, keep_ptx, resources, compress, keep_symbols),
+        _native(release, jobs) if native and not dry_run else None,
+        jobs,
+        dry_run,
+    )
+    report = _tree(path, output, work, link) if is_folder else _file(path, output, work)
     if as_json:
         print_json(report.as_dict())
     else:
-        _show(report)
+        _show(report, dry_run)
+    if native and dry_run:
+        _say_what_waits(path, devices)
     for name in report.unserved:
         say(f"warning: nothing in {path} runs on {name}")
+    for library in report.native:
+        for left in library.left:
+            say(f"warning: {library.plan.name}: PTX stays for {left.device.sm}: {left.reason}")
     if report.failed:
         first = report.failed[0]
         raise Error(
             f"{len(report.failed)} of {len(report.files)} files were not slimmed: {first.path}: {first.kept}",
             hint="slim again once nothing stands in the way: what is done stays done",
         )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done to each library, and how; `native` is None where nothing is compiled."""
+
+    devices: tuple[Capability, ...]
+    rules: Rules
+    native: AheadOfTime | None
+    jobs: int
+    dry_run: bool
+
+
+def _rules(
+    release: str | None, keep_ptx: bool, resources: bool, compress: Compression | None, keep_symbols: bool
+) -> Rules:
+    from vllm_variants.fatbin.codecs import Codec, codec_for
+    from vllm_variants.fatbin.rules import Rules
+    from vllm_variants.model import matrix
+
+    driver = int(matrix.load().release(release).stack.driver.partition(".")[0])
+    codec = Codec(compress) if compress else codec_for(driver)
+    return Rules(keep_ptx, resources, codec, keep_symbols)
+
+
+def _native(release: str | None, jobs: int) -> AheadOfTime:
+    from vllm_variants.builders.wheels import compilers, native
+    from vllm_variants.model import matrix
+
+    return native.ahead(compilers.compiler(matrix.load().release(release).stack.cuda), say, jobs or None)
+
+
+def _say_what_waits(path: Path, devices: list[Capability]) -> None:
+    from vllm_variants.builders.wheels import native
+
+    for device in devices:
+        for line in native.waiting(path, device).sentences(device.sm):
+            say(line)
 
 
 def _is_folder(path: Path) -> bool:
@@ -101,23 +167,28 @@ def _known(devices: list[Capability], force: bool) -> list[Capability]:
     return devices
 
 
-def _tree(
-    path: Path, output: Path | None, devices: list[Capability], options: Options, jobs: int, link: bool
-) -> SlimReport:
+def _tree(path: Path, output: Path | None, work: _Work, link: bool) -> SlimReport:
     from vllm_variants.fatbin.copy import slimmed_copy
     from vllm_variants.fatbin.tree import Stopped, slim_tree
 
     with bar("slimming") as advance:
 
-        def work(root: Path) -> SlimReport:
+        def slimmed(root: Path) -> SlimReport:
             return slim_tree(
-                root, devices, progress=lambda done, total, _: advance(done, total), jobs=jobs, **options
+                root,
+                work.devices,
+                work.rules,
+                native=work.native,
+                progress=lambda done, total, _: advance(done, total),
+                jobs=work.jobs,
+                durable=output is None,
+                dry_run=work.dry_run,
             )
 
         if output:
-            return slimmed_copy(path, output, work, link=link)
+            return slimmed_copy(path, output, slimmed, link=link)
         try:
-            return work(path)
+            return slimmed(path)
         except Stopped as stop:
             raise Interrupted(
                 f"{stop.slimmed} of {stop.libraries} libraries are slimmed, the others are as they were;"
@@ -125,10 +196,12 @@ def _tree(
             ) from stop
 
 
-def _file(path: Path, output: Path | None, devices: list[Capability], options: Options) -> SlimReport:
+def _file(path: Path, output: Path | None, work: _Work) -> SlimReport:
     from vllm_variants.fatbin.copy import refuse_output
-    from vllm_variants.fatbin.library import copy_file, slim_file
+    from vllm_variants.fatbin.library import slim_file
+    from vllm_variants.fatbin.native.library import compile_tree
     from vllm_variants.fatbin.tree import UNREMARKABLE, SlimReport
+    from vllm_variants.fatbin.writing import copy_file
     from vllm_variants.system import atomic
 
     path = path.resolve()  # a symbolic link stays one
@@ -136,20 +209,51 @@ def _file(path: Path, output: Path | None, devices: list[Capability], options: O
         output = output / path.name if os.path.isdir(output) else output  # noqa: PTH112 - any name may come
         refuse_output(output)
     atomic.remove_leftovers_of(output or path)
-    report = slim_file(path, devices, to=output, **options)
+    native = compile_tree([path], path.parent, work.devices, work.rules, work.native) if work.native else {}
+    report = slim_file(
+        path,
+        work.devices,
+        work.rules,
+        compiled=native[path].containers if path in native else {},
+        to=output,
+        durable=output is None,
+        dry_run=work.dry_run,
+    )
     if report.kept in UNREMARKABLE or report.kept.startswith("an object"):
         raise InputError(f"{path} cannot be slimmed: {report.kept}")
     if output and not report.changed:
         copy_file(path, output, durable=False)
-    return SlimReport(str(path), tuple(devices), report.before, report.after, (report,))
+    files, libraries = (report,), tuple(native.values())
+    return SlimReport(str(path), work.devices, report.before, report.after, files, libraries)
 
 
-def _show(report: SlimReport) -> None:
+_WORTH_A_ROW = 1_000_000
+"""Bytes that a file must save for a row of its own among many."""
+_FEW = 40
+_RULES = {
+    "images": "images that none of the devices runs",
+    "native": "PTX that became compiled code",
+    "compress": "images stored in less room",
+    "symbols": "symbols and debug information",
+}
+
+
+def _show(report: SlimReport, dry_run: bool) -> None:
     rows = table("library", "before", "after", "images dropped", "stubs", "")
-    for file in sorted(report.files, key=lambda file: file.after - file.before):
+    files = sorted(report.files, key=lambda file: file.after - file.before)
+    many = len(files) > _FEW
+    shown = [file for file in files if not many or file.kept or file.before - file.after >= _WORTH_A_ROW]
+    for file in shown:
         facts = (size(file.before), size(file.after), str(file.dropped_images), str(file.stubs))
         rows.add_row(file.path, *(facts if file.changed else (facts[0], "", "", "")), file.kept)
     out.print(rows)
+    if len(shown) < len(files):
+        say(f"and {len(files) - len(shown)} files that save less than {size(_WORTH_A_ROW)} each")
+    sums = table("rule", "would save" if dry_run else "saves")
+    for rule, saved in report.saved_by_rule.items():
+        if saved:
+            sums.add_row(_RULES[rule], size(saved) if saved > 0 else f"-{size(-saved)}")
+    out.print(sums)
     names = ", ".join(device.sm for device in report.devices)
     ratio = report.after / report.before if report.before else 1.0
     say(f"{size(report.before)} → {size(report.after)} for {names}: {ratio:.3f} of what it was")

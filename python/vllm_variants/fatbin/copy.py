@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError, UsageError
-from vllm_variants.fatbin.library import Unwritable, copy_file
 from vllm_variants.fatbin.tree import SlimReport, regular_files
+from vllm_variants.fatbin.writing import Unwritable, copy_file
 from vllm_variants.system import atomic
 
 _WRITER = ".vllm-variants-writer"

@@ -12,8 +12,9 @@ segment.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from vllm_variants.fatbin.elf import (
@@ -108,9 +109,29 @@ def split(segment: Segment, holes: Sequence[Hole], shift: Shift, alignment: int)
     return parts
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes of the source file, to be written at `to` in the new file."""
+
+    to: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """New bytes, to be written at `to` in the new file."""
+
+    to: int
+    data: bytes
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The headers of the new file. `size` counts all of it."""
+    """The headers of the new file, and which bytes of the source it has; `size` counts all of it.
+
+    `holes` are missing from the source's first `end` bytes; `tail` is what follows those.
+    """
 
     header: bytes
     program_headers_at: int
@@ -118,36 +139,80 @@ class Layout:
     section_headers_at: int
     section_headers: bytes
     size: int
+    holes: tuple[Hole, ...]
+    end: int
+    tail: tuple[Copy, ...] = ()
+
+    @cached_property
+    def shift(self) -> Shift:
+        """Where an offset of the source's first `end` bytes lies in the new file."""
+        return Shift(self.holes)
+
+    @cached_property
+    def _hole_ends(self) -> list[int]:
+        return [hole.end for hole in self.holes]
+
+    def copies(self, start: int, end: int) -> Iterator[Copy]:
+        """The source's bytes `[start, end)`, without holes and without what lies behind `self.end`."""
+        end = min(end, self.end)
+        for hole in self.holes[bisect_right(self._hole_ends, start) :]:
+            if hole.start >= end:
+                break
+            if hole.start > start:
+                yield Copy(self.shift(start), start, hole.start - start)
+            start = hole.end
+        if end > start:
+            yield Copy(self.shift(start), start, end - start)
 
 
 def lay_out(elf: Elf, header: bytes, holes: Sequence[Hole]) -> Layout:
-    """The headers of `elf` without `holes`; `header` is the source's ELF header, 64 bytes.
+    """The layout of `elf` without `holes`; `header` is the source's ELF header, 64 bytes.
 
-    A `PT_PHDR` is made `PT_NULL`: the table is not in memory any more, and glibc then keeps a copy.
+    Without any hole, all stays where it is. With one, a `PT_PHDR` is made `PT_NULL`: the table is not
+    in memory any more, and glibc then keeps a copy.
     """
-    shift, page = Shift(holes), elf.page
-    segments: list[Segment] = []
-    for segment in elf.segments:
-        if segment.type == PT_LOAD:
-            segments += split(segment, holes, shift, elf.alignment)
-        elif segment.type == PT_PHDR:
-            segments.append(Segment(PT_NULL, 0, 0, 0, 0, 0, 0, 0))
-        else:
-            segments.append(replace(segment, offset=shift(segment.offset)))
+    shift = Shift(holes)
+    segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift)]
     moved = [
         replace(s, offset=shift(s.offset), size=shift(s.end) - shift(s.offset) if s.file_size else s.size)
         for s in elf.sections
     ]
-    table_at = -(-shift(content_end(elf)) // page) * page
-    table = b"".join(PROGRAM_HEADER.pack(*_fields(s)) for s in segments)
+    end = content_end(elf) if holes else elf.size
+    table_at = -(-shift(end) // elf.page) * elf.page if holes else elf.program_headers_at
+    table = pack_segments(segments)
+    size = table_at + len(table) if holes else elf.size
     shoff = shift(elf.section_headers_at) if elf.section_headers_at else 0
     fields = list(HEADER.unpack(header))
     fields[5], fields[6], fields[10] = table_at, shoff, len(segments)
-    sections = b"".join(SECTION_HEADER.pack(*_section_fields(s)) for s in moved)
-    return Layout(HEADER.pack(*fields), table_at, table, shoff, sections, table_at + len(table))
+    return Layout(HEADER.pack(*fields), table_at, table, shoff, pack_sections(moved), size, tuple(holes), end)
 
 
-def _fields(s: Segment) -> tuple[int, ...]:
+def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> list[Segment]:
+    """The program headers that one becomes."""
+    if not holes:
+        return [segment]
+    if segment.type == PT_LOAD:
+        return split(segment, holes, shift, elf.alignment)
+    if segment.type == PT_PHDR:
+        return [INERT]
+    return [replace(segment, offset=shift(segment.offset))]
+
+
+INERT = Segment(PT_NULL, 0, 0, 0, 0, 0, 0, 0)
+"""What a `PT_PHDR` becomes where the program headers are not in memory any more."""
+
+
+def pack_segments(segments: Sequence[Segment]) -> bytes:
+    """The table of program headers."""
+    return b"".join(PROGRAM_HEADER.pack(*_segment_fields(segment)) for segment in segments)
+
+
+def pack_sections(sections: Sequence[Section]) -> bytes:
+    """The table of section headers."""
+    return b"".join(SECTION_HEADER.pack(*_section_fields(section)) for section in sections)
+
+
+def _segment_fields(s: Segment) -> tuple[int, ...]:
     return s.type, s.flags, s.offset, s.address, s.physical, s.file_size, s.memory_size, s.align
 
 

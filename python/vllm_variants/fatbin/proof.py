@@ -2,25 +2,30 @@
 
 What must hold:
 - segments are aligned as their data needs, in order and disjoint, and span the addresses they spanned;
-- every address that had file bytes has the same bytes, except in the containers that were
-  rewritten; what is missing lies wholly in the dead part of one of those;
-- every section has its bytes where its header says, and code in memory is what the section says;
-- each container stands at its old address and holds exactly the images it should, byte for byte.
+- every address that had file bytes has the same bytes, except in the headers and in the containers
+  that were rewritten; what is missing lies wholly in the dead part of one of those;
+- every section has its bytes where its header says, and code in memory is what the section says; or it
+  is one of those that go, and then nothing loads it, nothing links to it and its header is zero;
+- each container stands at its old address and holds exactly the images it should: byte for byte, or
+  the same code once decompressed, or a cubin with the kernels of the PTX that it came from;
+- where unmapped parts go, no two things in the file overlap, and nothing is left behind the last.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from vllm_variants.errors import AuditError
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin.container import Container, Image
-from vllm_variants.fatbin.elf import Elf, Segment
+from vllm_variants.fatbin.container import Container
+from vllm_variants.fatbin.elf import Elf, Section, Segment
+from vllm_variants.fatbin.native.proof import wrong as images_wrong
 from vllm_variants.fatbin.rewrite import Rewrite, containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import MappedFile
+from vllm_variants.fatbin.source import OpenFile
 
 _BLOCK = 1 << 18
 
@@ -34,18 +39,25 @@ class Wrong(AuditError):
         )
 
 
-def verify(source: MappedFile, new: MappedFile, changes: Sequence[Rewrite]) -> None:
-    """Raise `Wrong` or `Malformed` unless the file `new` is `source` with exactly `changes` made."""
+def verify(
+    source: OpenFile, new: OpenFile, changes: Sequence[Rewrite], unread: Collection[int] | None = None
+) -> None:
+    """Raise `Wrong` or `Malformed` unless the file `new` is `source` with exactly `changes` made.
+
+    `unread` are the sections that went, by number; None: what no segment maps stays.
+    """
     old_elf, new_elf = elfs.parse(source), elfs.parse(new)
     _header(source, new)
-    _segments(source.name, old_elf, new_elf)
+    _segments(source, old_elf, new, new_elf)
     _bytes(source, old_elf, new, new_elf, changes)
     touched = _touched(old_elf, changes)
-    _sections(source, old_elf, new, new_elf, touched)
+    _sections(source, old_elf, new, new_elf, touched, unread or ())
     _containers(source, old_elf, new, new_elf, changes, touched)
+    if unread is not None:
+        _disjoint(source.name, new_elf)
 
 
-def _header(source: MappedFile, new: MappedFile) -> None:
+def _header(source: OpenFile, new: OpenFile) -> None:
     """The ELF header may differ in where its tables are and how many segments there are."""
     old_fields, new_fields = (
         list(elfs.HEADER.unpack(each.at(0, elfs.HEADER.size))) for each in (source, new)
@@ -56,8 +68,8 @@ def _header(source: MappedFile, new: MappedFile) -> None:
         raise Wrong(source.name, "the ELF header changed in more than where its tables are")
 
 
-def _segments(name: str, old: Elf, new: Elf) -> None:
-    page, loads = new.page, new.loads
+def _segments(source: OpenFile, old: Elf, new_file: OpenFile, new: Elf) -> None:
+    name, page, loads = source.name, new.page, new.loads
     needed = _needed_alignment(old)
     for load in loads:
         whole = next((each for each in old.loads if _is_part(load, each)), None)
@@ -71,15 +83,46 @@ def _segments(name: str, old: Elf, new: Elf) -> None:
     ends = [max(load.address + load.memory_size for load in each.loads) for each in (old, new)]
     if loads[0].address != old.loads[0].address or -(-ends[0] // page) != -(-ends[1] // page):
         raise Wrong(name, "it does not span the addresses it spanned")
-    rest = [
-        [_placed(s) for s in each.segments if s.type not in (elfs.PT_LOAD, elfs.PT_PHDR, 0)]
-        for each in (old, new)
-    ]
-    if rest[0] != rest[1]:
-        raise Wrong(name, "a segment other than PT_LOAD changed")
-    table = new.program_headers_at
-    if any(load.offset < table + 1 and table < -(-load.end // page) * page for load in loads):
+    _other_segments(source, old, new_file, new)
+    table, end = _program_headers(new)
+    in_place = _loaded_table_address(new)
+    if in_place is not None and in_place == _loaded_table_address(old):
+        return
+    if any(load.offset < end and table < -(-load.end // page) * page for load in loads):
         raise Wrong(name, "the program headers lie in a mapped page")
+
+
+def _other_segments(source: OpenFile, old: Elf, new_file: OpenFile, new: Elf) -> None:
+    """Those that are not loaded by themselves: the same, and the bytes of each where its header says."""
+    kinds = (elfs.PT_LOAD, elfs.PT_PHDR, elfs.PT_NULL)
+    before, after = ([s for s in each.segments if s.type not in kinds] for each in (old, new))
+    if [_placed(segment) for segment in before] != [_placed(segment) for segment in after]:
+        raise Wrong(source.name, "a segment other than PT_LOAD changed")
+    for was, now in zip(before, after, strict=True):
+        inside = any(
+            load.offset - load.address == now.offset - now.address
+            and load.address <= now.address < load.address + load.memory_size
+            for load in new.loads
+        )
+        if inside or first_difference(source, was.offset, new_file, now.offset, now.file_size) is None:
+            continue
+        raise Wrong(source.name, f"the bytes of the segment of type {now.type:#x} changed")
+
+
+def _program_headers(elf: Elf) -> tuple[int, int]:
+    """Where their table begins and ends in the file."""
+    at = elf.program_headers_at
+    return at, at + len(elf.segments) * elfs.PROGRAM_HEADER.size
+
+
+def _is_loaded(elf: Elf, start: int, end: int) -> bool:
+    return any(load.offset <= start and end <= load.end for load in elf.loads)
+
+
+def _loaded_table_address(elf: Elf) -> int | None:
+    """Where the program headers are in memory; None where they are not."""
+    start, end = _program_headers(elf)
+    return _address(elf, start) if _is_loaded(elf, start, end) else None
 
 
 def _needed_alignment(elf: Elf) -> int:
@@ -121,9 +164,11 @@ def _placed(segment: Segment) -> tuple[int, ...]:
     return s.type, s.flags, s.address, s.physical, s.file_size, s.memory_size, s.align
 
 
-def _bytes(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
+def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
     """Walk the new file's segments by address and compare each with the source, around the changes."""
     edits = [(_address(old, 0), _address(old, 0) + elfs.HEADER.size)]  # see _header
+    if (table := _loaded_table_address(new_elf)) is not None and table == _loaded_table_address(old):
+        edits.append((table, table + len(new_elf.segments) * elfs.PROGRAM_HEADER.size))  # see _segments
     for change in changes:
         address = _address(old, change.container.offset)
         edits.append((address, address + change.dead_end - change.container.offset))
@@ -193,33 +238,79 @@ def _touched(old: Elf, changes: Sequence[Rewrite]) -> list[int]:
     ]
 
 
-def _sections(source: MappedFile, old: Elf, new: MappedFile, new_elf: Elf, touched: Sequence[int]) -> None:
+def _sections(
+    source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, touched: Sequence[int], unread: Collection[int]
+) -> None:
     if len(old.sections) != len(new_elf.sections):
         raise Wrong(source.name, "the number of sections changed")
     for index, (before, after) in enumerate(zip(old.sections, new_elf.sections, strict=True)):
-        if before.name != after.name or before.address != after.address or before.type != after.type:
+        if index in unread:
+            _inactive(source.name, old, before, new, new_elf.section_headers_at, index)
+            continue
+        if replace(before, offset=0, size=0) != replace(after, offset=0, size=0):
             raise Wrong(source.name, f"section {before.name} is not the section it was")
+        if before.link in unread:
+            raise Wrong(source.name, f"section {before.name} links to a section that went")
         if index in touched or not before.file_size:
             continue
         if after.size != before.size:
             raise Wrong(source.name, f"section {before.name} changed its size")
         if before.flags & elfs.SHF_ALLOC:
-            placed = any(
-                load.offset - load.address == after.offset - after.address
-                and load.offset <= after.offset
-                and after.end <= load.end
-                for load in new_elf.loads
-            )
-            if not placed:
-                raise Wrong(source.name, f"section {before.name} is not where its segment is")
+            _placed_section(source, old, before, new, new_elf, after)
         elif first_difference(source, before.offset, new, after.offset, before.size) is not None:
             raise Wrong(source.name, f"section {before.name} changed")
 
 
+def _placed_section(
+    source: OpenFile, old: Elf, before: Section, new: OpenFile, new_elf: Elf, after: Section
+) -> None:
+    """Raise `Wrong` unless a section in memory has its bytes where its segment has them.
+
+    One that an earlier slimming cut lies in several segments: it begins where the first has it, and
+    has the bytes that it had.
+    """
+    at_home = [load for load in new_elf.loads if load.offset - load.address == after.offset - after.address]
+    if any(load.offset <= after.offset and after.end <= load.end for load in at_home):
+        return
+    was_cut = not any(load.offset <= before.offset and before.end <= load.end for load in old.loads)
+    begins = any(load.offset <= after.offset < load.end for load in at_home)
+    if not (was_cut and begins) or (
+        first_difference(source, before.offset, new, after.offset, before.size) is not None
+    ):
+        raise Wrong(source.name, f"section {before.name} is not where its segment is")
+
+
+def _inactive(name: str, old: Elf, before: Section, new: OpenFile, table: int, index: int) -> None:
+    """Raise `Wrong` unless nothing loads the section, and its header in the new file is zero."""
+    if before.flags & elfs.SHF_ALLOC or any(
+        load.offset < before.end and before.offset < load.end for load in old.loads
+    ):
+        raise Wrong(name, f"section {before.name} is loaded, and was dropped")
+    size = elfs.SECTION_HEADER.size
+    if any(new.at(table + index * size, size)):
+        raise Wrong(name, f"the header of section {before.name} is not inactive")
+
+
+def _disjoint(name: str, new: Elf) -> None:
+    """What lies behind the loaded bytes: kept sections and tables, one after the other to the end."""
+    end = max(load.end for load in new.loads)
+    parts = [(s.offset, s.end) for s in new.sections if s.file_size and s.offset >= end]
+    if new.sections:
+        table = new.section_headers_at
+        parts.append((table, table + len(new.sections) * elfs.SECTION_HEADER.size))
+    if not _is_loaded(new, *_program_headers(new)):
+        parts.append(_program_headers(new))
+    for before, after in pairwise([(0, end), *sorted(parts)]):
+        if before[1] > after[0]:
+            raise Wrong(name, f"two things lie at offset {after[0]:#x}")
+    if max([end, *(end for _, end in parts)]) != new.size:
+        raise Wrong(name, "something is left behind its last part")
+
+
 def _containers(
-    source: MappedFile,
+    source: OpenFile,
     old: Elf,
-    new: MappedFile,
+    new: OpenFile,
     new_elf: Elf,
     changes: Sequence[Rewrite],
     touched: Sequence[int],
@@ -242,7 +333,7 @@ def _containers(
                 raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} changed")
 
 
-def _container(source: MappedFile, new: MappedFile, change: Rewrite, now: Container) -> None:
+def _container(source: OpenFile, new: OpenFile, change: Rewrite, now: Container) -> None:
     where = f"the fat binary at offset {change.container.offset:#x}"
     expected = (change.stub.image,) if change.stub else change.images
     if now.size != change.size or len(now.images) != len(expected):
@@ -250,19 +341,11 @@ def _container(source: MappedFile, new: MappedFile, change: Rewrite, now: Contai
     if change.stub:
         if new.at(now.images[0].offset, len(change.stub.data)) != change.stub.data:
             raise Wrong(source.name, f"{where} has a broken stub")
-        return
-    for image, got in zip(expected, now.images, strict=True):
-        if not _same_image(source, image, new, got):
-            raise Wrong(source.name, f"{where} has a changed {image.target} image")
+    elif reason := images_wrong(source, change.images, new, now):
+        raise Wrong(source.name, f"{where}: {reason}")
 
 
-def _same_image(source: MappedFile, image: Image, new: MappedFile, got: Image) -> bool:
-    return (
-        image.size == got.size and first_difference(source, image.offset, new, got.offset, image.size) is None
-    )
-
-
-def first_difference(a: MappedFile, a_at: int, b: MappedFile, b_at: int, length: int) -> int | None:
+def first_difference(a: OpenFile, a_at: int, b: OpenFile, b_at: int, length: int) -> int | None:
     """How far into two ranges they first differ; None: not at all."""
     for done in range(0, length, _BLOCK):
         size = min(_BLOCK, length - done)

@@ -1,16 +1,18 @@
 """What the new file is made of: container by container, then the pieces to write.
 
-A container that loses images keeps its place: its header gets a new size, the images that stay
-move up behind it, byte for byte, and what follows up to the next container is dead. Dead pages are
-cut from the file (see `elf`); dead bytes that share a page with living ones are zero.
+A container that changes keeps its place: its header gets a new size, the images that it will hold
+stand behind it, and what follows up to the next container is dead. Dead pages are cut from the file
+(see `layout`); dead bytes that share a page with living ones are zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 
+from vllm_variants.fatbin.codecs import Encoding
 from vllm_variants.fatbin.container import (
     CONTAINER_HEADER,
     Container,
@@ -19,10 +21,11 @@ from vllm_variants.fatbin.container import (
     scattered_containers,
 )
 from vllm_variants.fatbin.elf import Elf, Section
-from vllm_variants.fatbin.layout import Layout, Shift
+from vllm_variants.fatbin.layout import Copy, Layout, Literal
+from vllm_variants.fatbin.new_image import NewImage, recompressed
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
-from vllm_variants.fatbin.stub import Stub, stub_for
+from vllm_variants.fatbin.stub import Stub, is_stub, stub_for
 from vllm_variants.model.capability import Capability
 
 DEVICE_SECTIONS = (".nv_fatbin", "__nv_relfatbin")
@@ -32,14 +35,28 @@ RESOURCE_SECTIONS = (".cask_resource",)
 can run may become a stub, in place; nothing else moves."""
 
 
+Images = tuple[Image | NewImage, ...]
+"""What a container holds, in order: images of the source, byte for byte, and new ones."""
+
+
 @dataclass(frozen=True)
 class Rewrite:
-    """A container that loses images. `dead_end` is where the next container, or the section's end, is."""
+    """A container as it will be. `dead_end` is where the next container, or the section's end, is."""
 
     container: Container
-    images: tuple[Image, ...]
+    images: Images
     stub: Stub | None
     dead_end: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether it will hold anything but the images that it holds now."""
+        return bool(self.stub) or self.images != self.container.images
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it gets a cubin that was compiled from its PTX."""
+        return any(isinstance(image, NewImage) and image.compiled for image in self.images)
 
     @property
     def size(self) -> int:
@@ -82,18 +99,27 @@ def containers_in(source: Source, section: Section) -> Iterator[Container]:
 
 
 def rewrites(
-    source: Source, section: Section, devices: Sequence[Capability], keep_ptx: bool = False
+    source: Source,
+    section: Section,
+    devices: Sequence[Capability],
+    keep_ptx: bool = False,
+    compiled: Mapping[int, Images] = MappingProxyType({}),
 ) -> Iterator[Rewrite]:
-    """The containers of a section that would lose images on these devices; raise `Malformed`."""
+    """Every container of a device section as it will be on these devices; raise `Malformed`.
+
+    Without devices all images stay. `compiled` has the images of containers, by offset, that got
+    cubins of their own.
+    """
     found = list(containers(source, section.offset, section.end))
     ends = [after.offset for _, after in pairwise(found)] + [section.end] * bool(found)
     for container, dead_end in zip(found, ends, strict=True):
-        images = tuple(kept_images(container, devices, keep_ptx))
-        if images:
-            if len(images) < len(container.images):
-                yield Rewrite(container, images, None, dead_end)
-        elif stub := stub_for(source, container):
-            yield Rewrite(container, (), stub, dead_end)
+        images = compiled.get(container.offset) or _kept(container, devices, keep_ptx)
+        stub = None if images else stub_for(source, container)
+        yield Rewrite(container, images if images or stub else container.images, stub, dead_end)
+
+
+def _kept(container: Container, devices: Sequence[Capability], keep_ptx: bool) -> tuple[Image, ...]:
+    return tuple(kept_images(container, devices, keep_ptx)) if devices else container.images
 
 
 def resource_rewrites(
@@ -101,48 +127,47 @@ def resource_rewrites(
 ) -> Iterator[Rewrite]:
     """The containers among other data that hold nothing for these devices, nor PTX that must stay."""
     for container in containers_in(source, section):
-        if not kept_images(container, devices, keep_ptx) and (stub := stub_for(source, container)):
+        if not _kept(container, devices, keep_ptx) and (stub := stub_for(source, container)):
             yield Rewrite(container, (), stub, container.end)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Bytes of the source, to be written at `to` in the new file."""
+def compressed(source: Source, change: Rewrite, allowed: Collection[Encoding]) -> Rewrite:
+    """The container with each image of the source that stays stored in the smallest of these encodings.
 
-    to: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """New bytes, to be written at `to` in the new file."""
-
-    to: int
-    data: bytes
+    A stub of an earlier slimming stays what it is, so that it is known for one.
+    """
+    images = tuple(
+        image
+        if isinstance(image, NewImage) or is_stub(source, image)
+        else recompressed(source, image, allowed)
+        for image in change.images
+    )
+    return replace(change, images=images)
 
 
-def pieces(
-    source: Source, size: int, changes: Sequence[Rewrite], shift: Shift, layout: Layout
-) -> Iterator[Copy | Literal]:
+def pieces(source: Source, changes: Sequence[Rewrite], layout: Layout) -> Iterator[Copy | Literal]:
     """All that must be written, in the order of the new file; between pieces it is zero.
 
-    `size` is how much of the source is content. The last pieces replace headers copied before.
+    `changes` are in the order of their offsets. The last pieces replace headers copied before.
     """
     copied = 0
     for change in changes:
         start = change.container.offset
-        yield Copy(shift(copied), copied, start - copied)
-        header = change.header(source)
-        to = shift(start)
-        yield Literal(to, header + change.stub.data if change.stub else header)
-        to += len(header)
-        for image in change.images:
-            yield Copy(to, image.offset, image.size)
-            to += image.size
+        yield from layout.copies(copied, start)
+        yield from _container(source, change, layout.shift(start))
         copied = change.dead_end
-    yield Copy(shift(copied), copied, size - copied)
+    yield from layout.copies(copied, layout.end)
+    yield from layout.tail
     yield Literal(0, layout.header)
+    yield Literal(layout.program_headers_at, layout.program_headers)
     if layout.section_headers:
         yield Literal(layout.section_headers_at, layout.section_headers)
-    yield Literal(layout.program_headers_at, layout.program_headers)
+
+
+def _container(source: Source, change: Rewrite, to: int) -> Iterator[Copy | Literal]:
+    header = change.header(source)
+    yield Literal(to, header + change.stub.data if change.stub else header)
+    to += len(header)
+    for image in change.images:
+        yield Literal(to, image.data) if isinstance(image, NewImage) else Copy(to, image.offset, image.size)
+        to += image.size

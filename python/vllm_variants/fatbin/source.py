@@ -63,8 +63,8 @@ class Source(Protocol):
         """Exactly `length` bytes; raise `Malformed` where the file has fewer."""
 
 
-class MappedFile:
-    """An open file, read by offset. Use `mapped` to open one. `status` is what it was when it was opened."""
+class OpenFile:
+    """An open file, read by offset. `opened` opens one. `status` is what it was when it was opened."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
@@ -89,13 +89,13 @@ class MappedFile:
 
 
 @contextmanager
-def mapped(path: Path) -> Iterator[MappedFile]:
+def opened(path: Path) -> Iterator[OpenFile]:
     """Open a regular file for reading; raise `InputError` for anything else, `OSError` where it cannot be."""
     descriptor = open_regular(path)
     try:
         with suppress(OSError):  # headers lie far apart: do not read the code between them ahead
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        yield MappedFile(str(path), descriptor)
+        yield OpenFile(str(path), descriptor)
     finally:
         os.close(descriptor)
 

@@ -8,16 +8,23 @@ cache's for instance, keep the old bytes.
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import sys
-from collections.abc import Callable, Generator, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.errors import InputError, Interrupted, ResourceError
+from vllm_variants.errors import InputError, Interrupted, ResourceError, resource_error
 from vllm_variants.fatbin import workers
-from vllm_variants.fatbin.library import SMALLEST_HOLE, FileReport, Options
+from vllm_variants.fatbin.library import FileReport
+from vllm_variants.fatbin.native.library import Native, NativeLibrary, compile_tree
+from vllm_variants.fatbin.planning import SMALLEST_HOLE
+from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import open_regular
 from vllm_variants.fatbin.worker import slimmed
 from vllm_variants.model.capability import Capability
@@ -36,11 +43,21 @@ class SlimReport:
     before: int
     after: int
     files: tuple[FileReport, ...]
+    native: tuple[NativeLibrary, ...] = ()
+    """The libraries with PTX that the devices would compile, where that was compiled."""
 
     @property
     def saved(self) -> int:
         """Bytes."""
         return self.before - self.after
+
+    @property
+    def saved_by_rule(self) -> dict[str, int]:
+        """Bytes that each rule took from all files: `images`, `native`, `compress`, `symbols`."""
+        sums = Counter[str]()
+        for file in self.files:
+            sums.update(file.saved)
+        return {rule: sums[rule] for rule in ("images", "native", "compress", "symbols")}
 
     @property
     def changed(self) -> list[FileReport]:
@@ -54,7 +71,7 @@ class SlimReport:
     @property
     def unserved(self) -> list[str]:
         """The devices (`sm90`) for which nothing in any of the libraries runs."""
-        judged = [file for file in self.files if not file.failed]
+        judged = [file for file in self.files if not file.failed and file.device_code]
         return [d.sm for d in self.devices if judged and all(d.sm in file.unserved for file in judged)]
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,7 +81,9 @@ class SlimReport:
             "before": self.before,
             "after": self.after,
             "ratio": round(self.after / self.before, 4) if self.before else 1.0,
+            "saved": self.saved_by_rule,
             "files": [file.as_dict() for file in self.files],
+            "native": [library.as_dict() for library in self.native],
         }
 
 
@@ -96,41 +115,47 @@ class _Library:
 def slim_tree(
     root: Path,
     sms: Sequence[Capability],
+    rules: Rules | None = None,
     *,
-    keep_ptx: bool = False,
-    resources: bool = True,
+    native: Native | None = None,
     progress: Progress = lambda done, total, path: None,
     jobs: int | None = None,
     durable: bool = True,
+    dry_run: bool = False,
 ) -> SlimReport:
-    """Slim every library under `root`, in place, for devices `sms`.
+    """Slim every library under `root`, in place, for devices `sms`; none: no image is dropped.
 
-    Files are replaced, never written to. `resources`: see `library.slim_file`. `jobs` processes
-    work (default and 0: one a core). `durable`: each new file is on the disk before it replaces an
-    old one; a tree that nobody uses yet does not need that. A library that is malformed, or whose
-    new file could not be proven, is kept as it is, and its report says why; so is what could not be
-    read or written, and its report is `failed`. Raises `Stopped` for `Interrupted`, and
-    `ResourceError` when there is no room.
+    Files are replaced, never written to. `native`: compile the PTX that the devices would compile.
+    `jobs` processes work (default and 0: one a core). `durable`: each new file is on the disk before
+    it replaces an old one; a tree that nobody uses yet does not need that. `dry_run`: nothing is
+    written. A library that is malformed, or whose new file could not be proven, is kept as it is, and
+    its report says why; so is what could not be read or written, and its report is `failed`. Raises
+    `Stopped` for `Interrupted`, and `ResourceError` when there is no room.
     """
-    unreadable: list[FileReport] = []
-    inodes = _without_leftovers(regular_files(root, _noting(unreadable, root)))
+    rules = rules or Rules()
+    reports: list[FileReport] = []
+    inodes = _without_leftovers(regular_files(root, _noting(reports, root)))
     before = sum(size for size, _ in inodes.values())
+    smallest = SMALLEST_HOLE if rules.keep_symbols else _SMALLEST_FILE
     work = [
         _Library(inode, size, tuple(Path(name) for name in names))
-        for inode, (size, names) in sorted(inodes.items(), key=lambda each: each[1], reverse=True)
-        if size >= SMALLEST_HOLE and _is_readable_elf(names[0], _noting(unreadable, root))
+        for inode, (size, names) in sorted(inodes.items(), key=lambda item: item[1], reverse=True)
+        if size >= smallest and _is_readable_elf(names[0], _noting(reports, root))
     ]
-    options = Options(keep_ptx=keep_ptx, resources=resources, durable=durable)
-    total, done, reports = sum(library.size for library in work), 0, unreadable
+    total, done = sum(library.size for library in work), 0
+    compiled: dict[Path, NativeLibrary] = {}
     try:
-        with closing(_slimmed(work, sms, options, jobs or len(os.sched_getaffinity(0)))) as ready:
+        if native:
+            compiled = compile_tree([library.names[0] for library in work], root, sms, rules, native)
+        request = _Requests(tuple(sms), rules, compiled, durable, dry_run)
+        with closing(_slimmed(work, request, jobs or len(os.sched_getaffinity(0)))) as ready:
             for library, report in ready:
-                if report.changed:
+                if report.changed and not dry_run:
                     reports += _relinked(library, root)
                 done += library.size
                 name = str(library.names[0].relative_to(root))
                 progress(done, total, name)
-                if report.containers or report.kept not in UNREMARKABLE:
+                if report.changed or report.kept not in UNREMARKABLE:
                     reports.append(replace(report, path=name))
     except BaseException as error:
         for library in work:  # a worker that was killed could not do it
@@ -139,11 +164,12 @@ def slim_tree(
             raise Stopped(sum(library.replaced for library in work), len(work)) from error
         raise
     saved = sum(report.before - report.after for report in reports)
-    return SlimReport(
-        str(root), tuple(sms), before, before - saved, tuple(sorted(reports, key=lambda r: r.path))
-    )
+    files = tuple(sorted(reports, key=lambda report: report.path))
+    return SlimReport(str(root), tuple(sms), before, before - saved, files, tuple(compiled.values()))
 
 
+_SMALLEST_FILE = 0x1000
+"""Bytes; what is shorter than a page has no symbols worth a new file."""
 UNREMARKABLE = ("no ELF64 library", "no device code")
 
 
@@ -226,6 +252,20 @@ def _is_aside(path: Path) -> bool:
     return True
 
 
+def elf_files(root: Path) -> list[Path]:
+    """One name of each ELF file below `root` that can be read, the largest first."""
+    found = sorted(regular_files(root, _pass_over).values(), reverse=True)
+    return [
+        Path(names[0])
+        for size, names in found
+        if size >= _SMALLEST_FILE and _is_readable_elf(names[0], _pass_over)
+    ]
+
+
+def _pass_over(path: str, error: OSError) -> None:
+    """For what cannot be read: slimming says so."""
+
+
 def is_elf(name: str) -> bool:
     """Whether a file begins as an ELF file does. Raises `OSError`, or `InputError` for no regular file."""
     descriptor = open_regular(name)
@@ -245,22 +285,51 @@ def _is_readable_elf(name: str, unreadable: Unreadable) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class _Requests:
+    """What is asked of the process that slims a library, beside its path."""
+
+    devices: tuple[Capability, ...]
+    rules: Rules
+    compiled: Mapping[Path, NativeLibrary]
+    durable: bool
+    dry_run: bool
+
+    def of(self, path: Path, folder: Path) -> dict[str, Any]:
+        """The request for one library, as JSON; its new images are in a file of `folder`."""
+        request = {
+            "path": os.fsencode(path).decode("latin-1"),
+            "devices": [str(device) for device in self.devices],
+            "rules": self.rules.as_dict(),
+            "durable": self.durable,
+            "dry_run": self.dry_run,
+        }
+        if path in self.compiled:
+            file = folder / f"{len(list(folder.iterdir()))}.images"
+            file.write_bytes(pickle.dumps(dict(self.compiled[path].containers)))
+            request["compiled"] = str(file)
+        return request
+
+
 def _slimmed(
-    work: Sequence[_Library], devices: Sequence[Capability], options: Options, jobs: int
+    work: Sequence[_Library], requests: _Requests, jobs: int
 ) -> Generator[tuple[_Library, FileReport], None, None]:
     """Each library with its report, as they become ready."""
-    if jobs == 1 or len(work) < 2 or not sys.executable:
-        for library in work:
-            yield library, slimmed(library.names[0], list(devices), options)
-        return
-    texts = [str(device) for device in devices]
-    requests = [
-        {"path": os.fsencode(library.names[0]).decode("latin-1"), "devices": texts, "options": options}
-        for library in work
-    ]
-    with closing(workers.answers(workers.command(), requests, jobs)) as answers:
-        for index, answer in answers:
-            yield work[index], _report(answer)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="vllm-variants-slim."))
+    except OSError as error:
+        raise resource_error(error) from error
+    try:
+        every = [requests.of(library.names[0], folder) for library in work]
+        if jobs == 1 or len(work) < 2 or not sys.executable:
+            for library, request in zip(work, every, strict=True):
+                yield library, slimmed(request)
+            return
+        with closing(workers.answers(workers.command(), every, jobs)) as answers:
+            for index, answer in answers:
+                yield work[index], _report(answer)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(answer: dict[str, Any]) -> FileReport:
@@ -269,4 +338,4 @@ def _report(answer: dict[str, Any]) -> FileReport:
         raise RuntimeError(f"a process that slimmed failed:\n{answer['crash']}")
     if "error" in answer:
         raise ResourceError(answer["error"], hint=answer["hint"])
-    return FileReport(**{**answer["report"], "unserved": tuple(answer["report"]["unserved"])})
+    return FileReport.from_dict(answer["report"])

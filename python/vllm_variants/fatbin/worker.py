@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import pickle
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -20,8 +22,12 @@ from typing import Any
 
 from vllm_variants.errors import Error, Interrupted, ResourceError
 from vllm_variants.fatbin import library
+from vllm_variants.fatbin.library import FileReport
 from vllm_variants.fatbin.proof import Wrong
+from vllm_variants.fatbin.rewrite import Images
+from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import Malformed
+from vllm_variants.fatbin.writing import Unwritable
 from vllm_variants.model.capability import Capability
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -55,26 +61,32 @@ def _die_with(parent: int) -> None:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        devices = [Capability.parse(text) for text in request["devices"]]
-        path = Path(os.fsdecode(request["path"].encode("latin-1")))
-        return {"report": slimmed(path, devices, request["options"]).as_dict()}
+        return {"report": slimmed(request).as_dict()}
     except ResourceError as error:
         return {"error": error.message, "hint": error.hint}
     except Exception:
         return {"crash": traceback.format_exc()}
 
 
-def slimmed(path: Path, devices: list[Capability], options: library.Options) -> library.FileReport:
-    """Slim a library of a tree; what keeps it as it is becomes its report.
+def slimmed(request: Mapping[str, Any]) -> FileReport:
+    """Slim a library of a tree as `tree` requests it; what keeps it as it is becomes its report.
 
     Raises `ResourceError` when there is no room.
     """
+    path = Path(os.fsdecode(request["path"].encode("latin-1")))
     try:
-        return library.slim_file(path, devices, **options)
+        return library.slim_file(
+            path,
+            [Capability.parse(text) for text in request["devices"]],
+            Rules.from_dict(request["rules"]),
+            compiled=_compiled(request),
+            durable=request["durable"],
+            dry_run=request["dry_run"],
+        )
     except (Malformed, Wrong) as error:
         kind = "malformed" if isinstance(error, Malformed) else "not proven"
         return _kept(path, f"{kind}: {error.message}", failed=False)
-    except library.Unwritable as error:
+    except Unwritable as error:
         return _kept(path, error.message, failed=True)
     except ResourceError:
         raise
@@ -82,9 +94,17 @@ def slimmed(path: Path, devices: list[Capability], options: library.Options) -> 
         return _kept(path, error.message, failed=True)
 
 
-def _kept(path: Path, why: str, *, failed: bool) -> library.FileReport:
+def _compiled(request: Mapping[str, Any]) -> dict[int, Images]:
+    """The images of containers that got cubins, from the file that our parent wrote."""
+    if "compiled" not in request:
+        return {}
+    images: dict[int, Images] = pickle.loads(Path(request["compiled"]).read_bytes())
+    return images
+
+
+def _kept(path: Path, why: str, *, failed: bool) -> FileReport:
     try:
         size = path.stat().st_size
     except OSError:
         size = 0
-    return library.FileReport(str(path), size, size, kept=why, failed=failed)
+    return FileReport(str(path), size, size, kept=why, failed=failed)

@@ -18,6 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lz4
+import zstandard
+
 from vllm_variants.errors import ResourceError
 
 _GRACE = 5.0
@@ -25,14 +28,15 @@ _GRACE = 5.0
 _CHUNK = 1 << 16
 
 
-_START = "import sys; sys.path.append(sys.argv[1]); from vllm_variants.fatbin.worker import main; main()"
+_START = "import sys; sys.path += sys.argv[1:-1]; from vllm_variants.fatbin.worker import main; main()"
 
 
 def command(start: str = _START) -> list[str]:
-    """The program of one worker: this interpreter with this package and the standard library."""
-    package = Path(__file__).resolve().parents[2]
+    """The program of one worker: this interpreter with this package, its codecs and the standard library."""
+    packages = [Path(__file__).resolve().parents[2]]
+    packages += [Path(module.__file__).parents[1] for module in (zstandard, lz4) if module.__file__]
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
-    return [sys.executable, *flags, "-c", start, str(package), str(os.getpid())]
+    return [sys.executable, *flags, "-c", start, *map(str, dict.fromkeys(packages)), str(os.getpid())]
 
 
 def answers(

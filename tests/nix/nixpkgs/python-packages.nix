@@ -160,11 +160,13 @@ in
 
   # What the project's own command line needs. Metadata only: the modules are the host Python's.
   hatchling = absent "hatchling" "1.28.0";
+  lz4 = absent "lz4" "4.4.4";
   nvidia-ml-py = absent "nvidia-ml-py" "13.590.44";
   pyelftools = absent "pyelftools" "0.32";
   rich = absent "rich" "14.2.0";
   toml = absent "toml" "0.10.2";
   typer = absent "typer" "0.20.1";
   uv = absent "uv" "0.9.26";
+  zstandard = absent "zstandard" "0.25.0";
   pytest = absent "pytest" "8.4.2";
 }

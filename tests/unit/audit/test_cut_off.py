@@ -15,7 +15,7 @@ from making import cubin, library, section
 from vllm_variants.audit import collect
 from vllm_variants.audit.why import why
 from vllm_variants.errors import InputError
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 from vllm_variants.model.capability import Capability
 
 CODE = section([cubin("sm_90", 1000)], [cubin("sm_80", 600)])
@@ -79,5 +79,5 @@ def test_fat_binaries_without_a_section_table_are_a_problem(tmp_path: Path) -> N
 def test_why_says_of_a_library_cut_off_what_the_audit_says(tmp_path: Path) -> None:
     path = written(tmp_path / "made.so")
     os.truncate(path, 40)
-    with mapped(path) as source, pytest.raises(InputError, match="ends within its ELF header"):
+    with opened(path) as source, pytest.raises(InputError, match="ends within its ELF header"):
         why(source, Capability(9, 0))

@@ -9,11 +9,11 @@ from sample import ADA
 
 from vllm_variants.audit.why import why
 from vllm_variants.errors import InputError
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 
 
 def test_why_groups_containers_and_gives_each_image_its_reason(tree: Path) -> None:
-    with mapped(tree / "vllm" / "_C.abi3.so") as source:
+    with opened(tree / "vllm" / "_C.abi3.so") as source:
         sets = why(source, ADA)
 
     told = {str(each.as_dict()["runs"]): dict(each.reasons) for each in sets}
@@ -24,5 +24,5 @@ def test_why_groups_containers_and_gives_each_image_its_reason(tree: Path) -> No
 
 
 def test_why_refuses_what_is_no_library(tree: Path) -> None:
-    with mapped(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="not an ELF64 library"):
+    with opened(tree / "vllm" / "text.py") as source, pytest.raises(InputError, match="not an ELF64 library"):
         why(source, ADA)

@@ -23,7 +23,7 @@ from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import source as source_module
 from vllm_variants.fatbin.container import Container, containers, scattered_containers
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
-from vllm_variants.fatbin.source import Malformed, WheelMember, find_all, mapped, next_nonzero
+from vllm_variants.fatbin.source import Malformed, WheelMember, find_all, next_nonzero, opened
 from vllm_variants.model.capability import Kind
 
 
@@ -193,7 +193,7 @@ def test_a_wheel_is_read_as_the_file_in_it(tmp_path: Path) -> None:
         wheel.write(made, "package/made.so")
 
     with (
-        mapped(made) as file,
+        opened(made) as file,
         zipfile.ZipFile(tmp_path / "made.whl") as wheel,
         closing(WheelMember(wheel, wheel.getinfo("package/made.so"))) as member,
     ):
@@ -228,7 +228,7 @@ def test_a_truncated_library_is_refused(tmp_path: Path, cut: int) -> None:
     made = library(tmp_path / "made.so", section([cubin("sm_90", 9000)]))
     made.write_bytes(made.read_bytes()[:cut])
 
-    with mapped(made) as source:
+    with opened(made) as source:
         if elfs.is_elf64(source):
             with pytest.raises(Malformed, match=r"made\.so: .* at offset 0x"):
                 elfs.parse(source)
@@ -260,7 +260,7 @@ def test_only_regular_files_are_opened_and_nothing_waits(
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     make(Path("odd"))
 
-    with pytest.raises(InputError, match=f"odd is {what}, not a regular file") as caught, mapped(Path("odd")):
+    with pytest.raises(InputError, match=f"odd is {what}, not a regular file") as caught, opened(Path("odd")):
         pass
 
     assert caught.value.exit_code is ExitCode.USAGE
@@ -270,7 +270,7 @@ def test_a_file_that_is_shortened_while_it_is_read_is_malformed(tmp_path: Path) 
     path = tmp_path / "made.so"
     path.write_bytes(bytes(200_000))
 
-    with mapped(path) as source:
+    with opened(path) as source:
         os.truncate(path, 5000)
         assert source.at(4000, 1000) == bytes(1000)
         for length in (8, 100_000):
@@ -285,7 +285,7 @@ def test_a_disk_that_cannot_be_read_is_a_sentence(tmp_path: Path, monkeypatch: p
     path = library(tmp_path / "made.so", section([cubin("sm_90")]))
     monkeypatch.setattr(os, "pread", fail)
 
-    with mapped(path) as source, pytest.raises(Malformed, match=r"made\.so: cannot be read \(Input/output"):
+    with opened(path) as source, pytest.raises(Malformed, match=r"made\.so: cannot be read \(Input/output"):
         elfs.parse(source)
 
 
@@ -312,7 +312,7 @@ def test_absurd_counts_in_a_huge_sparse_file_are_refused_in_little_memory(
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), limit[1]))
     try:
-        with mapped(path) as source, pytest.raises(Malformed, match=r"headers|names"):
+        with opened(path) as source, pytest.raises(Malformed, match=r"headers|names"):
             elfs.parse(source)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
@@ -322,7 +322,7 @@ def test_a_sections_name_is_not_longer_than_names_are(tmp_path: Path) -> None:
     """Many sections whose names are the same megabytes would fill memory."""
     path = library(tmp_path / "made.so", section([cubin("sm_90")]), name="." + "n" * 100_000)
 
-    with mapped(path) as source:
+    with opened(path) as source:
         assert max(len(s.name) for s in elfs.parse(source).sections) <= 256
 
 

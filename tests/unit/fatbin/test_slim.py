@@ -24,10 +24,12 @@ from vllm_variants.errors import ExitCode, UsageError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import library as library_module
 from vllm_variants.fatbin.container import Container
-from vllm_variants.fatbin.library import Untouched, Unwritable, copy_file, slim_file
+from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.source import Malformed, opened
+from vllm_variants.fatbin.writing import Untouched, Unwritable, copy_file
 from vllm_variants.model.capability import Capability
 
 HOPPER = capabilities("9.0")
@@ -49,7 +51,7 @@ def at(path: Path, address: int, length: int) -> bytes:
 def held(path: Path) -> list[tuple[int, Container]]:
     """Containers with their addresses."""
     found = []
-    with mapped(path) as source:
+    with opened(path) as source:
         elf = elfs.parse(source)
         for part in (*device_sections(elf), *resource_sections(elf)):
             for each in containers_in(source, part):
@@ -241,7 +243,7 @@ def test_the_program_headers_lie_in_no_mapped_page(mixed: Path) -> None:
 
 def test_several_devices_and_ptx_for_later_ones(mixed: Path, tmp_path: Path) -> None:
     slim_file(mixed, capabilities("8.0", "9.0"), to=tmp_path / "two.so")
-    slim_file(mixed, HOPPER, to=tmp_path / "later.so", keep_ptx=True)
+    slim_file(mixed, HOPPER, Rules(keep_ptx=True), to=tmp_path / "later.so")
 
     assert listed(tmp_path / "two.so") == [
         "compute_120", "compute_80", "sm_120a", "sm_80", "sm_80", "sm_90", "sm_90a"
@@ -268,7 +270,7 @@ def test_containers_among_tables_get_stubs_in_place(tmp_path: Path) -> None:
     assert path.stat().st_size < len(before) - 700_000
 
     untouched = library(tmp_path / "other.so", MIXED, more={".cask_resource": resource})
-    slim_file(untouched, HOPPER, resources=False)
+    slim_file(untouched, HOPPER, Rules(resources=False))
     assert at(untouched, start, len(resource)) == resource
 
 
@@ -513,13 +515,13 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(
 def test_a_library_that_is_cut_off_while_it_is_read_is_a_sentence(
     mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = library_module._changes
+    planned = library_module.plan_file
 
     def after_a_cut(*given: object) -> object:
         cut(mixed)
-        return changes(*given)  # type: ignore[arg-type]
+        return planned(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(library_module, "_changes", after_a_cut)
+    monkeypatch.setattr(library_module, "plan_file", after_a_cut)
 
     with pytest.raises(Malformed, match="bytes are missing"):
         slim_file(mixed, HOPPER)
@@ -605,7 +607,7 @@ def test_ptx_for_later_gpus_stays_among_tables_too(tmp_path: Path) -> None:
     path = library(tmp_path / "made.so", MIXED, more={".cask_resource": resource})
     start = memory(path)[0].index(b"table...")
 
-    slim_file(path, HOPPER, keep_ptx=True)
+    slim_file(path, HOPPER, Rules(keep_ptx=True))
 
     assert at(path, start, len(resource)) == resource
 

@@ -11,7 +11,7 @@ from making import Made, cubin, cuobjdump, library, listed, ptx, section
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
-from vllm_variants.fatbin.source import mapped
+from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.stub import empty_cubin, is_stub
 from vllm_variants.model.capability import Capability, Target
 
@@ -68,7 +68,7 @@ def test_a_stub_is_known_again_and_code_is_not_taken_for_one(tmp_path: Path) -> 
     images = [Made("sm_80", empty_cubin(Target.parse("sm_80"))), cubin("sm_80"), cubin("sm_90", 9000)]
     path = library(tmp_path / "made.so", section(images))
 
-    with mapped(path) as source:
+    with opened(path) as source:
         (section_found,) = device_sections(elfs.parse(source))
         (container,) = containers_in(source, section_found)
         assert [is_stub(source, image) for image in container.images] == [True, False, False]
@@ -81,7 +81,7 @@ def test_a_container_smaller_than_a_stub_stays_and_the_rest_is_slimmed(tmp_path:
     report = slim_file(path, [Capability(9, 0)])
 
     assert (report.changed, report.stubs) == (True, 1)
-    with mapped(path) as source:
+    with opened(path) as source:
         found = [c for s in device_sections(elfs.parse(source)) for c in containers_in(source, s)]
     assert [[image.target.sm for image in c.images] for c in found] == [
         ["sm_100"],

@@ -138,7 +138,7 @@ def test_no_room_is_one_sentence_and_leaves_nothing(tree: Path, monkeypatch: pyt
     def full(*given: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(library_module, "_write", full)
+    monkeypatch.setattr(library_module, "write_pieces", full)
 
     with pytest.raises(ResourceError, match=r"no room to write the slimmed .*\.so"):
         slim_tree(tree, HOPPER, jobs=1)

@@ -13,10 +13,11 @@ from vllm_variants.errors import ExitCode
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import layout
 from vllm_variants.fatbin import library as writer
+from vllm_variants.fatbin.layout import Copy
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.proof import Wrong
-from vllm_variants.fatbin.rewrite import Copy, containers_in, device_sections, pieces
-from vllm_variants.fatbin.source import Malformed, mapped
+from vllm_variants.fatbin.rewrite import containers_in, device_sections, pieces
+from vllm_variants.fatbin.source import Malformed, opened
 
 HOPPER = capabilities("9.0")
 FATBIN = section(
@@ -32,18 +33,17 @@ def made(tmp_path: Path) -> Path:
 
 def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Callable[[bytearray, elfs.Elf], None]) -> None:
     """Let the writer write, then change what it wrote before the proof."""
-    write = writer._write
+    fill = writer._fill
 
-    def wrong(source: object, elf: object, changes: object, holes: object, descriptor: int) -> int:
-        size = write(source, elf, changes, holes, descriptor)  # type: ignore[arg-type]
-        with mapped(Path(f"/proc/self/fd/{descriptor}")) as new:
+    def wrong(source: object, plan: object, descriptor: int) -> None:
+        fill(source, plan, descriptor)  # type: ignore[arg-type]
+        with opened(Path(f"/proc/self/fd/{descriptor}")) as new:
             headers, data = elfs.parse(new), bytearray(new.at(0, new.size))
         tamper(data, headers)
         with open(descriptor, "r+b", closefd=False) as file:
             file.write(data)
-        return size
 
-    monkeypatch.setattr(writer, "_write", wrong)
+    monkeypatch.setattr(writer, "_fill", wrong)
 
 
 def flip(where: Callable[[elfs.Elf], int]) -> Callable[[bytearray, elfs.Elf], None]:
@@ -154,7 +154,7 @@ def test_an_honest_file_passes(made: Path) -> None:
     report = slim_file(made, HOPPER)
 
     assert report.changed
-    with mapped(made) as source:
+    with opened(made) as source:
         found = [c for s in device_sections(elfs.parse(source)) for c in containers_in(source, s)]
     assert [[str(i.target) for i in c.images] for c in found] == [["9.0a"], ["10.0"], ["9.0"]]
 

@@ -1,6 +1,6 @@
 """The default builder: published wheels, hash-locked, slimmed to one SM. Needs no Nix, no compiler.
 
-    lock → install (uv) → slim → audit → manifest → publish → link
+    lock → install (uv) → files → slim → records → bytecode → audit → manifest → publish → link
 
 Everything up to `publish` happens in a folder of its own; a build that ends early leaves nothing
 but uv's cache of what it had downloaded.
@@ -15,11 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants.builders.outcomes import Done, Outcome, Status, one_after_another, outcome_of
-from vllm_variants.builders.steps import Step, Steps
-from vllm_variants.builders.wheels import device_code, installation, installed, launchers, locks
+from vllm_variants.builders.steps import Steps
+from vllm_variants.builders.wheels import (
+    bytecode,
+    compilers,
+    device_code,
+    files,
+    installation,
+    installed,
+    launchers,
+    locks,
+    native,
+    unread,
+)
 from vllm_variants.builders.wheels import manifest as manifests
+from vllm_variants.builders.wheels.bytecode import Bytecode
 from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, UnsupportedError, resource_error
+from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.machine import interpreters
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.platforms import host_system
@@ -30,9 +43,49 @@ from vllm_variants.system import links
 from vllm_variants.system.progress import Say
 
 # Part of every result's hash: raise it when the same inputs give another result.
-PIPELINE = 4
+PIPELINE = 5
 # Where a result for another platform expects its interpreter, unless --python says otherwise.
 FOREIGN_HOME = Path("/usr/bin")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """All that decides a result; `compiler` is the ptxas of a native one."""
+
+    request: Request
+    lock: Lock
+    interpreter: Interpreter
+    compiler: Compiler | None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is for another platform than this one."""
+        return self.lock.system != host_system()
+
+    @property
+    def entry(self) -> str:
+        """The name that the result has in the store: a hash of its inputs, and what it is."""
+        request, interpreter = self.request, self.interpreter
+        facts = {
+            "pipeline": PIPELINE,
+            "variant": request.name,
+            "release": request.release.name,
+            "lock": self.lock.digest,
+            "index": request.index if self.lock.index_only else None,
+            "python": [str(interpreter.path), interpreter.version, str(request.python)],
+            "bytecode": bytecode.identity(Bytecode(request.bytecode)),
+            "slim": request.slim and device_code.rules_of(request).identity,
+            "native": self.compiler.as_dict() if self.compiler else None,
+            "files": request.slim
+            and not request.keep_unread
+            and [unread.digest_of_list(), *sorted(request.without)],
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return f"{digest}-{request.name}-{request.release.name}"
+
+    def describe(self) -> str:
+        """The interpreter, for people."""
+        return f"Python {self.interpreter.version} ({self.interpreter.origin}: {self.interpreter.path})"
 
 
 @dataclass(frozen=True)
@@ -58,14 +111,14 @@ class Wheels:
     def build(self, request: Request, say: Say) -> Result:
         """Build, or find built, one variant and link it. Raises an `errors.Error`."""
         links.require_free(request.link)  # now, not after all the work
-        lock, interpreter = _inputs(request)
-        if lock.index_only and not request.index:
+        inputs = _inputs(request, self.store)
+        if inputs.lock.index_only and not request.index:
             raise UnsupportedError(
                 f"{request.variant.short} needs --index URL: the public package index has only CPU builds of "
                 f"torch for {request.variant.system}",
                 hint=f"vllm-variants build {request.variant.short} --index <PyTorch's index for this CUDA>",
             )
-        entry = _entry(request, lock, interpreter)
+        entry = inputs.entry
         with self.store.lock(
             entry, lambda: say(f"another build of {request.name} is running: waiting for it")
         ):
@@ -73,10 +126,10 @@ class Wheels:
             if result:
                 say(f"{request.name} is already built")
             else:
-                say(f"building {request.name}, release {request.release.name}, with {_python(interpreter)}")
-                if lock.system != host_system():
+                say(f"building {request.name}, release {request.release.name}, with {inputs.describe()}")
+                if inputs.foreign:
                     say(f"it is for {request.variant.system}: it can be built here, but not run")
-                result = self._make(request, lock, interpreter, entry, say)
+                result = self._make(inputs, say)
             self.store.link(result, request.link)
         return result
 
@@ -87,46 +140,63 @@ class Wheels:
             say(f"{request.name} is damaged ({damage.message}): it is built anew")
             return None
 
-    def _make(self, request: Request, lock: Lock, interpreter: Interpreter, entry: str, say: Say) -> Result:
-        steps = Steps(say)
-        minor = request.release.stack.python
+    def _make(self, inputs: _Inputs, say: Say) -> Result:
+        steps, request = Steps(say), inputs.request
         try:
-            with self.store.building(entry) as folder:
-                with steps.step("install") as step:
-                    self._install(request, lock, interpreter, folder, step)
-                launchers.write(folder, interpreter.path, minor)
-                if lock.system != host_system():
-                    home = request.python or FOREIGN_HOME / f"python{minor}"
-                    launchers.expect_interpreter(folder, home, minor)
-                installed, _ = disk_use(folder)
-                device_code.slim(steps, request, folder)
+            with self.store.building(inputs.entry) as folder:
+                self._install(inputs, steps, folder)
+                installed_bytes, _ = disk_use(folder)
+                _reduce(inputs, steps, folder)
                 device_code.audit(steps, request, folder)
-                size = {"installed": installed, "result": disk_use(folder)[0]}
-                manifests.write(folder, request, lock, interpreter, steps, size)
-                return self.store.publish(folder, entry)
+                waiting = native.waiting(folder, request.variant.capability)
+                size = {"installed": installed_bytes, "result": disk_use(folder)[0]}
+                facts = {"waiting": waiting.as_dict()}
+                manifests.write(folder, request, inputs.lock, inputs.interpreter, steps, size, facts)
+                result = self.store.publish(folder, inputs.entry)
         except OSError as error:
             raise resource_error(error) from error
+        for line in () if request.native else waiting.sentences(request.variant.capability.sm):
+            say(line)
+        return result
 
-    def _install(
-        self, request: Request, lock: Lock, interpreter: Interpreter, folder: Path, step: Step
-    ) -> None:
-        installation.environment(folder, interpreter)
-        torch = folder / "lib" / f"python{request.release.stack.python}" / "site-packages" / "torch"
-        files = [lock.path]
-        if lock.index_only and request.index:
-            share = folder / "share" / "vllm-variants"
-            share.mkdir(parents=True)
-            files.append(installation.lock_from_index(lock, request.index, share))
-            installation.sync(folder, lock, files[1:], request.index)
-            _require_cuda(torch, lock)  # before the gigabytes that would be of no use without it
-        installation.sync(folder, lock, files, request.index)
-        _require_cuda(torch, lock)
-        installed.require_whole(folder, torch.parent)
-        step.facts["site_packages"] = str(torch.parent.relative_to(folder))
+    def _install(self, inputs: _Inputs, steps: Steps, folder: Path) -> None:
+        """Install the lock into `folder`, and give it the programs of a result."""
+        request, lock, minor = inputs.request, inputs.lock, inputs.request.release.stack.python
+        with steps.step("install") as step:
+            installation.environment(folder, inputs.interpreter)
+            site = _site_packages(folder, request)
+            files = [lock.path]
+            if lock.index_only and request.index:
+                share = folder / "share" / "vllm-variants"
+                share.mkdir(parents=True)
+                files.append(installation.lock_from_index(lock, request.index, share))
+                installation.sync(folder, lock, files[1:], request.index)
+                _require_cuda(site / "torch", lock)  # before the gigabytes that would be of no use without it
+            installation.sync(folder, lock, files, request.index)
+            _require_cuda(site / "torch", lock)
+            installed.require_whole(folder, site)
+            step.facts["site_packages"] = str(site.relative_to(folder))
+        launchers.write(folder, inputs.interpreter.path, minor)
+        if inputs.foreign:
+            home = request.python or FOREIGN_HOME / f"python{minor}"
+            launchers.expect_interpreter(folder, home, minor)
 
     def entry(self, request: Request) -> str:
-        """The name that the request's result has in the store: a hash of its inputs, and what it is."""
-        return _entry(request, *_inputs(request))
+        """The name that the request's result has in the store."""
+        return _inputs(request, self.store).entry
+
+
+def _site_packages(folder: Path, request: Request) -> Path:
+    return folder / "lib" / f"python{request.release.stack.python}" / "site-packages"
+
+
+def _reduce(inputs: _Inputs, steps: Steps, folder: Path) -> None:
+    """Leave in an installed tree what something reads, RECORDs that say so, and bytecode."""
+    request, site = inputs.request, _site_packages(folder, inputs.request)
+    dropped = files.drop_unread(steps, request, site)
+    slimmed = device_code.slim(steps, request, folder, inputs.compiler)
+    files.refresh_records(steps, site, dropped, slimmed)
+    bytecode.write(steps, Bytecode(request.bytecode), inputs.interpreter, site)
 
 
 def _require_cuda(torch: Path, lock: Lock) -> None:
@@ -137,28 +207,13 @@ def _require_cuda(torch: Path, lock: Lock) -> None:
         )
 
 
-def _inputs(request: Request) -> tuple[Lock, Interpreter]:
+def _inputs(request: Request, store: Store) -> _Inputs:
+    """What a build starts from; fetches the compiler of a native one. Raises an `errors.Error`."""
     foreign = request.variant.system != host_system()
     interpreter = interpreters.find(request.release.stack.python, None if foreign else request.python)
     lock = locks.find(request.release, request.variant.system)
     locks.require_sound(lock)
-    return lock, interpreter
-
-
-def _entry(request: Request, lock: Lock, interpreter: Interpreter) -> str:
-    inputs = {
-        "pipeline": PIPELINE,
-        "variant": request.name,
-        "release": request.release.name,
-        "lock": lock.digest,
-        "index": request.index if lock.index_only else None,
-        "python": [str(interpreter.path), interpreter.version, str(request.python)],
-        "slim": request.slim,
-        "keep_ptx": request.slim and request.keep_ptx,
-    }
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{digest}-{request.name}-{request.release.name}"
-
-
-def _python(interpreter: Interpreter) -> str:
-    return f"Python {interpreter.version} ({interpreter.origin}: {interpreter.path})"
+    files.require_known(request.without)
+    native = request.native and request.slim
+    compiler = compilers.compiler(request.release.stack.cuda, root=store.root) if native else None
+    return _Inputs(request, lock, interpreter, compiler)

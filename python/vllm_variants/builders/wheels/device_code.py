@@ -13,24 +13,48 @@ from typing import Any
 from vllm_variants.audit import audit_tree
 from vllm_variants.audit import contents as expected
 from vllm_variants.builders.steps import Steps
+from vllm_variants.builders.wheels import native
 from vllm_variants.errors import AuditError, Error
-from vllm_variants.fatbin.tree import slim_tree
+from vllm_variants.fatbin import codecs
+from vllm_variants.fatbin.codecs import Codec
+from vllm_variants.fatbin.native.compiler import Compiler
+from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.tree import SlimReport, slim_tree
 from vllm_variants.model.requests import Request
 from vllm_variants.model.results import MANIFEST
 from vllm_variants.system.progress import bar
 
+_BACK = {
+    "images": "--no-slim",
+    "compress": "--compress none",
+    "symbols": "--keep-symbols",
+}
+"""The option of `build` that leaves out what a rule does."""
 
-def slim(steps: Steps, request: Request, tree: Path) -> None:
-    """Drop every image that cannot run on the variant's SM from the libraries of `tree`."""
+
+def rules_of(request: Request) -> Rules:
+    """How a request's libraries are slimmed; with what a GPU has proven (docs/slim.md), so all rules."""
+    driver = int(request.release.stack.driver.partition(".")[0])
+    codec = Codec(request.compress) if request.compress else codecs.codec_for(driver)
+    return Rules(request.keep_ptx, compress=codec, keep_symbols=request.keep_symbols)
+
+
+def slim(steps: Steps, request: Request, tree: Path, compiler: Compiler | None) -> SlimReport | None:
+    """Leave in the libraries of `tree` what runs on the variant's SM; None where that is not asked for.
+
+    With a `compiler`, PTX that the device would compile becomes its code. Raises `Error` for a library
+    that could not be written, and `ResourceError`.
+    """
     if not request.slim:
         steps.skip("slim", "not asked for")
-        return
+        return None
+    rules = rules_of(request)
     with steps.step("slim") as step, bar("slimming") as advance:
         report = slim_tree(
             tree,
             [request.variant.capability],
-            keep_ptx=request.keep_ptx,
-            resources=True,  # proven bit-identical on a GPU: docs/slim.md
+            rules,
+            native=native.ahead(compiler, steps.say) if compiler else None,
             progress=lambda done, total, path: advance(done, total),
             durable=False,  # nobody uses the tree yet: the store syncs what it publishes
         )
@@ -38,9 +62,11 @@ def slim(steps: Steps, request: Request, tree: Path) -> None:
             raise Error(f"{report.failed[0].path} could not be slimmed: {report.failed[0].kept}")
         facts = report.as_dict()
         _keep(tree, "slim.json", {**facts, "root": "."})
-        step.facts |= {key: facts[key] for key in ("before", "after", "ratio")}
-        step.facts["libraries"] = len(report.changed)
-        step.facts["keep_ptx"] = request.keep_ptx
+        step.facts |= {key: facts[key] for key in ("before", "after", "ratio", "saved")}
+        step.facts |= {"libraries": len(report.changed), "rules": rules.identity, "undo": _BACK}
+        if compiler:
+            step.facts["native"] = native.summary(report.native, compiler)
+    return report
 
 
 def audit(steps: Steps, request: Request, tree: Path) -> None:

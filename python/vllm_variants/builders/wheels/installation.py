@@ -48,6 +48,7 @@ _REASONS: tuple[tuple[tuple[str, ...], type[Error], str, str], ...] = (
             "timed out",
             "Failed to fetch",
             "Failed to download",
+            "network was disabled",
         ),
         ResourceError,
         "the package index could not be reached",
@@ -60,7 +61,13 @@ _REASONS: tuple[tuple[tuple[str, ...], type[Error], str, str], ...] = (
         "take it from the release again, or make it in a checkout: ./vllm-variants lock",
     ),
     (
-        ("not found in the package registry", "no version of", "has no usable wheels", "only has wheels for"),
+        (
+            "not found in the package registry",
+            "no version of",
+            "has no usable wheels",
+            "has no wheels with",
+            "only has wheels for",
+        ),
         UnsupportedError,
         "the index has no wheel of some package for this platform",
         "see uv's words above; another index can be named with --index",

@@ -11,7 +11,9 @@ _PYTHON = """\
 here=$(dirname -- "$(readlink -f -- "$0")")
 unset PYTHONPATH PYTHONHOME
 PYTHONNOUSERSITE=1
-export PYTHONNOUSERSITE
+# The result has its bytecode; nothing is written into it unless that is asked for (an empty value).
+PYTHONDONTWRITEBYTECODE=${{PYTHONDONTWRITEBYTECODE-1}}
+export PYTHONNOUSERSITE PYTHONDONTWRITEBYTECODE
 if [ ! -x "$here/python{minor}" ]; then
   echo "error: no Python {minor} at $(readlink "$here/python{minor}"), where this result expects it" >&2
   echo "hint: ln -sfn \\"\\$(command -v python{minor})\\" '$here/python{minor}'" >&2
@@ -21,13 +23,20 @@ exec "$here/python{minor}" "$@"
 """
 
 
+_OF_VENV = ("activate*", "deactivate*", "pydoc.bat")
+"""Scripts of a virtual environment: a result is not activated, its programs are started by their paths."""
+
+
 def write(environment: Path, interpreter: Path, minor: str) -> None:
     """Replace the links in `environment/bin` by programs that keep the host out.
 
     `bin/python<minor>` is the link to `interpreter`; `python` and `python3` start it. Programs
     that wheels brought (`vllm`, `ray`, …) start `python` beside them (uv's relocatable scripts).
+    Nothing else stays there.
     """
     folder = environment / "bin"
+    for path in [path for pattern in _OF_VENV for path in folder.glob(pattern)]:
+        path.unlink()
     for name in ("python", "python3", f"python{minor}"):
         (folder / name).unlink(missing_ok=True)
     (folder / f"python{minor}").symlink_to(interpreter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -32,7 +33,13 @@ def describe(request: Request) -> dict[str, object]:
 
 
 def write(
-    tree: Path, request: Request, lock: Lock, interpreter: Interpreter, steps: Steps, size: dict[str, int]
+    tree: Path,
+    request: Request,
+    lock: Lock,
+    interpreter: Interpreter,
+    steps: Steps,
+    size: Mapping[str, int],
+    more: Mapping[str, object],
 ) -> None:
     """Write `share/vllm-variants/manifest.json` into the finished `tree`; `size` is in bytes."""
     facts = {
@@ -45,6 +52,7 @@ def write(
         "index": request.index,
         "packages": _packages(tree, request.release.stack.python),
         "bytes": size,
+        **more,
         "steps": [step.as_dict() for step in steps.done],
     }
     path = tree / MANIFEST
