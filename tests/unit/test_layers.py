@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "checks": set(),
     "cli": set(),  # everything: it is the top
 }
-BASE = {"errors", "data", "versions"}
+BASE = {"errors", "data", "documents", "versions"}
 
 
 def modules() -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from vllm_variants import documents
 from vllm_variants.cli.device import device
 from vllm_variants.cli.options import ReleaseName, named_path
 from vllm_variants.cli.output import Json, err, out, print_json, say, size, table
@@ -178,7 +179,11 @@ def _together(reports: Sequence[AuditReport]) -> dict[str, object]:
 
     order = list(Verdict)
     worst = max((report.verdict for report in reports if report.verdict), key=order.index, default=None)
-    return {"verdict": worst and str(worst), "reports": [report.as_dict() for report in reports]}
+    return {
+        "schema": documents.AUDITS,
+        "verdict": worst and str(worst),
+        "reports": [report.as_dict() for report in reports],
+    }
 
 
 def _show(report: AuditReport) -> None:
@@ -273,11 +278,11 @@ def _why(paths: list[Path], sm: str, as_json: bool) -> None:
                 else:
                     say(f"{name}: passed over: it is no library")
                 continue
-            facts.append({"library": name, "device": str(capability), "sets": [f.as_dict() for f in found]})
+            facts.append({"library": name, "sets": [f.as_dict() for f in found]})
             if found and not as_json:
                 _show_why(name, capability, found)
     if as_json:
-        print_json(facts)
+        print_json({"schema": documents.AUDIT_WHY, "device": str(capability), "libraries": facts})
     if problems:
         raise typer.Exit(ExitCode.AUDIT)
 

@@ -11,6 +11,7 @@ from typing import Self
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.builders import reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.cli.output import print_json, say, size
@@ -71,7 +72,8 @@ class BatchReport:
         if self._summary:
             reporting.write(self._summary, reports.markdown(self._outcomes, seconds))
         if self._as_json:
-            print_json([outcome.as_dict() for outcome in self._outcomes])
+            outcomes = [outcome.as_dict() for outcome in self._outcomes]
+            print_json({"schema": documents.BUILD, "outcomes": outcomes})
         if self._asked > 1 or kind:
             say(_sentence(self._outcomes, seconds))
         if kind:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.cli.output import Json, print_json, say, size
 from vllm_variants.store import Kept, Store
 
@@ -20,7 +21,14 @@ def gc(
     collected = Store.default().gc(dry_run=dry_run)
     removed = collected.removed
     if as_json:
-        print_json([{"path": str(r.path), "bytes": r.bytes, "freed": r.freed} for r in removed])
+        print_json(
+            {
+                "schema": documents.GC,
+                "dry_run": dry_run,
+                "removed": [{"path": str(r.path), "bytes": r.bytes, "freed": r.freed} for r in removed],
+                "kept": [{"path": str(k.path), "why": k.why, "hint": k.hint} for k in collected.kept],
+            }
+        )
     done, free = ("would be removed", "would be freed") if dry_run else ("removed", "freed")
     for entry in removed:
         say(f"{'would remove' if dry_run else 'removed'} {entry.path.name} ({size(entry.bytes)})")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from vllm_variants import documents
 from vllm_variants.cli.options import ReleaseName
 from vllm_variants.cli.output import Json, err, out, print_json, say, table
 from vllm_variants.errors import ExitCode, UsageError
@@ -196,8 +197,9 @@ def _compare(found: Result, other: Result, checks: Sequence[Check], plan: Plan, 
             err.print(compared[-1].line(), markup=False) if as_json else None
             status.update(f"{len(compared)} of {len(checks)} done, last {one['check']}")
     if as_json:
-        against = {"against": str(other.path), "summary": comparison.summary(compared)}
-        print_json({**about, **against, "seed": plan.seed, "checks": [each.as_dict() for each in compared]})
+        against = {"against": str(other.path), "summary": comparison.summary(compared), "seed": plan.seed}
+        checked = [each.as_dict() for each in compared]
+        print_json({"schema": documents.VERIFY_COMPARE, **about, **against, "checks": checked})
     else:
         rows = table("check", "outputs", "time ratio", "first call", "")
         for each in compared:
@@ -220,14 +222,18 @@ def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_
     )
     if as_json:
         print_json(
-            [
-                {
-                    "check": c.name,
-                    "says": c.says,
-                    "expected": {sm: c.expected(release_name, sm) for sm in sms},
-                }
-                for c in checks
-            ]
+            {
+                "schema": documents.VERIFY_LIST,
+                "release": release_name,
+                "checks": [
+                    {
+                        "check": c.name,
+                        "says": c.says,
+                        "expected": {sm: c.expected(release_name, sm) for sm in sms},
+                    }
+                    for c in checks
+                ],
+            }
         )
         return
     rows = table("check", *sms, "what it proves")

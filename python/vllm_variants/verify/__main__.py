@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import documents
 from vllm_variants.errors import Error, ExitCode
 from vllm_variants.verify import catalogue as expectations
 from vllm_variants.verify import comparison, processes, reports, running
@@ -61,7 +62,7 @@ def _check(arguments: argparse.Namespace, subject: processes.Subject, checks: Se
         one = verdicts.judge(check, outcome, release=arguments.release, sm=arguments.sm)
         judged.append(one)
         print(reports.line(one), flush=True)
-        _write(arguments.jsonl, one.as_dict())
+        _write(arguments.jsonl, {"schema": documents.VERIFY_CHECK, **one.as_dict()})
     summary = verdicts.summarise(judged)
     print(f"\n{summary.sentence}")
     for one in judged:
@@ -80,7 +81,8 @@ def _compare(arguments: argparse.Namespace, subject: processes.Subject, checks: 
         found = comparison.compare(one, two)
         compared.append(found)
         print(found.line(), flush=True)
-        _write(arguments.jsonl, found.as_dict() | {"one": one, "other": two})
+        record = {"schema": documents.VERIFY_COMPARED, **found.as_dict(), "one": one, "other": two}
+        _write(arguments.jsonl, record)
     print(f"\n{comparison.summary(compared)}")
     return comparison.good(compared)
 

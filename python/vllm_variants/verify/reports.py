@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import documents
 from vllm_variants.system import reporting
 from vllm_variants.system.reporting import xml_text
 from vllm_variants.verify.judgement import Judged, Verdict, summarise
@@ -17,6 +18,7 @@ def document(judged: Sequence[Judged], about: Mapping[str, Any]) -> dict[str, An
     """The whole run as one JSON document; `about` says what was checked, where and how."""
     summary = summarise(judged)
     return {
+        "schema": documents.VERIFY,
         **about,
         "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "good": summary.good,
