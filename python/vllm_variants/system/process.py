@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants.errors import MissingError
-from vllm_variants.system import orphans
+from vllm_variants.system import orphans, progress
 
 GRACE = 15.0  # seconds that a program has to end by itself once it was asked to
 GONE = 1.5  # seconds for what it started to end, and again for what was killed
@@ -204,6 +204,8 @@ def _pass_on(reading: int, hidden: re.Pattern[str] | None) -> bytes:
 
 
 def _show(text: bytes) -> None:
+    if progress.is_heard():  # by a program that uses this package: what is said to it is not a terminal's
+        return
     sys.stderr.buffer.write(text)
     sys.stderr.buffer.flush()
 
