@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import source_model
+from validating import require_valid
 
 SETTINGS = """
 experimental-features = nix-command flakes
@@ -94,8 +95,10 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The outcomes by short name."""
-        return {row["variant"].split("cuda12_9-")[1]: row for row in json.loads(self.out)}
+        """The outcomes by short name; the document is held to its schema."""
+        document = json.loads(self.out)
+        require_valid(document)
+        return {row["variant"].split("cuda12_9-")[1]: row for row in document["outcomes"]}
 
 
 def farm(root: Path) -> Farm:

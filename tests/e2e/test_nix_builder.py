@@ -217,7 +217,7 @@ def test_an_interruption_stops_nix_and_the_next_run_goes_on(here: Farm) -> None:
     build.send_signal(signal.SIGINT)
     out, err = build.communicate(timeout=60)
     assert build.returncode == 130, err
-    assert json.loads(out)[0]["status"] == "interrupted"
+    assert json.loads(out)["outcomes"][0]["status"] == "interrupted"
     assert json.loads(lines.read_text())["status"] == "interrupted"
     assert "stay in the store" in err
     assert not here.link("sm90").exists()

@@ -62,6 +62,12 @@ print(data.checkout(), digests, all(expectations.load(release, "x86_64-linux") f
     assert told.stdout.strip() == f"None {['sha256:'] * 4} True"
 
 
+def test_it_brings_the_schemas_and_its_types(installed: Path) -> None:
+    assert (installed / "vllm_variants" / "py.typed").is_file()
+    brought = (installed / "vllm_variants" / "data" / "schemas").iterdir()
+    assert {path.name for path in brought} == {path.name for path in (ROOT / "schemas").iterdir()}
+
+
 def test_it_hides_the_commands_of_a_checkout(installed: Path) -> None:
     listed = run(installed, "--help").stdout
     assert " build " in listed

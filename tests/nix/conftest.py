@@ -26,6 +26,7 @@ PARTS = (
     "pkgs",
     "pyproject.toml",
     "python",
+    "schemas",
     "tests/nix",
     "variants.toml",
 )

@@ -94,6 +94,6 @@ def test_the_command_asks_the_checkout_that_it_runs_from(nix: Nix, checkout: Pat
     command = [sys.executable, "-m", "vllm_variants", "doctor", "--nixpkgs", "--json"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    findings = json.loads(done.stdout)
+    findings = json.loads(done.stdout)["findings"]
     assert len(findings) == len(MATRIX.releases) * len(MATRIX.variants)
     assert {finding["state"] for finding in findings} == {"ok"}

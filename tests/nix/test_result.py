@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from paths import MODEL, ROOT
 from real_nix import Nix, NixFailed
+from validating import require_valid
 
+from vllm_variants import documents
 from vllm_variants.model import matrix, results
 from vllm_variants.model.results import Result
 
@@ -81,6 +83,20 @@ def test_its_manifest_is_read_like_any_other(result: Result) -> None:
     assert manifest.facts["packages"]["vllm"] == "0.13.0"
     assert manifest.facts["packages"]["torch"] == "2.9.1"
     assert manifest.facts["python"].startswith("3.12.")
+
+
+def test_its_manifest_is_what_the_schema_says(result: Result) -> None:
+    require_valid(result.manifest.facts, documents.MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['torch = "source";', 'slim = true; extraCapabilities = [ "10.0" ];', 'variant.capability = "12.1";'],
+)
+def test_the_manifest_of_other_knobs_is_what_the_schema_says(nix: Nix, arguments: str) -> None:
+    chosen = arguments if "variant" in arguments else f'variant = "sm90"; {arguments}'
+    made = f'(import {ROOT}/nix).mkVariant {{ nixpkgs = {MODEL}; system = "{SYSTEM}"; {chosen} }}'
+    require_valid(json.loads(nix.value(f"({made}).manifest.text")), documents.MANIFEST)
 
 
 def test_its_manifest_names_the_revision(nix: Nix) -> None:

@@ -29,9 +29,10 @@ LAYERS: dict[str, set[str]] = {
     "doctor": {"base", "model", "system", "machine", "nix", "store", "builders"},
     "maintain": {"base", "model", "system", "machine", "nix", "builders", "verify"},
     "checks": set(),
+    "api": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store", "builders", "verify"},
     "cli": set(),  # everything: it is the top
 }
-BASE = {"errors", "data", "versions"}
+BASE = {"errors", "data", "documents", "versions"}
 
 
 def modules() -> dict[str, Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from vllm_variants import documents
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
 from vllm_variants.fatbin.planning import SMALLEST_HOLE
@@ -70,6 +71,7 @@ class AuditReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON; sizes and sums in bytes, `jit_driver` a driver's branch such as 575."""
         return {
+            "schema": documents.AUDIT,
             "roots": list(self.roots),
             "capability": str(self.capability) if self.capability else None,
             "release": self.release or None,

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from vllm_variants import documents
 from vllm_variants.errors import Error, ExitCode, Interrupted
 from vllm_variants.model.requests import Request
 from vllm_variants.system.progress import Say
@@ -55,6 +56,7 @@ class Outcome:
     def as_dict(self) -> dict[str, object]:
         """The outcome as JSON; what does not apply is left out."""
         facts: dict[str, object | None] = {
+            "schema": documents.OUTCOME,
             "variant": self.variant,
             "status": self.status.value,
             "reason": self.error.message if self.error else None,

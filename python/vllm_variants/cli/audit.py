@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.cli.options import Devices, Json, ReleaseName, path_option
 from vllm_variants.cli.output import err, out, print_json, say
 from vllm_variants.cli.rules import CommandLine, excludes, requires, rules
@@ -189,7 +190,11 @@ def _together(reports: Sequence[AuditReport]) -> dict[str, object]:
 
     order = list(Verdict)
     worst = max((report.verdict for report in reports if report.verdict), key=order.index, default=None)
-    return {"verdict": worst and str(worst), "reports": [report.as_dict() for report in reports]}
+    return {
+        "schema": documents.AUDITS,
+        "verdict": worst and str(worst),
+        "reports": [report.as_dict() for report in reports],
+    }
 
 
 def _why(paths: Sequence[Path], devices: Sequence[Capability], as_json: bool) -> None:
@@ -225,7 +230,7 @@ def _why(paths: Sequence[Path], devices: Sequence[Capability], as_json: bool) ->
                 if sets and not as_json:
                     audit_display.show_why(name, device, sets)
     if as_json:
-        print_json(facts)
+        print_json({"schema": documents.AUDIT_WHY, "libraries": facts})
     if problems:
         raise typer.Exit(ExitCode.AUDIT)
 

@@ -10,6 +10,7 @@ from typing import Self
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.builders import reports
 from vllm_variants.builders.outcomes import Outcome, Status, exit_code
 from vllm_variants.cli.build_options import ReportOptions
@@ -64,7 +65,8 @@ class BatchReport:
         if self._options.summary:
             reporting.write(self._options.summary, reports.markdown(self._outcomes, seconds))
         if self._options.as_json:
-            print_json([outcome.as_dict() for outcome in self._outcomes])
+            outcomes = [outcome.as_dict() for outcome in self._outcomes]
+            print_json({"schema": documents.BUILD, "outcomes": outcomes})
         if len(self._requests) > 1 or kind:
             say(_sentence(self._outcomes, seconds))
         if kind:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.cli import checkout
 from vllm_variants.cli.options import Json
 from vllm_variants.cli.output import print_json, say
@@ -40,7 +41,8 @@ def docs(
             reporting.write(path, text)
     if as_json:
         names = {"outdated": outdated, "strays": strays}
-        print_json({name: [str(path.relative_to(root)) for path in paths] for name, paths in names.items()})
+        facts = {name: [str(path.relative_to(root)) for path in paths] for name, paths in names.items()}
+        print_json({"schema": documents.DOCS, **facts})
     if check and (outdated or strays):
         raise typer.Exit(ExitCode.FAILED)
     if not outdated and not strays:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.cli import checkout
 from vllm_variants.cli.options import Json, ReleaseName
 from vllm_variants.cli.output import out, print_json
@@ -48,7 +49,7 @@ def doctor(
             if finding.hint:
                 out.print(f"        hint: {finding.hint}", markup=False)
     if as_json:
-        print_json([finding.as_dict() for finding in findings])
+        print_json({"schema": documents.DOCTOR, "findings": [finding.as_dict() for finding in findings]})
     problems = [finding for finding in findings if finding.state is State.PROBLEM]
     if problems:
         raise typer.Exit(problems[0].code)

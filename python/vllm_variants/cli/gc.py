@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.cli.options import DryRun, Json
 from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.store import Kept, Store
@@ -25,7 +26,14 @@ def gc(
     collected = Store.default().gc(dry_run=dry_run)
     removed = collected.removed
     if as_json:
-        print_json([{"path": str(r.path), "bytes": r.bytes, "freed": r.freed} for r in removed])
+        print_json(
+            {
+                "schema": documents.GC,
+                "dry_run": dry_run,
+                "removed": [{"path": str(r.path), "bytes": r.bytes, "freed": r.freed} for r in removed],
+                "kept": [{"path": str(k.path), "why": k.why, "hint": k.hint} for k in collected.kept],
+            }
+        )
     done, free = ("would be removed", "would be freed") if dry_run else ("removed", "freed")
     for entry in removed:
         say(f"{'would remove' if dry_run else 'removed'} {entry.path.name} ({size(entry.bytes)})")
@@ -48,7 +56,15 @@ def _clear_cache(dry_run: bool, as_json: bool) -> None:
     cubins = Cache(default_folder(), note=say)
     usage = cubins.usage() if dry_run else cubins.remove()
     if as_json:
-        print_json({"path": str(cubins.root), "cubins": usage.count, "bytes": usage.bytes})
+        print_json(
+            {
+                "schema": documents.GC_CACHE,
+                "dry_run": dry_run,
+                "path": str(cubins.root),
+                "cubins": usage.count,
+                "bytes": usage.bytes,
+            }
+        )
     say(f"{usage.count} cubins {'would be removed' if dry_run else 'removed'} ({size(usage.bytes)})")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_variants import store
+from vllm_variants import documents, store
 from vllm_variants.cli.options import Json, ReleaseName
 from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
@@ -55,6 +55,7 @@ def _lines(names: tuple[str, ...], width: int) -> str:
 
 def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[str, object]:
     return {
+        "schema": documents.LIST,
         "releases": [
             {"name": r.name, "default": r == rows.default, "nixpkgs": r.nixpkgs, "stack": r.stack.as_dict()}
             for r in rows.releases.values()
@@ -79,7 +80,7 @@ def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[
 def _list_results(as_json: bool) -> None:
     entries = store.Store.default().entries()
     if as_json:
-        print_json([entry.as_dict() for entry in entries])
+        print_json({"schema": documents.RESULTS, "results": [entry.as_dict() for entry in entries]})
         return
     if not entries:
         say("no results yet; build one: vllm-variants build auto")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.builders.wheels import compilers, locks
 from vllm_variants.cli import checkout
 from vllm_variants.cli.options import Json
@@ -53,7 +54,7 @@ def lock(
             say(f"{path} {'changed' if changed else 'is as it was'}")
             facts.append({"lock": str(path), "changed": changed})
     if as_json:
-        print_json(facts)
+        print_json({"schema": documents.LOCK, "locks": facts})
 
 
 def _locks(root: Path, release: Release | None) -> Iterator[tuple[Path, Callable[..., Path]]]:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TextIO
 
 from rich.console import Console
@@ -34,9 +34,9 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
-def print_json(facts: Mapping[str, object] | Sequence[object]) -> None:
-    """Write one JSON document, and nothing else, to stdout."""
-    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+def print_json(document: Mapping[str, object]) -> None:
+    """Write one JSON document, named in its `schema` (see `documents`), and nothing else to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 class _Facts(io.TextIOWrapper):

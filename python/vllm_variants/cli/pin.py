@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vllm_variants import documents
 from vllm_variants.cli import checkout
 from vllm_variants.cli.options import DryRun, Json, ReleaseName
 from vllm_variants.cli.output import out, print_json, say, table
@@ -88,6 +89,7 @@ def _show(move: Pin, changed: Sequence[str], dry_run: bool, as_json: bool) -> No
     if as_json:
         print_json(
             {
+                "schema": documents.PIN,
                 "release": release.name,
                 "revision": move.revision.rev,
                 "asked": move.revision.name,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,13 +19,10 @@ from vllm_variants.cli.options import (
 )
 from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.cli.rules import excludes, one_of, rules
-from vllm_variants.errors import Error, InputError, Interrupted, MissingError, UsageError
+from vllm_variants.errors import Error, Interrupted, UsageError
 from vllm_variants.system.progress import bar
 
 if TYPE_CHECKING:
-    from vllm_variants.cli.options import Compression
-    from vllm_variants.fatbin.native.library import Native as AheadOfTime
-    from vllm_variants.fatbin.rules import Rules
     from vllm_variants.fatbin.tree import SlimReport
     from vllm_variants.model.capability import Capability
 
@@ -76,16 +70,25 @@ def slim(
     and with --native the ptxas of its CUDA compiles. Every new file is proven before it replaces an old
     one.
     """
-    is_folder = _is_folder(path)
+    from vllm_variants import api
+    from vllm_variants.fatbin.tree import Stopped
+
     devices = _known(sm or [], force)
-    work = _Work(
-        tuple(devices),
-        _rules(release, keep_ptx, resources, compress, keep_symbols),
-        _native(release, jobs) if native and not dry_run else None,
-        jobs,
-        dry_run,
-    )
-    report = _tree(path, output, work, link) if is_folder else _file(path, output, work)
+    with bar("slimming") as advance:
+        try:
+            report = api.slim(
+                path, devices, to=output, in_place=in_place, dry_run=dry_run, keep_ptx=keep_ptx,
+                resources=resources, native=native, compress=compress, keep_symbols=keep_symbols,
+                release=release, link=link, jobs=jobs, any_device=True, say=say,
+                progress=lambda done, total, _: advance(done, total),
+            )  # fmt: skip
+        except Stopped as stop:
+            if output:  # nothing was made
+                raise
+            raise Interrupted(
+                f"{stop.slimmed} of {stop.libraries} libraries are slimmed, the others are as they were;"
+                " run it again to slim the rest"
+            ) from stop
     if as_json:
         print_json(report.as_dict())
     else:
@@ -105,51 +108,12 @@ def slim(
         )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is done to each library, and how; `native` is None where nothing is compiled."""
-
-    devices: tuple[Capability, ...]
-    rules: Rules
-    native: AheadOfTime | None
-    jobs: int
-    dry_run: bool
-
-
-def _rules(
-    release: str | None, keep_ptx: bool, resources: bool, compress: Compression | None, keep_symbols: bool
-) -> Rules:
-    from vllm_variants.fatbin.codecs import Codec, codec_for
-    from vllm_variants.fatbin.rules import Rules
-    from vllm_variants.model import matrix
-
-    driver = int(matrix.load().release(release).stack.driver.partition(".")[0])
-    codec = Codec(compress) if compress else codec_for(driver)
-    return Rules(keep_ptx, resources, codec, keep_symbols)
-
-
-def _native(release: str | None, jobs: int) -> AheadOfTime:
-    from vllm_variants.builders.wheels import compilers, native
-    from vllm_variants.model import matrix
-
-    return native.ahead(compilers.compiler(matrix.load().release(release).stack.cuda), say, jobs or None)
-
-
 def _say_what_waits(path: Path, devices: list[Capability]) -> None:
     from vllm_variants.builders.wheels import native
 
     for device in devices:
         for line in native.waiting(path, device).sentences(device.sm):
             say(line)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _known(devices: list[Capability], force: bool) -> list[Capability]:
@@ -165,66 +129,6 @@ def _known(devices: list[Capability], force: bool) -> list[Capability]:
                 hint=f"give one of {', '.join(c.sm for c in sorted(known))}, or --force if you mean it",
             )
     return devices
-
-
-def _tree(path: Path, output: Path | None, work: _Work, link: bool) -> SlimReport:
-    from vllm_variants.fatbin.copy import slimmed_copy
-    from vllm_variants.fatbin.tree import Stopped, slim_tree
-
-    with bar("slimming") as advance:
-
-        def slimmed(root: Path) -> SlimReport:
-            return slim_tree(
-                root,
-                work.devices,
-                work.rules,
-                native=work.native,
-                progress=lambda done, total, _: advance(done, total),
-                jobs=work.jobs,
-                durable=output is None,
-                dry_run=work.dry_run,
-            )
-
-        if output:
-            return slimmed_copy(path, output, slimmed, link=link)
-        try:
-            return slimmed(path)
-        except Stopped as stop:
-            raise Interrupted(
-                f"{stop.slimmed} of {stop.libraries} libraries are slimmed, the others are as they were;"
-                " run it again to slim the rest"
-            ) from stop
-
-
-def _file(path: Path, output: Path | None, work: _Work) -> SlimReport:
-    from vllm_variants.fatbin.copy import refuse_output
-    from vllm_variants.fatbin.library import slim_file
-    from vllm_variants.fatbin.native.library import compile_tree
-    from vllm_variants.fatbin.tree import UNREMARKABLE, SlimReport
-    from vllm_variants.fatbin.writing import copy_file
-    from vllm_variants.system import atomic
-
-    path = path.resolve()  # a symbolic link stays one
-    if output:
-        output = output / path.name if os.path.isdir(output) else output  # noqa: PTH112 - any name may come
-        refuse_output(output)
-    atomic.remove_leftovers_of(output or path)
-    native = compile_tree([path], path.parent, work.devices, work.rules, work.native) if work.native else {}
-    report = slim_file(
-        path,
-        work.devices,
-        work.rules,
-        compiled=native[path].containers if path in native else {},
-        to=output,
-        durable=output is None,
-        dry_run=work.dry_run,
-    )
-    if report.kept in UNREMARKABLE or report.kept.startswith("an object"):
-        raise InputError(f"{path} cannot be slimmed: {report.kept}")
-    if output and not report.changed:
-        copy_file(path, output, durable=False)
-    files, libraries = (report,), tuple(native.values())
-    return SlimReport(str(path), work.devices, report.before, report.after, files, libraries)
 
 
 _WORTH_A_ROW = 1_000_000

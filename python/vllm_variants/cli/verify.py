@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from vllm_variants import documents
 from vllm_variants.cli.options import Json, ReleaseName, VariantName, path_option
 from vllm_variants.cli.output import err, out, print_json, say, table
 from vllm_variants.cli.rules import excludes, one_of, rules
@@ -199,6 +200,7 @@ def _compare(
     if as_json:
         print_json(
             {
+                "schema": documents.VERIFY_COMPARE,
                 **about,
                 "against": str(other.path),
                 "summary": comparison.summary(compared),
@@ -235,14 +237,18 @@ def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_
     )
     if as_json:
         print_json(
-            [
-                {
-                    "check": check.name,
-                    "says": check.says,
-                    "expected": {sm: check.expected(release_name, sm) for sm in sms},
-                }
-                for check in checks
-            ]
+            {
+                "schema": documents.VERIFY_LIST,
+                "release": release_name,
+                "checks": [
+                    {
+                        "check": check.name,
+                        "says": check.says,
+                        "expected": {sm: check.expected(release_name, sm) for sm in sms},
+                    }
+                    for check in checks
+                ],
+            }
         )
         return
     rows = table("check", *sms, "what it proves")

@@ -56,7 +56,7 @@ class FileReport:
         return not self.kept
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"sections": list(self.sections), "unserved": list(self.unserved)}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> FileReport:

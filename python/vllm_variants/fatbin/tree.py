@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import documents
 from vllm_variants.errors import InputError, Interrupted, ResourceError, resource_error
 from vllm_variants.fatbin import workers
 from vllm_variants.fatbin.library import FileReport
@@ -76,6 +77,7 @@ class SlimReport:
 
     def as_dict(self) -> dict[str, Any]:
         return {
+            "schema": documents.SLIM,
             "root": self.root,
             "devices": [str(device) for device in self.devices],
             "before": self.before,

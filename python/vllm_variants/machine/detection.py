@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_variants import documents
 from vllm_variants.errors import UnsupportedError
 from vllm_variants.machine.gpus import Gpu, Machine
 from vllm_variants.model import toolkits
@@ -71,6 +72,7 @@ class Detection:
     def as_dict(self) -> dict[str, object]:
         """Machine, GPUs, verdicts and what to build, as JSON."""
         return {
+            "schema": documents.DETECT,
             "machine": self.machine.as_dict(),
             "release": self.release.name,
             "variants": [variant.name(self.release) for variant in self.variants],

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vllm_variants.system import orphans
+from vllm_variants.system import orphans, progress
 from vllm_variants.system.text import plain
 
 GRACE = 15.0
@@ -256,6 +256,8 @@ class _Shown:
         return bool(self._hidden and self._hidden.match(plain(line.decode(errors="replace"))))
 
     def _write(self, text: bytes) -> None:
+        if progress.is_heard():  # by a program that uses this package: its stderr is not ours to write to
+            return
         sys.stderr.buffer.write(text)
         sys.stderr.buffer.flush()
 

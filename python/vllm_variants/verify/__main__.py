@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import documents
 from vllm_variants.errors import Error, ExitCode
 from vllm_variants.verify import catalogue, comparison, judgement, options, reports
 from vllm_variants.verify.catalogue import Check
@@ -51,7 +52,7 @@ def _check(arguments: argparse.Namespace, checks: Sequence[Check], run: RunOptio
     for check in judgement.run_and_judge(result, checks, run, release=arguments.release, sm=arguments.sm):
         judged.append(check)
         print(reports.line(check), flush=True)
-        _write(arguments.jsonl, check.as_dict())
+        _write(arguments.jsonl, {"schema": documents.VERIFY_CHECK, **check.as_dict()})
     summary = judgement.summarise(judged)
     print(f"\n{summary.sentence}")
     for check in judged:
@@ -72,7 +73,8 @@ def _compare(arguments: argparse.Namespace, checks: Sequence[Check], run: RunOpt
         compared.append(check)
         print(check.line(), flush=True)
         here, there = check.outcomes
-        _write(arguments.jsonl, check.as_dict() | {"one": here, "other": there})
+        record = {"schema": documents.VERIFY_COMPARED, **check.as_dict(), "one": here, "other": there}
+        _write(arguments.jsonl, record)
     print(f"\n{comparison.summary(compared)}")
     return comparison.good(compared)
 

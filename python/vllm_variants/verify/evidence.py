@@ -1,8 +1,8 @@
 """Runs that were seen on a card and are kept in docs/evidence, as tables.
 
-A file there holds a document of `verify --json`, or a list of them in the order in which they ran:
-a later run's outcome of a check stands for an earlier one's. `verify --compare … --json` may lie
-beside them; what it prints has `against`.
+A file there holds a document of `verify --json`, or several as the `runs` of one in the order in which
+they ran (`schemas/evidence-1.json`): a later run's outcome of a check stands for an earlier one's.
+`verify --compare … --json` may lie beside them; what it prints has `against`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def documents(folder: Path) -> list[Document]:
 def _read(path: Path) -> list[Document]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        runs = content if isinstance(content, list) else [content]
+        runs: list[Document] = content.get("runs", [content])
         missing = [key for run in runs for key in ("release", "gpu", "checks") if key not in run]
         problem = f"no {missing[0]!r}" if missing else ""
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         problem = str(error)
     if problem:
         raise InputError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_variants import documents
 from vllm_variants.system import junit, reporting
 from vllm_variants.system.text import duration
 from vllm_variants.verify.judgement import JudgedCheck, Judgement, summarise
@@ -16,6 +17,7 @@ def document(judged: Sequence[JudgedCheck], about: Mapping[str, Any]) -> dict[st
     """The whole run as one JSON document; `about` says what was checked, where and how."""
     summary = summarise(judged)
     return {
+        "schema": documents.VERIFY,
         **about,
         "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "good": summary.good,

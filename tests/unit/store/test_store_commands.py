@@ -35,7 +35,7 @@ def test_the_results_that_are_damaged_are_listed_with_the_command(here: Store, t
     assert str(where.path(FIRST) / MANIFEST) in told.stderr
     assert "vllm-variants build sm90 --release 0.13.0" in told.stderr
     as_json = run_cli(tmp_path, "list", "--results", "--json", XDG_DATA_HOME=str(tmp_path))
-    first, second = json.loads(as_json.stdout)
+    first, second = json.loads(as_json.stdout)["results"]
     assert "is not a manifest" in first["problem"] and first["manifest"] is None
     assert "problem" not in second
 
@@ -50,5 +50,5 @@ def test_gc_tells_what_it_would_remove_and_what_it_leaves(here: Store, tmp_path:
     assert "1 would be removed" in dry.stderr
     assert f"left alone: {where.root}/store/notes (not made by vllm-variants)" in dry.stderr
     wet = run_cli(tmp_path, "gc", "--json", XDG_DATA_HOME=str(tmp_path))
-    assert [gone["path"] for gone in json.loads(wet.stdout)] == [str(where.path(SECOND))]
+    assert [gone["path"] for gone in json.loads(wet.stdout)["removed"]] == [str(where.path(SECOND))]
     assert not where.path(SECOND).exists()

@@ -27,13 +27,21 @@ def run(release: str, *checks: dict[str, Any], **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+def runs(*documents: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": "vllm-variants/evidence/1", "runs": list(documents)}
+
+
 def write(folder: Path, name: str, content: Any) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
 def test_a_later_run_stands_for_an_earlier_one_and_releases_are_side_by_side(tmp_path: Path) -> None:
     bad = check("norm.rms_norm", status="failed", verdict="failed", reason="it crashed")
-    write(tmp_path, "new.json", [run("0.13.0", bad, check("moe.sum")), run("0.13.0", check("norm.rms_norm"))])
+    write(
+        tmp_path,
+        "new.json",
+        runs(run("0.13.0", bad, check("moe.sum")), run("0.13.0", check("norm.rms_norm"))),
+    )
     write(tmp_path, "old.json", run("0.9.0", check("norm.rms_norm", cases=[{}], median_ms=None)))
     write(tmp_path, "compared.json", run("0.13.0", against="another"))
     assert evidence.outcomes(tmp_path) == (
@@ -77,7 +85,7 @@ def test_every_run_is_listed_with_its_outcome(tmp_path: Path) -> None:
     write(
         tmp_path,
         "run.json",
-        [run("0.11.2", check("c.d"), excerpt="one is kept"), run("0.13.0", check("a.b"))],
+        runs(run("0.11.2", check("c.d"), excerpt="one is kept"), run("0.13.0", check("a.b"))),
     )
     head, rows = evidence.runs(tmp_path)
     assert head[0] == "release"
@@ -88,7 +96,7 @@ def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
     assert evidence.outcomes(tmp_path / "none") == (("check",), [])
 
 
-@pytest.mark.parametrize("content", ["{", "3", '{"release": "0.13.0"}', '[{"gpu": {}}]'])
+@pytest.mark.parametrize("content", ["{", "3", '{"release": "0.13.0"}', '{"runs": [{"gpu": {}}]}', "[]"])
 def test_another_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=r"x\.json holds no run of checks"):

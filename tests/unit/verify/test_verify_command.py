@@ -248,13 +248,13 @@ def test_a_run_ends_when_its_time_is_over(tmp_path: Path, result: Path) -> None:
 
 def test_the_list_says_what_each_check_proves(tmp_path: Path) -> None:
     completed = verify(tmp_path, "--list", "sm80", "--only", "flash_attention", "--json")
-    expected = {each["check"]: each["expected"]["sm80"] for each in json.loads(completed.stdout)}
+    expected = {each["check"]: each["expected"]["sm80"] for each in json.loads(completed.stdout)["checks"]}
     assert expected["flash_attention.fa2"] == "ok"
     assert expected["flash_attention.fa3"] == expected["flash_attention.fa3_fp8"] == "unsupported"
     completed = verify(
         tmp_path, "--list", "sm80", "--only", "flash_attention.fa3", "--release", "0.11.2", "--json"
     )
-    assert json.loads(completed.stdout)[0]["expected"] == {"sm80": "ok"}
+    assert json.loads(completed.stdout)["checks"][0]["expected"] == {"sm80": "ok"}
 
 
 def bare(folder: Path, result: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
