@@ -9,6 +9,7 @@ import base64
 import hashlib
 import threading
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -123,6 +124,14 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> ToyIndex:
     return index
 
 
+def put_into_torch(index: ToyIndex, system: str, library: bytes) -> None:
+    """Replace the toy torch of a system by one whose libtorch_cuda is `library`, and lock it."""
+    files = {**TORCH, "torch/lib/libtorch_cuda.so": library}
+    _wheel(index.wheels, "torch", "2.9.1", f"manylinux_2_28_{locks.platform_of(system)}", files)
+    for release in matrix.load().releases.values():
+        index.lock(release, system)
+
+
 def make_torch_a_cpu_build(index: ToyIndex, system: str) -> None:
     """Replace the toy torch of a system by one without CUDA."""
     _wheel(
@@ -134,23 +143,24 @@ def make_torch_a_cpu_build(index: ToyIndex, system: str) -> None:
     )
 
 
-def _wheel(folder: Path, name: str, version: str, platform: str, files: dict[str, str]) -> Path:
+def _wheel(folder: Path, name: str, version: str, platform: str, files: Mapping[str, str | bytes]) -> Path:
     info = f"{name}-{version}.dist-info"
     files = {
         **files,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp312-cp312-{platform}\n",
     }
-    record = "".join(f"{path},{_recorded(text)},{len(text.encode())}\n" for path, text in files.items())
+    contents = {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}
+    record = "".join(f"{path},{_recorded(data)},{len(data)}\n" for path, data in contents.items())
     path = folder / f"{name}-{version}-cp312-cp312-{platform}.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        for member, text in {**files, f"{info}/RECORD": f"{record}{info}/RECORD,,\n"}.items():
-            wheel.writestr(member, text)
+        for member, data in {**contents, f"{info}/RECORD": f"{record}{info}/RECORD,,\n".encode()}.items():
+            wheel.writestr(member, data)
     return path
 
 
-def _recorded(text: str) -> str:
-    digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+def _recorded(data: bytes) -> str:
+    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
     return f"sha256={digest}"
 
 

@@ -13,7 +13,7 @@ import json
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ import torch
 from . import images
 from .comparing import Bounds, Case, raw, sentence, summary, tensors
 from .measuring import gpu_timed, median_ms, poison, poison_free_memory
+from .native import NOT_NATIVE, needs_compiler
 
 Status = Literal["ok", "failed", "unsupported", "skipped"]
 CheckFunction = Callable[["Run"], None]
@@ -282,7 +283,17 @@ def _status_of(error: Exception) -> tuple[Status, str]:
     lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
     # Pydantic only counts in its first line: "1 validation error for ModelConfig".
     message = ": ".join(lines[:2]) if "validation error" in lines[0] else lines[0]
+    if any(needs_compiler(str(link)) for link in _chain(error)):
+        return "failed", NOT_NATIVE
     text = message.split(" Search for ")[0].split(" This could be because ")[0][:300]
     if isinstance(error, NotImplementedError) or any(phrase in message.lower() for phrase in _UNSUPPORTED):
         return "unsupported", text
     return "failed", f"{type(error).__name__}: {text}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception, and those that it was raised from or while handling."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__

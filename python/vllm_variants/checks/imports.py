@@ -1,7 +1,8 @@
 """Is this the result it says it is: versions, libraries, device, driver.
 
 Facts (all optional; `run.py --facts`): `vllm`, `torch`, `cuda`, `python` versions, `capability`
-("9.0"), `driver` (the oldest branch, "560"), `inside` (folders that the libraries must come from).
+("9.0"), `driver` (the oldest branch, "560"), `inside` (folders that the libraries must come from),
+`vllm_program` (the command that a person starts).
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def slim_tree(
     reports: list[FileReport] = []
     inodes = _without_leftovers(regular_files(root, _noting(reports, root)))
     before = sum(size for size, _ in inodes.values())
-    smallest = SMALLEST_HOLE if rules.keep_symbols else _SMALLEST_FILE
+    smallest = SMALLEST_HOLE if rules.keep_symbols and not native else _SMALLEST_FILE
     work = [
         _Library(inode, size, tuple(Path(name) for name in names))
         for inode, (size, names) in sorted(inodes.items(), key=lambda item: item[1], reverse=True)
@@ -171,7 +171,7 @@ def slim_tree(
 
 
 _SMALLEST_FILE = 0x1000
-"""Bytes; what is shorter than a page has no symbols worth a new file."""
+"""Bytes; what is shorter than a page has no symbols, and no code, worth a new file."""
 UNREMARKABLE = ("no ELF64 library", "no device code")
 
 

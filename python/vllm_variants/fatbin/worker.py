@@ -27,9 +27,10 @@ from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import Images
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import Malformed
-from vllm_variants.fatbin.writing import Unwritable
+from vllm_variants.fatbin.writing import ChangedMeanwhile, Unwritable
 from vllm_variants.model.capability import Capability
 
+_MORE_ATTEMPTS = 2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -75,14 +76,7 @@ def slimmed(request: Mapping[str, Any]) -> FileReport:
     """
     path = Path(os.fsdecode(request["path"].encode("latin-1")))
     try:
-        return library.slim_file(
-            path,
-            [Capability.parse(text) for text in request["devices"]],
-            Rules.from_dict(request["rules"]),
-            compiled=_compiled(request),
-            durable=request["durable"],
-            dry_run=request["dry_run"],
-        )
+        return _slim(path, request)
     except (Malformed, Wrong) as error:
         kind = "malformed" if isinstance(error, Malformed) else "not proven"
         return _kept(path, f"{kind}: {error.message}", failed=False)
@@ -92,6 +86,29 @@ def slimmed(request: Mapping[str, Any]) -> FileReport:
         raise
     except Error as error:
         return _kept(path, error.message, failed=True)
+
+
+def _slim(path: Path, request: Mapping[str, Any]) -> FileReport:
+    """Slim a library; what somebody put in its place meanwhile is slimmed as well, if it holds still.
+
+    So of two processes that slim one tree both succeed. Compiled code is for the very file that was
+    planned: then the library stays as it is now.
+    """
+
+    def once() -> FileReport:
+        return library.slim_file(
+            path,
+            [Capability.parse(text) for text in request["devices"]],
+            Rules.from_dict(request["rules"]),
+            compiled=_compiled(request),
+            durable=request["durable"],
+            dry_run=request["dry_run"],
+        )
+
+    for _ in range(0 if "compiled" in request else _MORE_ATTEMPTS):
+        with suppress(ChangedMeanwhile):
+            return once()
+    return once()
 
 
 def _compiled(request: Mapping[str, Any]) -> dict[int, Images]:

@@ -33,6 +33,10 @@ class Untouched(Error):
     """A library stays as it is for a reason outside it: somebody replaced it, or it cannot be read."""
 
 
+class ChangedMeanwhile(Untouched):
+    """Somebody replaced, removed or wrote to a library while it was slimmed."""
+
+
 class Unwritable(ResourceError):
     """The new file cannot be written where it must be; the old one stays."""
 
@@ -46,9 +50,24 @@ def copy_file(path: Path, to: Path | None = None, *, durable: bool = True) -> No
     target = to or path
     with reading(path) as source, writing(target), atomic.new_file(target) as new:
         os.truncate(new.descriptor, source.size)
-        _copy(source.descriptor, 0, new.descriptor, 0, source.size)
+        for offset, length in _written_ranges(source):
+            _copy(source.descriptor, offset, new.descriptor, offset, length)
         same_metadata(source, new.descriptor, elsewhere=bool(to))
         publish(source, new, replaces=not to, durable=durable)
+
+
+def _written_ranges(source: OpenFile) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what was ever written of a file: a sparse file is copied as one."""
+    end = 0
+    while end < source.size:
+        try:
+            start = os.lseek(source.descriptor, end, os.SEEK_DATA)
+            end = os.lseek(source.descriptor, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a file system that does not know its holes
+                yield end, source.size - end
+            return  # nothing but a hole is left
+        yield start, end - start
 
 
 @contextmanager
@@ -104,8 +123,8 @@ def publish(source: OpenFile, new: atomic.NewFile, *, replaces: bool, durable: b
         new.publish(durable=durable)
 
 
-def _meanwhile(name: str, what: str) -> Untouched:
-    return Untouched(
+def _meanwhile(name: str, what: str) -> ChangedMeanwhile:
+    return ChangedMeanwhile(
         f"{name} was {what} by somebody else while it was slimmed: it stays as it is now",
         hint="slim it again",
     )

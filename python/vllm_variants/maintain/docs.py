@@ -72,6 +72,7 @@ def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
         "exit-codes": exit_codes,
         "runs": lambda: _table(*evidence.runs(recorded)),
         "outcomes": lambda: _table(*evidence.outcomes(recorded)),
+        "first-calls": lambda: _table(*evidence.first_calls(recorded)),
     }
 
 

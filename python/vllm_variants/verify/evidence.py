@@ -22,7 +22,12 @@ Rows = list[tuple[str, ...]]
 
 def documents(folder: Path) -> list[Document]:
     """Every run of checks that `folder` holds, by release, the newest first; none if it is absent."""
-    runs = [run for path in sorted(folder.glob("*.json")) for run in _read(path) if "against" not in run]
+    return [run for run in _all(folder) if "against" not in run]
+
+
+def _all(folder: Path) -> list[Document]:
+    """The same with comparisons among them."""
+    runs = [run for path in sorted(folder.glob("*.json")) for run in _read(path)]
     return sorted(runs, key=lambda run: numbers(run["release"]), reverse=True)
 
 
@@ -67,6 +72,23 @@ def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
     names = sorted({name for outcomes in columns.values() for name in outcomes})
     rows: Rows = [(f"`{name}`", *(_cell(column.get(name)) for column in columns.values())) for name in names]
     return ("check", *columns), rows
+
+
+def first_calls(folder: Path) -> tuple[tuple[str, ...], Rows]:
+    """(head, rows) of a table: what `verify --native --compare` showed of every check that both ran.
+
+    The times are those of first calls: in the native result, where the driver may compile nothing, and in
+    the other, where it compiles what is only there as PTX.
+    """
+    rows: Rows = [
+        (
+            run["release"], run["gpu"]["name"], f"`{check['check']}`", check["sentence"],
+            *("" if time is None else reports.call_time(time) for time in check["first_ms"]),
+        )
+        for run in _all(folder) if "against" in run and run.get("native")
+        for check in run["checks"] if check["likeness"] != "untried"
+    ]  # fmt: skip
+    return ("release", "GPU", "check", "outputs", "first call, native", "compiled by the driver"), rows
 
 
 def _cell(outcome: Document | None) -> str:

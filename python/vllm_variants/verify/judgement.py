@@ -112,13 +112,38 @@ def summarise(judged: Sequence[JudgedCheck]) -> Summary:
     )
 
 
-# How torch, vLLM and the loader say that there is no driver library to talk to.
-_NO_DRIVER = (
-    "libcuda.so",
-    "found no nvidia driver",
-    "finds no cuda device",
-    "no cuda gpus are available",
-    "cuda driver initialization failed",
+# (phrases in the sentences of failed checks, what to do about them), the likeliest cause first.
+_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("--native forbids",),
+        "build it with --native, so that no code waits for the driver's compiler; without --native here,"
+        " the driver may compile",
+    ),
+    (
+        ("no kernel image", "device kernel image is invalid"),
+        "device code for {capability} is missing: vllm-variants audit RESULT shows from which library;"
+        " build the variant again",
+    ),
+    (
+        ("unsupported toolchain",),
+        "this driver is too old for PTX in the result: vllm-variants audit RESULT names the driver that"
+        " compiles it",
+    ),
+    (  # how torch, vLLM and the loader say that there is no driver library to talk to
+        (
+            "libcuda.so",
+            "found no nvidia driver",
+            "finds no cuda device",
+            "no cuda gpus are available",
+            "cuda driver initialization failed",
+        ),
+        "the checks do not find the driver's libcuda.so.1, which comes with the host's NVIDIA driver:"
+        " install it; in a container, start that with its GPUs (docker run --gpus all)",
+    ),
+    (
+        ("while it was loading, it did not answer within",),
+        f"reading the libraries took more than {LOADING:.0f} s: run it again when the disk is less busy",
+    ),
 )
 
 
@@ -136,25 +161,9 @@ def advice(judged: Sequence[JudgedCheck], capability: str) -> str | None:
     names = [check.check.name for check in failed]
     if "import.device" in names and "compute capability" in sentences:
         return "this result is built for another GPU: vllm-variants detect names the variant for this one"
-    if "no kernel image" in sentences or "device kernel image is invalid" in sentences:
-        return (
-            f"device code for {capability} is missing: vllm-variants audit RESULT shows from which library;"
-            " build the variant again"
-        )
-    if "unsupported toolchain" in sentences:
-        return (
-            "this driver is too old for PTX in the result: vllm-variants audit RESULT names the driver that"
-            " compiles it"
-        )
-    if any(word in sentences for word in _NO_DRIVER):
-        return (
-            "the checks do not find the driver's libcuda.so.1, which comes with the host's NVIDIA driver:"
-            " install it; in a container, start that with its GPUs (docker run --gpus all)"
-        )
-    if "while it was loading, it did not answer within" in sentences:
-        return (
-            f"reading the libraries took more than {LOADING:.0f} s: run it again when the disk is less busy"
-        )
+    for phrases, remedy in _REMEDIES:
+        if any(phrase in sentences for phrase in phrases):
+            return remedy.format(capability=capability)
     if any(name.startswith("import.") for name in names):
         return "the installation itself is broken: build the variant again"
     if "out of memory" in sentences:

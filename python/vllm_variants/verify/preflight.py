@@ -106,6 +106,7 @@ def facts(result: Result) -> dict[str, Any]:
         "vllm": manifest.release,
         "capability": str(manifest.capability),
         **{name: str(stack[name]) for name in ("torch", "cuda", "python", "driver") if name in stack},
+        "vllm_program": str(result.path / "bin" / "vllm"),
         "inside": [str(result.path)] if manifest.builder == "wheels" else ["/nix/store"],
     }
 

@@ -52,12 +52,19 @@ def _test_case(judged: JudgedCheck, variant: str) -> junit.Case:
 
 
 def figures(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(error of its tolerance, median time with the first call's, image) for people."""
+    """(error of its tolerance, median time with the first call's, image) for people.
+
+    For a server the times are those to `/health` and from a first request to its first token.
+    """
     error = ""
     if outcome.get("error") is not None:
         error = f"{_short(outcome['error'])} of {_short(outcome['tolerance'])}"
-    times = ""
-    if outcome.get("median_ms") is not None:
+    times, facts = "", outcome.get("facts") or {}
+    if "health_s" in facts:
+        times = f"/health after {duration(facts['health_s'])}"
+        if "first_token_s" in facts:
+            times += f", first token {call_time(1000 * facts['first_token_s'])}"
+    elif outcome.get("median_ms") is not None:
         times = f"{call_time(outcome['median_ms'])} (first {call_time(outcome['first_ms'])})"
     elif outcome.get("first_ms") is not None:
         times = f"first {call_time(outcome['first_ms'])}"

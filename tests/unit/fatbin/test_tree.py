@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import capabilities, cubin, library, section
@@ -168,6 +170,7 @@ def test_slimming_again_changes_nothing(tree: Path) -> None:
 KILLED = """
 import os, sys, signal
 from pathlib import Path
+from typing import Any
 from vllm_variants.model.capability import Capability
 from vllm_variants.fatbin import library
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -353,6 +356,7 @@ def test_an_output_that_appears_meanwhile_stays(tree: Path, tmp_path: Path) -> N
 COPIED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from vllm_variants.fatbin.copy import slimmed_copy
 slimmed_copy(Path(sys.argv[1]), Path(sys.argv[2]), lambda root: os.kill(os.getpid(), signal.SIGKILL))
 """
@@ -410,6 +414,7 @@ worker.main()
 FIRST = f"""
 import sys
 from pathlib import Path
+from typing import Any
 from vllm_variants.fatbin import workers
 worker = workers.command({WAITING!r})
 workers.command = lambda: worker
@@ -528,3 +533,36 @@ def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
 def test_no_more_processes_is_a_sentence() -> None:
     with pytest.raises(ResourceError, match="another process cannot be started: No such file"):
         list(workers.answers(["/nowhere/python"], [{}, {}], 2))
+
+
+def test_what_somebody_put_in_place_of_a_library_meanwhile_is_slimmed_as_well(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim, proof = tree / "lib" / "libtwo.so", library_module.verify
+    other = shutil.copy2(victim, tmp_path / "another.so")
+
+    def overtaken(*given: Any) -> None:
+        if Path(other).exists():
+            Path(other).replace(victim)
+        proof(*given)
+
+    monkeypatch.setattr(library_module, "verify", overtaken)
+    report = slim_tree(tree, HOPPER, jobs=1)
+    assert report.failed == []
+    assert "lib/libtwo.so" in [file.path for file in report.changed]
+
+
+def test_a_sparse_file_is_copied_as_one(tree: Path, tmp_path: Path) -> None:
+    hollow = tree / "hollow"
+    with hollow.open("wb") as file:
+        file.write(b"begin")
+        file.seek(1 << 30)
+        file.write(b"end")
+    slimmed_copy(tree, tmp_path / "out", lambda root: slim_tree(root, HOPPER, jobs=1))
+    copy = tmp_path / "out" / "hollow"
+    assert copy.stat().st_size == hollow.stat().st_size
+    assert copy.stat().st_blocks * 512 < 1 << 20
+    with copy.open("rb") as file:
+        assert file.read(5) == b"begin"
+        file.seek(1 << 30)
+        assert file.read() == b"end"

@@ -20,6 +20,13 @@ def test_identical_outputs_are_the_same_whatever_their_times() -> None:
     found = comparison.compare(outcome(), outcome(median_ms=3.0, first_ms=4.0))
     assert found.likeness is Likeness.SAME
     assert (found.ratio, found.first_ratio) == (1.5, 0.5)
+    assert found.as_dict()["first_ms"] == [8.0, 4.0]
+    assert found.as_dict()["median_ms"] == [2.0, 3.0]
+
+
+def test_times_that_one_of_them_lacks_have_no_ratio() -> None:
+    found = comparison.compare(outcome(median_ms=None), outcome(first_ms=None))
+    assert (found.ratio, found.first_ratio) == (None, None)
 
 
 @pytest.mark.parametrize(

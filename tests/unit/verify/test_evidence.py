@@ -92,6 +92,23 @@ def test_every_run_is_listed_with_its_outcome(tmp_path: Path) -> None:
     assert [(row[0], row[-1]) for row in rows] == [("0.13.0", "1 ok"), ("0.11.2", "1 ok (one is kept)")]
 
 
+def test_first_calls_of_a_native_result_stand_beside_those_that_the_driver_compiled(tmp_path: Path) -> None:
+    def compared(name: str, **changes: Any) -> dict[str, Any]:
+        same = {"likeness": "same", "sentence": "4 of 4 outputs identical", "first_ms": [6.2, 20300.0]}
+        return {"check": name} | same | changes
+
+    checks = [compared("a.b"), compared("c.d", first_ms=[1.5, None]), compared("e.f", likeness="untried")]
+    native = run("0.13.0", *checks, against="PUBLISHED", native=True)
+    write(tmp_path, "native.json", [native, run("0.11.2", compared("g.h"), against="PUBLISHED")])
+    head, rows = evidence.first_calls(tmp_path)
+    assert head[-2:] == ("first call, native", "compiled by the driver")
+    assert rows == [
+        ("0.13.0", "NVIDIA H100", "`a.b`", "4 of 4 outputs identical", "6.2 ms", "20.3 s"),
+        ("0.13.0", "NVIDIA H100", "`c.d`", "4 of 4 outputs identical", "1.5 ms", ""),
+    ]
+    assert evidence.documents(tmp_path) == []
+
+
 def test_no_folder_is_no_evidence(tmp_path: Path) -> None:
     assert evidence.outcomes(tmp_path / "none") == (("check",), [])
 

@@ -74,6 +74,7 @@ def test_a_run_of_skips_and_rightly_unsupported_proves_nothing() -> None:
         ("CUDA error: no kernel image is available for execution on the device", "vllm-variants audit"),
         ("CUDA out of memory", "free it"),
         ("the provided PTX was compiled with an unsupported toolchain.", "driver is too old"),
+        ("it needs code …, which --native forbids (CUDA_DISABLE_PTX_JIT=1)", "build it with --native"),
         ("error 0.5", "--only"),
     ],
 )
@@ -154,3 +155,15 @@ def test_a_line_shows_error_time_and_image() -> None:
     assert "0.00012 of 0.001" in text
     assert "0.0512 ms (first 14.0 s)" in text
     assert "sm_90" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "times"),
+    [
+        ({"health_s": 52.31, "first_token_s": 0.0213}, "/health after 52.3 s, first token 21.3 ms"),
+        ({"health_s": 106.0}, "/health after 1 min 46 s"),
+    ],
+)
+def test_a_server_shows_its_times(facts: dict[str, float], times: str) -> None:
+    outcome = {"error": 0.0, "tolerance": 0.0, "first_ms": 90.0, "facts": facts}
+    assert reports.figures(outcome) == ("0 of 0", times, "")

@@ -192,6 +192,21 @@ def test_what_an_exception_counts_as(error: Exception, status: str) -> None:
     assert outcome(raising)["status"] == status
 
 
+def test_code_that_waits_for_the_drivers_compiler_is_told_as_that_wherever_the_error_lies() -> None:
+    disabled = RuntimeError("CUDA error: PTX JIT compilation was disabled\nSearch for it")
+
+    def direct(run: Any) -> None:
+        raise disabled
+
+    def wrapped(run: Any) -> None:
+        raise ValueError("the engine did not start") from disabled
+
+    for check in (direct, wrapped):
+        found = outcome(check)
+        assert found["status"] == "failed"
+        assert found["reason"].startswith("it needs code that the result has only as PTX")
+
+
 def test_the_summary_is_the_case_nearest_to_its_tolerance() -> None:
     def two(run: Any) -> None:
         ones = torch.ones(4, dtype=torch.float64)

@@ -66,6 +66,18 @@ def test_the_interpreter_gets_name_seed_facts_and_gpu(
     assert not Path(one["cache"]).exists(), "the driver's cache of a run ends with it"
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_only_a_native_result_runs_without_the_drivers_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
+    result = stand_in.make(tmp_path / "result")
+    checked = check_process.CheckedResult(result / "bin" / "python", native=native)
+    list(running.run(checked, [check("norm.rms_norm")], running.RunOptions(1)))
+    (call,) = stand_in.seen(result)
+    assert call["jit"] == ("1" if native else None)
+
+
 @pytest.mark.parametrize(
     ("does", "says"),
     [

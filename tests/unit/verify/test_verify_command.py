@@ -55,7 +55,7 @@ def test_facts_of_the_manifest_and_the_card_reach_the_interpreter(tmp_path: Path
     assert seen["seed"] == "5"
     assert seen["facts"] == {
         "vllm": "0.13.0", "capability": "9.0", "torch": "2.9.1", "cuda": "12.9", "python": "3.12",
-        "driver": "560", "inside": [str(result)],
+        "driver": "560", "vllm_program": str(result / "bin" / "vllm"), "inside": [str(result)],
     }  # fmt: skip
 
 
@@ -217,6 +217,36 @@ def test_compare_says_what_is_identical_and_what_is_not(tmp_path: Path, result: 
     assert "1 identical, 1 different, 1 not tried" in completed.stderr
 
 
+def test_native_forbids_the_drivers_compiler_and_says_so(tmp_path: Path, result: Path) -> None:
+    reason = "it needs code that …, which --native forbids (CUDA_DISABLE_PTX_JIT=1)"
+    waiting = {"machete.gptq_4bit": {"does": "failed", "outcome": {"reason": reason}}}
+    stand_in.tell(result, HOPPER | waiting)
+    completed = verify(tmp_path, "sm90", *FEW, "--native", "--json")
+    assert completed.returncode == 5
+    assert json.loads(completed.stdout)["native"] is True
+    assert f"machete.gptq_4bit: {reason}" in completed.stderr
+    assert "hint: build it with --native" in completed.stderr
+    assert {call["jit"] for call in stand_in.seen(result)} == {"1"}
+
+
+def test_native_compared_forbids_it_for_this_result_alone_and_shows_both_first_calls(
+    tmp_path: Path, result: Path
+) -> None:
+    other = stand_in.make(
+        tmp_path / "other", HOPPER | {"*": {"does": "ok", "outcome": {"first_ms": 20300.0}}}
+    )
+    completed = verify(tmp_path, "sm90", *FEW, "--native", "--compare", str(other), "--json")
+    assert completed.returncode == 0, completed.stderr
+    document = json.loads(completed.stdout)
+    assert document["native"] is True
+    assert document["checks"][0]["first_ms"] == [12.0, 20300.0]
+    assert {call["jit"] for call in stand_in.seen(result)} == {"1"}
+    assert {call["jit"] for call in stand_in.seen(other)} == {None}
+    completed = verify(tmp_path, "sm90", *FEW, "--native", "--compare", str(other))
+    assert "12 ms" in completed.stdout
+    assert "20.3 s" in completed.stdout
+
+
 def test_compare_pairs_by_name_when_several_share_the_gpu(tmp_path: Path, result: Path) -> None:
     slow = {"norm.rms_norm": {"does": "ok", "wait": 1.5}}
     other = stand_in.make(tmp_path / "other", HOPPER | slow)
@@ -232,7 +262,7 @@ def test_compare_pairs_by_name_when_several_share_the_gpu(tmp_path: Path, result
 def test_compare_refuses_a_junit_report_before_anything_runs(tmp_path: Path, result: Path) -> None:
     completed = verify(tmp_path, "sm90", *FEW, "--compare", str(result), "--junit", "junit.xml")
     assert completed.returncode == 2
-    assert "--junit reports the checks of one result" in completed.stderr
+    assert "--compare and --junit do not go together" in completed.stderr
     assert not stand_in.seen(result)
 
 
@@ -278,6 +308,16 @@ def test_the_bare_runner_checks(tmp_path: Path, result: Path) -> None:
     completed = bare(tmp_path, result)
     assert completed.returncode == 5
     assert "machete.gptq_4bit: its process crashed (SIGSEGV)" in completed.stdout
+
+
+def test_the_bare_runner_knows_the_same_options(tmp_path: Path, result: Path) -> None:
+    completed = bare(
+        tmp_path, result, "--native", "--seed", "7", "--together", "2", "--time", "60", "--ahead", "1"
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert "seed 7" in completed.stdout
+    assert {(call["jit"], call["seed"]) for call in stand_in.seen(result)} == {("1", "7")}
+    assert bare(tmp_path, result, "--time", "soon").returncode == 2
 
 
 def test_the_bare_runner_compares(tmp_path: Path, result: Path) -> None:
