@@ -309,7 +309,8 @@ STARTERS = {
     "system/orphans.py",  # the watcher itself
     "cli/test.py",  # becomes pytest
     "fatbin/workers.py",  # end with their stdin
-    "verify/processes.py",
+    "fatbin/native/queue.py",  # asks the kernel for each one's CPU time and memory; they die with this one
+    "verify/check_process.py",  # talks with what `start` gives it
 }
 
 

@@ -99,7 +99,7 @@ def test_first_calls_of_a_native_result_stand_beside_those_that_the_driver_compi
 
     checks = [compared("a.b"), compared("c.d", first_ms=[1.5, None]), compared("e.f", likeness="untried")]
     native = run("0.13.0", *checks, against="PUBLISHED", native=True)
-    write(tmp_path, "native.json", [native, run("0.11.2", compared("g.h"), against="PUBLISHED")])
+    write(tmp_path, "native.json", runs(native, run("0.11.2", compared("g.h"), against="PUBLISHED")))
     head, rows = evidence.first_calls(tmp_path)
     assert head[-2:] == ("first call, native", "compiled by the driver")
     assert rows == [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 from vllm_variants.errors import MissingError, UnsupportedError
 from vllm_variants.model.capability import Target
+from vllm_variants.system import process
 
 _VERSION = re.compile(r"\bV(\d+\.\d+\.\d+)\b")
 _BUILD = re.compile(r"^Build (\S+)", re.MULTILINE)
@@ -38,9 +38,7 @@ class Compiler:
         try:
             with ptxas.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            completed = subprocess.run(
-                [ptxas, "--version"], capture_output=True, text=True, errors="replace", check=False
-            )
+            completed = process.capture([ptxas, "--version"])
         except FileNotFoundError as error:
             if ptxas.exists():  # its loader is what is not there
                 raise UnsupportedError(f"{ptxas} cannot run here: it needs glibc's loader") from error
@@ -48,7 +46,7 @@ class Compiler:
         except OSError as error:
             raise UnsupportedError(f"{ptxas} cannot run on this machine: {error.strerror}") from error
         version, build = _VERSION.search(completed.stdout), _BUILD.search(completed.stdout)
-        if completed.returncode or not version:
+        if completed.status or not version:
             raise UnsupportedError(f"{ptxas} is no ptxas: it does not say its version")
         return cls(ptxas, version[1], build[1] if build else "", digest)
 
