@@ -58,10 +58,10 @@ class Lines:
         self._package = str(checkout.ROOT / "python")
         monitoring = getattr(sys, "monitoring", None)
         if monitoring:
+            self._disable = monitoring.DISABLE
             monitoring.use_tool_id(monitoring.COVERAGE_ID, "fuzz")
             monitoring.register_callback(monitoring.COVERAGE_ID, monitoring.events.LINE, self._line)
             monitoring.set_events(monitoring.COVERAGE_ID, monitoring.events.LINE)
-            self._disable = monitoring.DISABLE
 
     def _line(self, code: Any, number: int) -> Any:
         if code.co_filename.startswith(self._package):

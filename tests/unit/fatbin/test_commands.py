@@ -499,3 +499,24 @@ def test_an_unchanged_library_is_copied_whole_to_the_output(tmp_path: Path) -> N
     assert told.returncode == 0
     assert (tmp_path / "new.so").read_bytes() == path.read_bytes()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["made.so", "new.so"]
+
+
+def test_a_dry_run_shows_what_each_rule_would_save_and_writes_nothing(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_80", 200_000), cubin("sm_90", 300_000)]))
+    before = path.read_bytes()
+    shown = run("slim", path, "--sm", "90", "--dry-run")
+    assert shown.returncode == 0 and "would save" in shown.stdout
+    for rule in ("images that none of the devices runs", "images stored in less room"):
+        assert rule in shown.stdout
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_cache_of_compiled_code_is_cleared_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "cubins" / "ab" / f"ab{'0' * 62}.cubin"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"code")
+    monkeypatch.setenv("VLLM_VARIANTS_CUBINS", str(tmp_path / "cubins"))
+    assert "1 cubins would be removed" in run("gc", "--cache", "--dry-run").stderr and kept.exists()
+    assert "1 cubins removed" in run("gc", "--cache").stderr and not kept.exists()

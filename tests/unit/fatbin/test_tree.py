@@ -123,7 +123,7 @@ def test_a_library_that_cannot_be_proven_is_kept_and_named(
 ) -> None:
     before = contents(tree)
 
-    def refuse(source: object, new: object, changes: object) -> None:
+    def refuse(*given: object) -> None:
         raise Wrong("made.so", "it is only a test")
 
     monkeypatch.setattr(library_module, "verify", refuse)
@@ -170,7 +170,6 @@ def test_slimming_again_changes_nothing(tree: Path) -> None:
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from typing import Any
 from vllm_variants.model.capability import Capability
 from vllm_variants.fatbin import library
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -269,9 +268,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_slimmed(
     (tree / "closed").mkdir()
     scandir, open_regular = os.scandir, slim_module.open_regular
 
-    def scanned(path: str) -> object:
-        if path.endswith("closed"):
-            raise refused(path)
+    def scanned(path: str | int) -> object:
+        if str(path).endswith("closed"):
+            raise refused(str(path))
         return scandir(path)
 
     def opened(path: str) -> int:
@@ -406,7 +405,7 @@ def test_a_copy_of_folders_that_are_not_writable_keeps_their_modes_and_times(
 
 WAITING = """
 import sys, time
-sys.path.append(sys.argv[1])
+sys.path += sys.argv[1:-1]
 from vllm_variants.fatbin import library, worker
 library.verify = lambda *given: time.sleep(60)
 worker.main()
