@@ -8,10 +8,10 @@ library's version; `Encoding.identity` names all three, for a result's identity.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 
 import lz4
 import lz4.block
@@ -111,16 +111,25 @@ def encode(raw: bytes, encoding: Encoding) -> Encoded:
                 raw, mode="high_compression", compression=encoding.level, store_size=False
             )
         case Codec.ZSTD:
-            data = _zstd(encoding.level).compress(raw)
+            data = _ZSTD_COMPRESSORS[encoding.level].compress(raw)
     return Encoded(encoding, data, len(raw))
 
 
-@cache
-def _zstd(level: int) -> zstandard.ZstdCompressor:
-    """The compressor of a level; its tables are large, so it is made once."""
-    return zstandard.ZstdCompressor(
-        level=level, write_checksum=False, write_content_size=True, write_dict_id=False
-    )
+class _Compressors(threading.local):
+    """Zstandard compressors by level: their tables are large, and one serves one thread at a time."""
+
+    def __init__(self) -> None:
+        self._by_level: dict[int, zstandard.ZstdCompressor] = {}
+
+    def __getitem__(self, level: int) -> zstandard.ZstdCompressor:
+        if level not in self._by_level:
+            self._by_level[level] = zstandard.ZstdCompressor(
+                level=level, write_checksum=False, write_content_size=True, write_dict_id=False
+            )
+        return self._by_level[level]
+
+
+_ZSTD_COMPRESSORS = _Compressors()
 
 
 def smallest(raw: bytes, allowed: Collection[Encoding]) -> Encoded:

@@ -75,13 +75,27 @@ def refuse_output(to: Path) -> None:
 def _aside(to: Path) -> Iterator[Path]:
     """A new, locked folder beside `to`; gone afterwards unless it was renamed."""
     aside = atomic.name_beside(to)
-    aside.mkdir(0o700)
     try:
-        with (aside / _WRITER).open("xb") as writer:
-            fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _locked(aside):
             yield aside
     finally:
         _remove_tree(aside)
+
+
+@contextmanager
+def _locked(aside: Path) -> Iterator[None]:
+    """Make the folder and hold its lock; again where it was swept before there was one to hold."""
+    for last in (False, False, True):
+        aside.mkdir(0o700)
+        try:
+            writer = (aside / _WRITER).open("xb")
+            break
+        except FileNotFoundError:
+            if last:
+                raise
+    with writer:
+        fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _publish(aside: Path, to: Path) -> None:
@@ -91,10 +105,12 @@ def _publish(aside: Path, to: Path) -> None:
 
 
 def _remove_leftovers(to: Path) -> None:
-    """Remove what killed copies to `to` left: folders of our name whose writer's lock can be taken."""
+    """Remove what killed copies to `to` left: folders of our name that are empty, or whose lock is free."""
     with suppress(OSError):
         for path in list(to.parent.iterdir()):
             if atomic.is_leftover_of(path, to) and not path.is_symlink():
+                with suppress(OSError):
+                    path.rmdir()  # killed before there was a lock; does nothing to one with files
                 with suppress(OSError), (path / _WRITER).open("rb") as writer:
                     fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _remove_tree(path)

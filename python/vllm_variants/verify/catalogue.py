@@ -35,6 +35,7 @@ class Check:
     """One check: its name, the script that defines it, its time limit in seconds, its GPUs.
 
     `says` is what it proves, in a clause; `support` holds for releases that `releases` does not name.
+    `compiles` says why it needs the driver's compiler even where a result is native; empty: it does not.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Check:
     gpus: int
     support: Support
     releases: Mapping[str, Support] = field(default_factory=dict)
+    compiles: str = ""
 
     def expected(self, release: str, sm: str) -> Expected:
         """What must happen on `sm` ("sm90") with this release ("0.13.0")."""
@@ -72,6 +74,7 @@ def read(path: Path | None = None) -> tuple[Check, ...]:
                     gpus=int(table.get("gpus", 1)),
                     support=_support(table),
                     releases={key: _support(value) for key, value in table.get("release", {}).items()},
+                    compiles=table.get("compiles", ""),
                 )
             )
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -31,7 +31,8 @@ class CheckedResult:
     """What is checked: an interpreter, the facts it must agree with, and the GPUs it may see.
 
     `facts` are listed in `checks/imports.py`. `gpus` are indices for CUDA_VISIBLE_DEVICES, the one to
-    check on first; empty: whatever is set. With `native` the driver may compile nothing.
+    check on first; empty: whatever is set. With `native` the driver may compile nothing, except for
+    checks that say why they need it.
     """
 
     python: Path
@@ -39,16 +40,16 @@ class CheckedResult:
     gpus: tuple[str, ...] = ()
     native: bool = False
 
-    def environment(self, scratch: Path, gpus: int, together: int = 1) -> dict[str, str]:
-        """The environment of a check on so many GPUs: no foreign Python paths, caches in `scratch`."""
+    def environment(self, scratch: Path, check: Check, together: int = 1) -> dict[str, str]:
+        """The environment of a check, its GPUs in it: no foreign Python paths, caches in `scratch`."""
         environment = {
             key: value
             for key, value in os.environ.items()
             if key not in {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
         }
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[:gpus])
-        if self.native:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[: check.gpus])
+        if self.native and not check.compiles:
             # CUDA's programming guide, "CUDA environment variables": embedded PTX is not compiled then.
             environment["CUDA_DISABLE_PTX_JIT"] = "1"
         if together > 1:
@@ -88,7 +89,7 @@ class CheckProcess:
         with log.open("wb") as stderr:
             self._process = process.start(
                 command,
-                env=result.environment(scratch, check.gpus, together),
+                env=result.environment(scratch, check, together),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -163,6 +163,8 @@ class CheckQueue:
         extra: CheckOutcome = {"together": self._options.together} if self._options.together > 1 else {}
         if self._options.logs and outcome["status"] == "failed":
             extra["log"] = str(process.log)
+        if self._result.native and process.check.compiles:
+            extra["compiles"] = process.check.compiles
         return outcome | extra
 
     def _start(self) -> None:
