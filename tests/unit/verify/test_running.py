@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,19 @@ def test_only_a_native_result_runs_without_the_drivers_compiler(
     list(running.run(checked, [check("norm.rms_norm")], running.RunOptions(1)))
     (call,) = stand_in.seen(result)
     assert call["jit"] == ("1" if native else None)
+
+
+def test_a_check_of_what_always_compiles_may_do_so_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
+    result = stand_in.make(tmp_path / "result")
+    checked = check_process.CheckedResult(result / "bin" / "python", native=True)
+    compiling = replace(check("torch.fourier"), compiles="PTX among its own tables")
+    (outcome,) = running.run(checked, [compiling], running.RunOptions(1))
+    (call,) = stand_in.seen(result)
+    assert call["jit"] is None
+    assert outcome["compiles"] == "PTX among its own tables"
 
 
 @pytest.mark.parametrize(
