@@ -13,7 +13,7 @@ import pytest
 from vllm_variants import data
 from vllm_variants.errors import ExitCode
 from vllm_variants.model import matrix
-from vllm_variants.system import process
+from vllm_variants.system import uv
 
 ROOT = data.checkout() or pytest.skip("a package is made in a checkout", allow_module_level=True)
 
@@ -27,7 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert told.returncode == 0, told.stderr
     (wheel,) = made.glob("*.whl")
     target = tmp_path_factory.mktemp("installed")
-    install = [process.uv(), "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    install = [uv.program(), "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]
     subprocess.run([*install, "--python", sys.executable, str(wheel)], check=True)
     return target
 

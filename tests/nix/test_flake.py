@@ -166,7 +166,7 @@ def test_the_shell_has_the_projects_tools(nix: Nix, checkout: Path) -> None:
 def test_the_command_line_runs_out_of_the_store(building_nix: Nix, checkout: Path) -> None:
     listed = building_nix.run("run", "--no-update-lock-file", f"path:{checkout}", "--", "list", "--json")
     assert json.loads(listed)
-    with pytest.raises(NixFailed, match="say which variant to check"):
+    with pytest.raises(NixFailed, match="VARIANT or --result or --list is required"):
         building_nix.run("run", "--no-update-lock-file", f"path:{checkout}#verify")
     help_text = building_nix.run("run", "--no-update-lock-file", f"path:{checkout}#cli", "--", "--help")
     assert "detect" in help_text

@@ -263,7 +263,7 @@ def test_nothing_of_numpys_tests_is_listed() -> None:
     "text",
     [
         "[[entry]]\nname = 'x'\n",
-        "[[entry]]\nname='x'\npackages=[]\nreaders='a'\nestablished='b'\n[[entry.file]]\npath='../x'\nx86_64-linux=[1,'h']\n",
+        "[[entry]]\nname='x'\npackages=[]\nreaders='a'\nestablished='b'\n[[entry.file]]\npath='../x'\nx86_64-linux={bytes=1,hash='h'}\n",
         "[[entry]]\nname='x'\npackages=[]\nreaders='a'\nestablished='b'\n[[entry.file]]\npath='x'\n",
         "no toml",
     ],

@@ -49,12 +49,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def build(links: Path) -> Result:
     links.mkdir(exist_ok=True)
     variant = MATRIX.parse("9.0", system=HOST).variant
-    request = Request(variant, MATRIX.default, links, slim=False)
+    request = Request(variant, MATRIX.default, links, slim=False, bytecode="none")
     return Wheels(Store.default()).build(request, lambda text: None)
 
 
 def require_whole(result: Result) -> None:
-    """The lock's packages are in the result, as files of its own."""
+    """The lock's packages are in the result, as files of its own, and no bytecode that uv made."""
     site = result.path / "lib" / f"python{MINOR}" / "site-packages"
     assert result.manifest.facts["packages"] == {"torch": "2.9.1", "vllm": "0.13.0"}
     files = [path for path in site.rglob("*") if not path.is_dir()]
@@ -206,7 +206,7 @@ def handed(
     monkeypatch.setenv("VLLM_VARIANTS_UV", str(fake))
     import tomllib
 
-    return tomllib.loads(uv.run(["pip", "sync"]).text)
+    return tomllib.loads(uv.run(["pip", "sync"]).stdout)
 
 
 def test_the_persons_settings_come_before_the_machines(

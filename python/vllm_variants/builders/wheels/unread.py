@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from vllm_variants.builders.wheels.records import digest, encoded
 from vllm_variants.errors import InputError, UsageError
+from vllm_variants.model import toml_file
 from vllm_variants.system import atomic
 
 DATA = Path(__file__).with_name("unread.toml")
@@ -105,11 +105,11 @@ class Plan:
 
 
 def load(path: Path = DATA) -> tuple[Entry, ...]:
-    """The entries of a list; raise `InputError` where it is not one."""
+    """A list's entries; raise `InputError` where it is none, `ResourceError` where it cannot be read."""
+    tables = toml_file.load(path)
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))["entry"]
-        return tuple(_entry(table) for table in tables)
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+        return tuple(_entry(table) for table in tables["entry"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a list of unread files: {error!r}") from error
 
 
@@ -231,8 +231,9 @@ def _entry(table: Mapping[str, Any]) -> Entry:
 
 def _listed(table: Mapping[str, Any], *, is_folder: bool) -> Listed:
     examined = tuple(
-        Examined(int(size), str(found))
-        for size, found in (pair for system, pair in table.items() if system.endswith("-linux"))
+        Examined(int(facts["bytes"]), str(facts["hash"]))
+        for system, facts in table.items()
+        if system.endswith("-linux")
     )
     path, link = str(table["path"]), str(table.get("link", ""))
     if not examined or path.startswith("/") or ".." in Path(path).parts or "/" in link:
