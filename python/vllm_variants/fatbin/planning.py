@@ -103,13 +103,15 @@ def _unread(source: Source, elf: Elf, rules: Rules) -> tuple[frozenset[int] | No
 def _rewrites(
     source: Source, elf: Elf, devices: Sequence[Capability], rules: Rules, compiled: Mapping[int, Images]
 ) -> list[Rewrite]:
-    """The containers that can free pages, as they will be, by offset: those that are in a segment."""
-    found = [
-        change
-        for section in device_sections(elf)
-        if _is_loaded(elf, section)
-        for change in rewrites(source, section, devices, rules.keep_ptx, compiled)
-    ]
+    """The containers that can free pages, as they will be, by offset: those that are in a segment.
+
+    The others are read all the same: a library that is malformed anywhere is left alone.
+    """
+    found: list[Rewrite] = []
+    for section in device_sections(elf):
+        changes = list(rewrites(source, section, devices, rules.keep_ptx, compiled))
+        if _is_loaded(elf, section):
+            found += changes
     if rules.resources:
         for section in resource_sections(elf):
             if _is_loaded(elf, section):
