@@ -143,7 +143,7 @@ def _segments(source: Source, at: int, count: int) -> list[Segment]:
     table = source.at(at, count * PROGRAM_HEADER.size) if count else b""
     segments = [Segment(*fields) for fields in PROGRAM_HEADER.iter_unpack(table)]
     for index, segment in enumerate(segments):
-        if segment.type == PT_LOAD and segment.end > source.size:
+        if segment.type != PT_NULL and segment.file_size and segment.end > source.size:
             where = at + index * PROGRAM_HEADER.size
             raise Malformed(
                 source.name, where, f"a segment that ends at {segment.end:#x}, behind the file's end"
