@@ -25,7 +25,7 @@ from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.elf import Elf, Section, Segment
 from vllm_variants.fatbin.native.proof import wrong as images_wrong
 from vllm_variants.fatbin.rewrite import Rewrite, containers_in, device_sections, resource_sections
-from vllm_variants.fatbin.source import OpenFile
+from vllm_variants.fatbin.source import Malformed, OpenFile
 
 _BLOCK = 1 << 18
 
@@ -46,7 +46,11 @@ def verify(
 
     `unread` are the sections that went, by number; None: what no segment maps stays.
     """
-    old_elf, new_elf = elfs.parse(source), elfs.parse(new)
+    old_elf = elfs.parse(source)
+    try:
+        new_elf = elfs.parse(new)
+    except Malformed as error:
+        raise Wrong(source.name, f"the new file is malformed: {error.message}") from error
     _header(source, new)
     _segments(source, old_elf, new, new_elf)
     _bytes(source, old_elf, new, new_elf, changes)
