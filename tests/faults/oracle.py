@@ -228,14 +228,16 @@ def _containers(
             if len(pairs[0]) != len(pairs[1]):
                 raise Defect(f"{len(pairs[0])} containers in {before.name}, then {len(pairs[1])}")
             whole = before.name in DEVICE_SECTIONS
+            loaded = any(offset <= before.offset < offset + size for _, offset, _, size, _, _ in loads)
             for number, (was, now) in enumerate(zip(*pairs, strict=True)):
                 kept = kept_images(was, asked.devices, asked.keep_ptx and whole)
                 if whole:
                     following = pairs[0][number + 1].offset if number + 1 < len(pairs[0]) else before.end
                 else:
-                    kept = kept or []
                     kept = list(was.images) if kept else []
                     following = was.end
+                if not loaded:  # nothing of it has an address, so nothing of it may go
+                    kept = list(was.images)
                 if _changed(source, was, slimmed, now, kept):
                     edits += [
                         (was.offset - offset + address, following - offset + address)
