@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vllm_variants.fatbin import layout, strip
 from vllm_variants.fatbin.elf import HEADER, Elf, Section
@@ -24,7 +25,7 @@ from vllm_variants.fatbin.rewrite import (
     rewrites,
 )
 from vllm_variants.fatbin.rules import Rules
-from vllm_variants.fatbin.source import Source
+from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.model.capability import Capability
 
 SMALLEST_HOLE = 0x10000
@@ -107,6 +108,7 @@ def _rewrites(
 
     The others are read all the same: a library that is malformed anywhere is left alone.
     """
+    _require_apart(source, elf)
     found: list[Rewrite] = []
     for section in device_sections(elf):
         changes = list(rewrites(source, section, devices, rules.keep_ptx, compiled))
@@ -117,6 +119,14 @@ def _rewrites(
             if _is_loaded(elf, section):
                 found += resource_rewrites(source, section, devices, rules.keep_ptx)
     return sorted(found, key=lambda change: change.container.offset)
+
+
+def _require_apart(source: Source, elf: Elf) -> None:
+    """Raise `Malformed` where two sections with device code claim the same bytes."""
+    sections = sorted([*device_sections(elf), *resource_sections(elf)], key=lambda s: s.offset)
+    for before, after in pairwise(sections):
+        if before.end > after.offset:
+            raise Malformed(source.name, after.offset, f"section {after.name} lies in {before.name}")
 
 
 def _is_loaded(elf: Elf, section: Section) -> bool:

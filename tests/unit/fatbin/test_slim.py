@@ -620,3 +620,20 @@ def test_a_report_says_for_which_devices_nothing_runs(tmp_path: Path) -> None:
 
     assert [report.unserved for report in reports] == [("sm90",), ()]
     assert slim_file(tmp_path / "9.0", capabilities("12.0")).unserved == ("sm120",)  # a stub is no code
+
+
+def test_sections_that_claim_the_same_bytes_make_a_library_malformed(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_80", 90_000), cubin("sm_90", 90_000)]))
+    data = bytearray(path.read_bytes())
+    with opened(path) as source:
+        elf = elfs.parse(source)
+    row = next(number for number, s in enumerate(elf.sections) if s.name == ".nv_fatbin")
+    text = next(number for number, s in enumerate(elf.sections) if s.name == ".text")
+    size = elfs.SECTION_HEADER.size
+    first, second = (elf.section_headers_at + number * size for number in (row, text))
+    data[second : second + size] = data[first : first + size]
+    path.write_bytes(data)
+    before = path.read_bytes()
+    with pytest.raises(Malformed, match=r"section \.nv_fatbin lies in \.nv_fatbin"):
+        slim_file(path, [Capability(9, 0)])
+    assert path.read_bytes() == before
