@@ -47,20 +47,24 @@ def _read(path: Path) -> list[Document]:
 
 
 def _column(run: Document) -> str:
-    """Where a run's outcomes stand: those of one release on one kind of GPU share a column."""
-    return f"{run['release']}, {run['gpu']['name']}"
+    """Where a run's outcomes stand: those of one release on one kind of GPU share a column.
+
+    Runs of a native result, where the driver may compile nothing, and of another environment have theirs.
+    """
+    parts = [run["release"], run["gpu"]["name"], "native" if run.get("native") else "", run.get("environment")]
+    return ", ".join(part for part in parts if part)
 
 
 def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
     """(head, rows) of a table: what ran where and when, and how it ended."""
     rows: Rows = [
         (
-            run["release"], run["gpu"]["name"], run["driver"], run["finished"], str(run["seed"]),
+            _column(run), run["driver"], run["finished"], str(run["seed"]),
             run["summary"] + (f" ({run['excerpt']})" if "excerpt" in run else ""),
         )
         for run in documents(folder)
     ]  # fmt: skip
-    return ("release", "GPU", "driver", "finished (UTC)", "seed", "outcome"), rows
+    return ("release and GPU", "driver", "finished (UTC)", "seed", "outcome"), rows
 
 
 def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
