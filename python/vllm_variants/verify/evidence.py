@@ -51,7 +51,8 @@ def _column(run: Document) -> str:
 
     Runs of a native result, where the driver may compile nothing, and of another environment have theirs.
     """
-    parts = [run["release"], run["gpu"]["name"], "native" if run.get("native") else "", run.get("environment")]
+    native = "native" if run.get("native") else ""
+    parts = (run["release"], run["gpu"]["name"], native, run.get("environment"))
     return ", ".join(part for part in parts if part)
 
 
