@@ -83,6 +83,7 @@ class Encoded:
 
     @property
     def codec(self) -> Codec:
+        """How it is stored."""
         return self.encoding.codec
 
     @property

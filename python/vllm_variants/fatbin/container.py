@@ -117,6 +117,7 @@ class Container:
 
     @property
     def end(self) -> int:
+        """Where it ends in the file."""
         return self.offset + self.size
 
 

@@ -97,6 +97,7 @@ class Elf:
 
     @property
     def loads(self) -> list[Segment]:
+        """The segments that a loader maps, in the file's order."""
         return [segment for segment in self.segments if segment.type == PT_LOAD]
 
     @property

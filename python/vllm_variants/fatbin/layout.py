@@ -40,6 +40,7 @@ class Hole:
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return self.end - self.start
 
 

@@ -53,9 +53,11 @@ class FileReport:
 
     @property
     def changed(self) -> bool:
+        """Whether the file was rewritten."""
         return not self.kept
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as JSON; sizes in bytes."""
         return asdict(self) | {"sections": list(self.sections), "unserved": list(self.unserved)}
 
     @classmethod

@@ -36,6 +36,7 @@ class NewImage:
 
     @property
     def data(self) -> bytes:
+        """Header and payload, as they will stand in the file."""
         return self.header + self.payload
 
     @property

@@ -73,6 +73,7 @@ class OpenFile:
         self.size = self.status.st_size
 
     def at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; raise `Malformed` where the file has fewer."""
         if min(offset, length) >= 0 and offset + length <= self.size:
             data = self._read(offset, length)
             while 0 < len(data) < length and (more := self._read(offset + len(data), length - len(data))):
@@ -137,6 +138,7 @@ class WheelMember:
         self._window: tuple[int, bytes] = (0, b"")  # ends where the stream stands
 
     def at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; raise `Malformed` where the member has fewer or cannot be decompressed."""
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Malformed(self.name, offset, f"{length} bytes are missing: the file ends at {self.size:#x}")
         start, window = self._window
@@ -193,6 +195,7 @@ class WheelMember:
         return data
 
     def close(self) -> None:
+        """Close the member's stream."""
         self._stream.close()
 
 

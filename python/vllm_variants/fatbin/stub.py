@@ -90,6 +90,7 @@ class Stub:
 
     @property
     def data(self) -> bytes:
+        """Header and payload, as they stand in the file."""
         return self.header + self.payload
 
 

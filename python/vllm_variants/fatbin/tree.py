@@ -62,6 +62,7 @@ class SlimReport:
 
     @property
     def changed(self) -> list[FileReport]:
+        """The files that were rewritten."""
         return [file for file in self.files if file.changed]
 
     @property
@@ -76,6 +77,7 @@ class SlimReport:
         return [d.sm for d in self.devices if judged and all(d.sm in file.unserved for file in judged)]
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as JSON; sizes in bytes."""
         return {
             "schema": documents.SLIM,
             "root": self.root,

@@ -42,6 +42,7 @@ class RecordReport:
     missing: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as the manifest holds it."""
         return {
             "written": len(self.written),
             "rows": self.rows,

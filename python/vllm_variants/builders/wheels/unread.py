@@ -94,6 +94,7 @@ class Plan:
         return [action.path for action in self.actions if not action.link]
 
     def as_dict(self) -> dict[str, Any]:
+        """The plan as the manifest holds it; sizes in bytes."""
         return {
             "saved": self.saved,
             "files": [
