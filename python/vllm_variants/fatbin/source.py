@@ -7,6 +7,7 @@ somebody shortens meanwhile gives `Malformed`, where a memory mapping would give
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -200,23 +201,34 @@ class WheelMember:
 
 
 def find_all(source: Source, pattern: bytes, start: int, end: int) -> Iterator[int]:
-    """The offset of every occurrence of `pattern` in `source[start:end]`."""
-    overlap = len(pattern) - 1
-    for at in range(start, end, _SCAN):
+    """The offset of every occurrence of `pattern`, which does not begin with zero, in `source[start:end]`."""
+    overlap, at = len(pattern) - 1, start
+    while (at := _next_written(source, at, end)) < end:
         window = source.at(at, min(_SCAN + overlap, end - at))
         found = window.find(pattern)
         while found >= 0:
             yield at + found
             found = window.find(pattern, found + 1)
+        at += _SCAN
 
 
 def next_nonzero(source: Source, start: int, end: int) -> int:
     """The offset of the first byte that is not zero in `source[start:end]`, else `end`."""
     step = 64
-    while start < end:
+    while (start := _next_written(source, start, end)) < end:
         window = source.at(start, min(step, end - start))
         rest = window.lstrip(b"\0")
         if rest:
             return start + len(window) - len(rest)
         start, step = start + len(window), min(step * 8, _SCAN)
     return end
+
+
+def _next_written(source: Source, start: int, end: int) -> int:
+    """The next offset from `start` on that is in no hole of a sparse file, at most `end`."""
+    if end - start < _SCAN or not isinstance(source, OpenFile):
+        return start
+    try:
+        return min(end, os.lseek(source.descriptor, start, os.SEEK_DATA))
+    except OSError as error:
+        return end if error.errno == errno.ENXIO else start

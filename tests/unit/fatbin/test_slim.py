@@ -637,3 +637,10 @@ def test_sections_that_claim_the_same_bytes_make_a_library_malformed(tmp_path: P
     with pytest.raises(Malformed, match=r"section \.nv_fatbin lies in \.nv_fatbin"):
         slim_file(path, [Capability(9, 0)])
     assert path.read_bytes() == before
+
+
+def test_a_giant_of_nothing_behind_a_library_is_not_read(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_80", 90_000), cubin("sm_90", 90_000)]))
+    os.truncate(path, 1 << 42)  # reading that would take an hour
+    report = slim_file(path, [Capability(9, 0)], to=tmp_path / "new.so")
+    assert report.before == 1 << 42
