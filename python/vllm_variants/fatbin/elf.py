@@ -17,6 +17,7 @@ SHT_NOBITS, SHF_ALLOC = 8, 2
 PN_XNUM = 0xFFFF
 
 _ADDRESSES = 1 << 64
+_PADDING = 1 << 18
 _MOST_HEADERS = 1 << 18
 _LONGEST_NAME = 256
 _MOST_NAMES = 1 << 26
@@ -191,11 +192,13 @@ def content_end(elf: Elf) -> int:
 def appended(source: Source, elf: Elf) -> int:
     """How many bytes lie behind all that the headers describe: a signature, or another file.
 
-    Zeros do not count: patchelf leaves one.
+    Some zeros do not count: patchelf leaves one. More than a few pages of them are somebody's.
     """
     table_end = elf.program_headers_at + len(elf.segments) * PROGRAM_HEADER.size
-    first = next_nonzero(source, max(_described_end(elf), table_end), elf.size)
-    return elf.size - first
+    end = max(_described_end(elf), table_end)
+    if elf.size - end > _PADDING:
+        return elf.size - end
+    return elf.size - next_nonzero(source, end, elf.size)
 
 
 def _described_end(elf: Elf) -> int:
