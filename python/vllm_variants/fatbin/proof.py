@@ -132,7 +132,7 @@ def _loaded_table_address(elf: Elf) -> int | None:
 def _needed_alignment(elf: Elf) -> int:
     """The largest alignment of any section in memory, in bytes, and at least a page."""
     asked = (s.align for s in elf.sections if s.flags & elfs.SHF_ALLOC and s.align & (s.align - 1) == 0)
-    return max(elf.page, *asked)
+    return max([elf.page, *asked])
 
 
 def _is_aligned(part: Segment, whole: Segment, needed: int, page: int) -> bool:

@@ -25,6 +25,7 @@ from vllm_variants.fatbin.library import FileReport, slim_file
 from vllm_variants.fatbin.proof import Wrong, verify
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import OpenFile, opened
+from vllm_variants.model.capability import Capability
 
 STRIP = Rules(keep_symbols=False)
 
@@ -408,3 +409,16 @@ def test_the_proof_refuses_a_loaded_section_among_the_dropped(tmp_path: Path) ->
         text = next(i for i, part in enumerate(elf.sections) if part.name == ".text")
         with pytest.raises(Wrong, match="is loaded"):
             proven(source, new, strip.unread_sections(source, elf) | {text})
+
+
+def test_a_library_whose_sections_ask_for_nothing_is_proven_all_the_same(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_80", 90_000), cubin("sm_90", 90_000)]))
+    data = bytearray(path.read_bytes())
+    with opened(path) as source:
+        elf = elfs.parse(source)
+    for number in range(len(elf.sections)):  # no section is in memory any more
+        at = elf.section_headers_at + number * elfs.SECTION_HEADER.size + 8
+        data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    report = slim_file(path, [Capability(9, 0)], to=tmp_path / "new.so")
+    assert report.changed and (tmp_path / "new.so").stat().st_size < report.before
