@@ -50,7 +50,6 @@ python312Packages.buildPythonApplication {
   dependencies = map (name: python312Packages.${name}) [
     "lz4"
     "nvidia-ml-py"
-    "pyelftools"
     "rich"
     "toml"
     "typer"
