@@ -7,8 +7,10 @@ cleaned up behind itself.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -101,9 +103,20 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
+def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C that came while Python could not raise it, in a callback of its own, comes again shortly."""
+    if issubclass(unraisable.exc_type, Interrupted):
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the command line and exit with one of `errors.ExitCode`."""
     open_streams()
+    sys.unraisablehook = _heard_again
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
     try:

@@ -88,8 +88,26 @@ def test_every_run_is_listed_with_its_outcome(tmp_path: Path) -> None:
         runs(run("0.11.2", check("c.d"), excerpt="one is kept"), run("0.13.0", check("a.b"))),
     )
     head, rows = evidence.runs(tmp_path)
-    assert head[0] == "release"
-    assert [(row[0], row[-1]) for row in rows] == [("0.13.0", "1 ok"), ("0.11.2", "1 ok (one is kept)")]
+    assert head[0] == "release and GPU"
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("0.13.0, NVIDIA H100", "1 ok"),
+        ("0.11.2, NVIDIA H100", "1 ok (one is kept)"),
+    ]
+
+
+def test_native_runs_and_those_of_another_environment_have_columns_of_their_own(tmp_path: Path) -> None:
+    eager = run("0.13.0", check("a.b"), native=True, environment="CUDA_MODULE_LOADING=EAGER")
+    write(
+        tmp_path,
+        "run.json",
+        runs(run("0.13.0", check("a.b")), run("0.13.0", check("a.b"), native=True), eager),
+    )
+    head, _ = evidence.outcomes(tmp_path)
+    assert head[1:] == (
+        "0.13.0, NVIDIA H100",
+        "0.13.0, NVIDIA H100, native",
+        "0.13.0, NVIDIA H100, native, CUDA_MODULE_LOADING=EAGER",
+    )
 
 
 def test_first_calls_of_a_native_result_stand_beside_those_that_the_driver_compiled(tmp_path: Path) -> None:
