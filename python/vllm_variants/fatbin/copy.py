@@ -113,14 +113,33 @@ def _remove_leftovers(to: Path) -> None:
                     path.rmdir()  # killed before there was a lock; does nothing to one with files
                 with suppress(OSError), (path / _WRITER).open("rb") as writer:
                     fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove_tree(path)
+                    _remove_but_last(path, _WRITER)
+
+
+def _remove_but_last(folder: Path, last: str) -> None:
+    """Remove a folder of ours, the file `last` after all else: while something is left, it marks it as ours.
+
+    A killed writer's workers may write for a moment longer, so a folder may not be empty yet.
+    """
+    _make_writable(folder)
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
+        elif child.name != last:
+            child.unlink(missing_ok=True)
+    if [child.name for child in folder.iterdir()] == [last]:
+        _remove_tree(folder)
+
+
+def _make_writable(folder: Path) -> None:
+    for path, _, _ in os.walk(folder):
+        with suppress(OSError):
+            Path(path).chmod(0o700)
 
 
 def _remove_tree(folder: Path) -> None:
     """Remove a folder of ours, also where folders in it are not writable; what cannot be removed stays."""
-    for path, _, _ in os.walk(folder):
-        with suppress(OSError):
-            Path(path).chmod(0o700)
+    _make_writable(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

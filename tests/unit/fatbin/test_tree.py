@@ -565,3 +565,28 @@ def test_a_sparse_file_is_copied_as_one(tree: Path, tmp_path: Path) -> None:
         assert file.read(5) == b"begin"
         file.seek(1 << 30)
         assert file.read() == b"end"
+
+
+def test_what_is_still_written_to_stays_marked_as_a_leftover(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of a killed copy may write for a moment longer; the copy after that one removes it all."""
+    left = atomic.name_beside(tmp_path / "out")
+    (left / "lib").mkdir(parents=True)
+    (left / ".vllm-variants-writer").touch()
+    real, late = shutil.rmtree, left / "lib" / "late.so"
+
+    def beside_a_late_writer(path: Path, **options: Any) -> None:
+        real(path, **options)
+        if Path(path) == late.parent:
+            late.parent.mkdir()
+            late.touch()
+
+    monkeypatch.setattr(shutil, "rmtree", beside_a_late_writer)
+    slimmed_copy(tree, tmp_path / "out", lambda root: slim_tree(root, HOPPER, jobs=1))
+    monkeypatch.undo()
+    assert left.exists()
+    slimmed_copy(tree, tmp_path / "out2", lambda root: slim_tree(root, HOPPER, jobs=1))
+    real(tmp_path / "out")
+    slimmed_copy(tree, tmp_path / "out", lambda root: slim_tree(root, HOPPER, jobs=1))
+    assert not left.exists()
