@@ -81,11 +81,13 @@ def kill_copy(this: Round) -> None:
     (precious / "mine").write_text("precious")
     link = ["--link"] if chance.random() < 0.3 else []
     arguments = [*world.slim(to=out, jobs=chance.choice([1, 2])), *link]
+    leftovers = False  # of a run that was killed, while those after it had no time to sweep
     for _ in range(chance.randint(1, 3)):
         ended = killed(this, "copy", arguments)
+        leftovers |= may_leave(ended)
         this.hold(invariants.equal(before, snapshot(world.tree), "the source"))
         copy_whole(this, out, reference, link, complete=ended.status in (0, 130))
-        nothing_else(this, {"tree", "cached", "links", "out", ".out.slimming"}, leftovers=may_leave(ended))
+        nothing_else(this, {"tree", "cached", "links", "out", ".out.slimming"}, leftovers=leftovers)
     this.undisturbed(*arguments)
     if not out.exists():
         this.hold(["an undisturbed run left no copy"])
