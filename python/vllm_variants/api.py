@@ -283,11 +283,10 @@ def _devices(sm: Sequence[Device], any_device: bool, rows: Matrix) -> list[Capab
 def _rules(
     release: Release, keep_ptx: bool, resources: bool, compress: str | None, keep_symbols: bool
 ) -> Rules:
-    from vllm_variants.fatbin.codecs import Codec, codec_for
+    from vllm_variants.fatbin.codecs import requested_codec
     from vllm_variants.fatbin.rules import Rules
 
-    word = _codec(compress)
-    codec = Codec(word) if word else codec_for(int(release.stack.driver.partition(".")[0]))
+    codec = requested_codec(_codec(compress), release.stack.driver)
     return Rules(keep_ptx, resources, codec, keep_symbols)
 
 

@@ -97,6 +97,11 @@ def codec_for(driver: int) -> Codec:
     return Codec.ZSTD if driver >= _ZSTD_DRIVER else Codec.LZ4
 
 
+def requested_codec(name: str | None, driver: str) -> Codec:
+    """The codec of that name; without one, what takes the least room of those that a driver (`560`) reads."""
+    return Codec(name) if name else codec_for(int(driver.partition(".")[0]))
+
+
 def readable_by(driver: int) -> tuple[Encoding, ...]:
     """The encodings that a driver branch (`525`, `560`) reads, and that are worth a try."""
     return (RAW, ZSTD if codec_for(driver) is Codec.ZSTD else LZ4)

@@ -15,8 +15,7 @@ from vllm_variants.audit import contents as expected
 from vllm_variants.builders.steps import Steps
 from vllm_variants.builders.wheels import native
 from vllm_variants.errors import AuditError, Error
-from vllm_variants.fatbin import codecs
-from vllm_variants.fatbin.codecs import Codec
+from vllm_variants.fatbin.codecs import requested_codec
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.tree import SlimReport, slim_tree
@@ -34,8 +33,7 @@ _BACK = {
 
 def rules_of(request: Request) -> Rules:
     """How a request's libraries are slimmed; with what a GPU has proven (docs/slim.md), so all rules."""
-    driver = int(request.release.stack.driver.partition(".")[0])
-    codec = Codec(request.compress) if request.compress else codecs.codec_for(driver)
+    codec = requested_codec(request.compress, request.release.stack.driver)
     return Rules(request.keep_ptx, compress=codec, keep_symbols=request.keep_symbols)
 
 
