@@ -135,6 +135,12 @@ class Command:
         """Whether a process of it stands still after SIGSTOP."""
         return any(_state(pid) == "T" for pid in self._family())
 
+    def resume(self) -> None:
+        """Let every process of it go on that stands still, also those in groups of their own (uv)."""
+        for pid in self._family():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def waits_for_a_lock(self) -> bool:
         """Whether one of its processes waits for somebody's flock."""
         family = set(self._family())

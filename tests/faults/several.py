@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import invariants
@@ -35,9 +34,7 @@ def at_once(this: Round, first: Command, others: Sequence[Command]) -> list[Ende
         if all(other.wait(0) or other.waits_for_a_lock() for other in others):
             break
         others[0].wait(0.03)
-    if first.process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(first.process.pid, signal.SIGCONT)
+    first.resume()
     return [this.note(command.finish()) for command in (first, *others)]
 
 
@@ -149,9 +146,7 @@ def changed_meanwhile(this: Round) -> None:
         changed = snapshot(world.tree)[name]
     this.faults[f"library {how} while it is slimmed"] += 1
     this.trail.append(f"{name} was {how}")
-    if command.process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(command.process.pid, signal.SIGCONT)
+    command.resume()
     ended = this.note(command.finish())
     now = snapshot(world.tree)
     others = {key: item for key, item in before.items() if key != name}
