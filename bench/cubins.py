@@ -164,8 +164,7 @@ def compile_texts(given: argparse.Namespace) -> dict[str, Any]:
         if compiler.as_dict() != facts["compiler"]:
             sys.exit(f"error: the file is for {facts['compiler']}, and {given.ptxas} is {compiler.as_dict()}")
         chosen = [text for text in texts if _is_chosen(text, given)]
-        jobs = [_job(text, Path(work)) for text in chosen]
-        return _compile(jobs, compiler, given)
+        return _compile([_job(text, Path(work)) for text in chosen], compiler, given)
 
 
 def _is_chosen(text: Text, given: argparse.Namespace) -> bool:
@@ -204,8 +203,9 @@ def _compile(jobs: Sequence[Job], compiler: Compiler, given: argparse.Namespace)
         "cache": asdict(cache.usage()), "notes": notes,
         "failed": [{"name": one.job.name, "reason": one.reason} for one in ended if isinstance(one, Failed)],
         "each": [
-            {"name": one.job.name, "target": one.job.target.sm, "ptx": one.job.size, "cubin": len(one.cubin),
-             "kernels": len(one.ptx.entries), "cpu_seconds": round(one.seconds, 2), "peak_bytes": one.peak}
+            {"name": one.job.name, "target": one.job.target.sm, "options": list(one.job.options),
+             "ptx_sha256": hashlib.sha256(one.job.read()).hexdigest(), "ptx": one.job.size,
+             "cubin": len(one.cubin), "kernels": len(one.ptx.entries), "cpu_seconds": round(one.seconds, 2), "peak_bytes": one.peak}
             for one in fresh
         ],
     }  # fmt: skip

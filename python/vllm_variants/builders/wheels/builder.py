@@ -43,7 +43,7 @@ from vllm_variants.system import links
 from vllm_variants.system.progress import Say
 
 # Part of every result's hash: raise it when the same inputs give another result.
-PIPELINE = 5
+PIPELINE = 6
 # Where a result for another platform expects its interpreter, unless --python says otherwise.
 FOREIGN_HOME = Path("/usr/bin")
 
