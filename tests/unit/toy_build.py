@@ -8,8 +8,11 @@ from pathlib import Path
 from vllm_variants import __main__, data
 
 
-def main(root: str, links: str) -> None:
-    """Build this host's 9.0 variant out of the toy index at `root`, linked in `links`."""
+def main(root: str, links: str, *options: str) -> None:
+    """Build this host's 9.0 variant out of the toy index at `root`, linked in `links`.
+
+    `options` are those of `build` (default: `--no-slim`).
+    """
     data.root = lambda: Path(root)
-    sys.argv = ["vllm-variants", "build", "9.0", "--no-slim", "--links", links]
+    sys.argv = ["vllm-variants", "build", "9.0", "--links", links, *(options or ("--no-slim",))]
     __main__.main()

@@ -10,8 +10,11 @@ from vllm_variants import documents
 from vllm_variants.audit import contents
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
-from vllm_variants.fatbin.planning import SMALLEST_HOLE
 from vllm_variants.model.capability import Capability
+
+
+WORTH_DROPPING = 0x10000
+"""Bytes of a library; strays of the compiler's default target are less."""
 
 
 class Verdict(StrEnum):
@@ -108,7 +111,7 @@ def judge(
     findings = [AuditFinding(Verdict.MISSING, library.path, library.problem) for library in broken]
     if capability:
         findings += _missing(libraries, capability, expectations)
-        foreign = [library for library in libraries if library.foreign >= SMALLEST_HOLE]
+        foreign = [library for library in libraries if library.foreign >= WORTH_DROPPING]
         findings += [_foreign(library, capability) for library in foreign]
         findings += [_jit(library) for library in libraries if library.jit]
     release = expectations.release if expectations else ""

@@ -28,8 +28,8 @@ from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.model.capability import Capability
 
-SMALLEST_HOLE = 0x10000
-"""Bytes; a smaller hole saves less than its segment costs at load time."""
+SMALLEST_HOLE = 0x4000
+"""Bytes; smaller holes would save another 0.05 % of a result, and double the segments of some libraries."""
 MOST_HOLES = 4000
 """Program headers are counted in 16 bits, and glibc keeps them on the stack while loading."""
 

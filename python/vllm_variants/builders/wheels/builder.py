@@ -43,7 +43,7 @@ from vllm_variants.system import links
 from vllm_variants.system.progress import Say
 
 # Part of every result's hash: raise it when the same inputs give another result.
-PIPELINE = 5
+PIPELINE = 6
 # Where a result for another platform expects its interpreter, unless --python says otherwise.
 FOREIGN_HOME = Path("/usr/bin")
 
@@ -155,7 +155,7 @@ class Wheels:
                 result = self.store.publish(folder, inputs.entry)
         except OSError as error:
             raise resource_error(error) from error
-        for line in () if request.native else waiting.sentences(request.variant.capability.sm):
+        for line in _what_waits(request, steps, waiting):
             say(line)
         return result
 
@@ -197,6 +197,14 @@ def _reduce(inputs: _Inputs, steps: Steps, folder: Path) -> None:
     slimmed = device_code.slim(steps, request, folder, inputs.compiler)
     files.refresh_records(steps, site, dropped, slimmed)
     bytecode.write(steps, Bytecode(request.bytecode), inputs.interpreter, site)
+
+
+def _what_waits(request: Request, steps: Steps, waiting: native.Waiting) -> list[str]:
+    """The last lines of a build: what the driver will compile, and why or until when."""
+    done = {step.name: step.facts for step in steps.done}
+    if compiled := done["slim"].get("native"):
+        return native.left_sentences(compiled)  # type: ignore[arg-type]
+    return waiting.sentences(request.variant.capability.sm)
 
 
 def _require_cuda(torch: Path, lock: Lock) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_variants.fatbin.native import cache, schedule
 from vllm_variants.fatbin.native.cache import Cache
@@ -18,6 +21,8 @@ from vllm_variants.system.progress import Say
 
 _SAY_EVERY = 20.0
 """Seconds between two lines of progress."""
+_MOST_REASONS = 5
+"""Lines about what is left."""
 
 
 def ahead(compiler: Compiler, say: Say, jobs: int | None = None) -> Native:
@@ -50,6 +55,17 @@ def summary(libraries: tuple[NativeLibrary, ...], compiler: Compiler) -> dict[st
             for left in library.left
         ],
     }
+
+
+def left_sentences(native: Mapping[str, Any]) -> list[str]:
+    """What a native build could not compile, for its last lines; `native` is a `summary`."""
+    counts = Counter(left["reason"] for left in native["left"])
+    lines = [
+        f"left to the driver: {count} fat {'binary' if count == 1 else 'binaries'}, since {reason}"
+        for reason, count in counts.most_common(_MOST_REASONS)
+    ]
+    more = len(counts) - len(lines)
+    return [*lines, f"left for {more} more reasons: they are in the manifest"] if more else lines
 
 
 @dataclass(frozen=True)
