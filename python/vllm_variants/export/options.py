@@ -1,4 +1,4 @@
-"""What a person may ask of an export; each option is of some forms only (`cli/export.py` holds them to it)."""
+"""What a person may ask of an export; each option is of some forms only (`cli/export.py` sees to it)."""
 
 from __future__ import annotations
 
