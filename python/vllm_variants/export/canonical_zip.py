@@ -44,14 +44,11 @@ def write(path: Path, members: Sequence[Member], record: str, advance: Callable[
     dist-info comes last, as the wheel's specification recommends. `advance` hears of bytes as they are
     read. Raises `DamagedError` for a file that is not what its `recorded` hash says, `OSError`.
     """
-    rows = []
     order = sorted(members, key=lambda member: (".dist-info/" in member.name, member.name))
     with zipfile.ZipFile(path, "w", allowZip64=True) as wheel:
-        for member in order:
-            rows.append(_add(wheel, member, advance))
-        rows.append([record, "", ""])
+        rows = sorted(_add(wheel, member, advance) for member in order)
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(sorted(rows[:-1]) + rows[-1:])
+        csv.writer(text, lineterminator="\n").writerows([*rows, [record, "", ""]])
         _add(wheel, Member(record, data=text.getvalue().encode()), advance)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

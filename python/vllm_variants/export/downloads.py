@@ -12,7 +12,6 @@ from vllm_variants.errors import ResourceError
 from vllm_variants.export.published import PublishedWheel
 from vllm_variants.system import process
 
-
 _KEPT_VARIABLES = re.compile(
     r"PIP_(CERT|CLIENT_CERT|PROXY|TRUSTED_HOST|TIMEOUT|DEFAULT_TIMEOUT|RETRIES|KEYRING_PROVIDER|CONFIG_FILE)"
 )

@@ -23,11 +23,11 @@ _LONGEST = 80
 """Characters of a licence's name; some projects write the whole text in its place."""
 
 NVIDIA = """\
-NVIDIA's libraries (cuBLAS, cuDNN, cuSPARSELt, NCCL, …) were changed: the device code of other GPUs was taken out.
-Their licence, the CUDA Toolkit's End User License Agreement, says under "Limitations": "you may not copy, sell,
-rent, sublicense, transfer, distribute, modify, or create derivative works of any portion of the SDK", except as
-it provides. So this is for your own use, on your own machines: do not put it on a public index or registry, do
-not pass it on. It is not legal advice; the texts in this folder are what counts.
+NVIDIA's libraries (cuBLAS, cuDNN, cuSPARSE, …) were changed: the code of other GPUs was taken out. The
+license agreement of the CUDA Toolkit, in the folders of most of them, says among its limitations: "Except as
+expressly provided in this Agreement, you may not copy, sell, rent, sublicense, transfer, distribute, modify,
+or create derivative works of any portion of the SDK." So this is for your own use, on your own machines: do not
+put it on a public index or registry, and do not pass it on. This is no legal advice; the texts here count.
 """
 NOTICE = "NVIDIA's libraries are changed in it: for your own use, not for a public index or registry"
 """The same in one line, where a person exports."""

@@ -31,8 +31,8 @@ _LONGEST_SCRIPT = 1 << 20
 class Member:
     """A file of a wheel: its name there, and the file it is read from, or its bytes in `data`.
 
-    `recorded` is what the RECORD of the tree says of the file, None where nothing is known of it. `replaced` is
-    the number of bytes at its beginning that `data` stands for.
+    `recorded` is the hash that the RECORD of the tree has of the file, None where it has none. `replaced` is the
+    number of bytes at its beginning that `data` stands for.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Member:
 
 
 def of_package(package: Package, stem: str) -> list[Member]:
-    """The files of a package's wheel but its RECORD, by name; `stem` is `torch-2.9.1`, as its dist-info is to be.
+    """The files of a package's wheel but its RECORD, by name; `stem` begins its dist-info: `torch-2.9.1`.
 
     Raises `DamagedError` for a file that the tree has lost.
     """
@@ -110,5 +110,3 @@ def lost(path: Path) -> Error:
         f"{os.path.normpath(path)} is not the file that its RECORD lists: the result is damaged",
         hint="build the variant again",
     )
-
-

@@ -7,10 +7,9 @@ that was tested with it, and its facts say so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from packaging.markers import Marker
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
@@ -20,66 +19,100 @@ from vllm_variants.model.results import Manifest
 
 @dataclass(frozen=True)
 class Pin:
-    """A requirement of the set's own that does not hold in it, and what stands in its place."""
+    """A requirement of the set's own that does not hold in it, and what stands in its place.
+
+    `corrected` is None where nothing does: it asks for a package that the release goes without.
+    """
 
     published: str
-    corrected: str
+    corrected: str | None
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str | None]:
         """The correction as a wheel's own facts have it."""
         return {"published": self.published, "corrected": self.corrected}
 
 
-def corrections(
-    packages: Sequence[Package], versions: Mapping[str, str], manifest: Manifest
-) -> dict[str, tuple[Pin, ...]]:
-    """The pins of each package that `versions` (by name) do not satisfy; packages without one are not there.
+def corrections(packages: Sequence[Package], manifest: Manifest) -> dict[str, tuple[Pin, ...]]:
+    """The requirements of each package that do not hold among `packages`; packages without one are not there.
 
-    A requirement on a package that the set does not have, or that is for another platform, an extra or
-    another Python, stays as it is.
+    What is for another platform, another Python or an extra that nobody asks for stays as it is.
     """
-    environment = _environment(manifest)
-    found = {package.name: tuple(_broken(package, versions, environment)) for package in packages}
+    there = _Set({package.name: package for package in packages}, _environment(manifest))
+    found = {package.name: tuple(_broken(package, there)) for package in packages}
     return {name: pins for name, pins in found.items() if pins}
 
 
-def _broken(package: Package, versions: Mapping[str, str], environment: Mapping[str, str]) -> list[Pin]:
-    pins = []
+@dataclass(frozen=True)
+class _Set:
+    """Packages by name, and the markers' variables where they are installed."""
+
+    packages: Mapping[str, Package]
+    environment: Mapping[str, str]
+
+    def version(self, requirement: Requirement) -> str:
+        """The version that is there of what is required; empty where it is not there."""
+        package = self.packages.get(normalized(requirement.name))
+        return str(package.version) if package else ""
+
+    def has(self, requirement: Requirement) -> bool:
+        """Whether a requirement holds, its extras aside."""
+        version = self.version(requirement)
+        return bool(version) and requirement.specifier.contains(version, prereleases=True)
+
+    def extras(self, requirement: Requirement) -> set[str]:
+        """The extras of a requirement whose own requirements hold."""
+        package = self.packages[normalized(requirement.name)]
+        return {
+            extra
+            for extra in requirement.extras
+            if all(map(self.has, required(package, {**self.environment, "extra": extra})))
+        }
+
+
+def _broken(package: Package, there: _Set) -> Iterator[Pin]:
+    for requirement in required(package, there.environment):
+        if not there.version(requirement):
+            yield Pin(_as_published(package, requirement), None)
+            continue
+        extras = there.extras(requirement)
+        if there.has(requirement) and extras == requirement.extras:
+            continue
+        specifier = str(requirement.specifier)
+        if not there.has(requirement):
+            specifier = f"=={Version(there.version(requirement)).public}"
+        marker = f"; {requirement.marker}" if requirement.marker else ""
+        named = f"[{','.join(sorted(extras))}]" if extras else ""
+        corrected = f"{requirement.name}{named}{specifier}{marker}"
+        yield Pin(_as_published(package, requirement), corrected)
+
+
+def required(package: Package, environment: Mapping[str, str]) -> Iterator[Requirement]:
+    """What a package requires in an environment; what cannot be read as a requirement is left out."""
     for text in package.distribution.metadata.get_all("Requires-Dist") or ():
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
             continue
-        version = versions.get(normalized(requirement.name))
-        if version is None or not _holds_here(requirement.marker, environment):
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            pins.append(Pin(text, _corrected(requirement, version)))
-    return pins
+        if requirement.marker is None or requirement.marker.evaluate(dict(environment)):
+            yield requirement
 
 
-def _holds_here(marker: Marker | None, environment: Mapping[str, str]) -> bool:
-    return marker is None or marker.evaluate(dict(environment))
+def _as_published(package: Package, requirement: Requirement) -> str:
+    """A requirement in the words of the package's metadata."""
+    texts = package.distribution.metadata.get_all("Requires-Dist") or ()
+    return next(text for text in texts if _is(text, requirement))
 
 
-def _corrected(requirement: Requirement, version: str) -> str:
-    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-    marker = f"; {requirement.marker}" if requirement.marker else ""
-    return f"{requirement.name}{extras}=={Version(version).public}{marker}"
+def _is(text: str, requirement: Requirement) -> bool:
+    try:
+        return Requirement(text) == requirement
+    except InvalidRequirement:
+        return False
 
 
 def requirements_of(package: Package, manifest: Manifest) -> list[str]:
     """The names of what a package requires on the result's platform, without its extras; sorted."""
-    environment = _environment(manifest)
-    names = set()
-    for text in package.distribution.metadata.get_all("Requires-Dist") or ():
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if _holds_here(requirement.marker, environment):
-            names.add(normalized(requirement.name))
-    return sorted(names)
+    return sorted({normalized(found.name) for found in required(package, _environment(manifest))})
 
 
 def _environment(manifest: Manifest) -> dict[str, str]:

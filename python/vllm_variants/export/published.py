@@ -26,7 +26,7 @@ from vllm_variants.model.results import Result
 from vllm_variants.system import uv
 
 _ANY_GLIBC = "manylinux_2_40"
-"""The newest that uv knows: a wheel that was installed is among what it lists, whatever C library was there."""
+"""The newest that uv knows: what was installed is among what it lists, whatever C library was there."""
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,10 @@ def text(document: Mapping[str, object] | Sequence[object]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _replaced(head: str, field_name: str, old: str, new: str, package: Package) -> str:
-    line = re.compile(rf"^{field_name}:\s*{re.escape(old)}\s*$", re.MULTILINE | re.IGNORECASE)
-    changed, count = line.subn(lambda _: f"{field_name}: {new}", head)
+def _replaced(head: str, field_name: str, old: str, new: str | None, package: Package) -> str:
+    """The head of METADATA with one field's value replaced; without the field where `new` is None."""
+    line = re.compile(rf"^{field_name}:[ \t]*{re.escape(old)}[ \t]*(\n|\Z)", re.MULTILINE | re.IGNORECASE)
+    changed, count = line.subn(lambda match: "" if new is None else f"{field_name}: {new}{match[1]}", head)
     if not count:
         problem: Error = DamagedError(
             f"{package.info / 'METADATA'} has no line `{field_name}: {old}`", hint="build the variant again"

@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_variants import __version__
@@ -49,7 +49,7 @@ class Part:
     """
 
     package: Package
-    changes: Changes = Changes()
+    changes: Changes = field(default_factory=Changes)
     version: str = ""
     sha256: str = ""
 

@@ -1,7 +1,7 @@
 """A wheelhouse: a folder of wheels for environments that people make themselves.
 
     requirements.txt       every package with its hashes: what pip and uv install
-    *.whl                  the packages that the build changed, repacked; with `--all` the others, as published
+    *.whl                  the packages that the build changed, repacked; with `--all` the others too
     *-variants.json        which variants there are of a version; only with `--variants`
     export.json            what each wheel was made of
     sbom.cdx.json  licences/
@@ -119,13 +119,12 @@ def _require_together(results: Sequence[Result], options: Options) -> None:
 
 def _contents(result: Result) -> _Contents:
     found = packages.of_result(result)
-    versions = {package.name: package.version for package in found}
     return _Contents(
         result,
         found,
         published.of_result(result, found),
         changes.of_result(result, found),
-        pins.corrections(found, versions, result.manifest),
+        pins.corrections(found, result.manifest),
     )
 
 
