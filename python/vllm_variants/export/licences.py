@@ -26,8 +26,8 @@ NVIDIA = """\
 NVIDIA's libraries (cuBLAS, cuDNN, cuSPARSE, …) were changed: the code of other GPUs was taken out. The
 license agreement of the CUDA Toolkit, in the folders of most of them, says among its limitations: "Except as
 expressly provided in this Agreement, you may not copy, sell, rent, sublicense, transfer, distribute, modify,
-or create derivative works of any portion of the SDK." So this is for your own use, on your own machines: do not
-put it on a public index or registry, and do not pass it on. This is no legal advice; the texts here count.
+or create derivative works of any portion of the SDK." So this is for your own use, on your own machines: do
+not put it on a public index or registry, and do not pass it on. This is no legal advice: the texts count.
 """
 NOTICE = "NVIDIA's libraries are changed in it: for your own use, not for a public index or registry"
 """The same in one line, where a person exports."""

@@ -31,8 +31,8 @@ _LONGEST_SCRIPT = 1 << 20
 class Member:
     """A file of a wheel: its name there, and the file it is read from, or its bytes in `data`.
 
-    `recorded` is the hash that the RECORD of the tree has of the file, None where it has none. `replaced` is the
-    number of bytes at its beginning that `data` stands for.
+    `recorded` is the hash that the RECORD of the tree has of the file, None where it has none. `replaced` is
+    the number of bytes at its beginning that `data` stands for.
     """
 
     name: str

@@ -100,7 +100,7 @@ def required(package: Package, environment: Mapping[str, str]) -> Iterator[Requi
 def _as_published(package: Package, requirement: Requirement) -> str:
     """A requirement in the words of the package's metadata."""
     texts = package.distribution.metadata.get_all("Requires-Dist") or ()
-    return next(text for text in texts if _is(text, requirement))
+    return next(str(text) for text in texts if _is(text, requirement))
 
 
 def _is(text: str, requirement: Requirement) -> bool:

@@ -105,7 +105,6 @@ def _component(part: Part, manifest: Manifest) -> Component:
         description=str(package.distribution.metadata["Summary"] or "") or None,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=part.sha256)] if part.sha256 else [],
         licenses=_licences(*_stated(licences.of_package(package))),
-        modified=bool(part.changes),
         pedigree=_pedigree(part, manifest) if part.changes else None,
     )
 
@@ -137,7 +136,7 @@ def _stated(licence: licences.Licence) -> tuple[str, bool]:
 
 
 def _licences(name: str, is_expression: bool) -> list[Any]:
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.license import DisjunctiveLicense
 
     if not name:

@@ -1,8 +1,9 @@
 """Variant wheels: several SMs of one package side by side, of which an installer picks by the GPU.
 
-PEP 825 (draft, metadata 0.1.1 as uv 0.13 reads it): a label in the file name, `variant.json` in dist-info,
-and for each version a file `NAME-VERSION-variants.json` beside the wheels. The properties are those of
-NVIDIA's provider, https://github.com/wheelnext/nvidia-variant-provider, which uv has built in.
+PEP 825, and PEP 850 for the providers, both drafts, as uv 0.13 reads them: a label in the file name,
+`variant.json` in dist-info, and for each version a file `NAME-VERSION-variants.json` beside the wheels. The
+properties are those of NVIDIA's provider, https://github.com/wheelnext/nvidia-variant-provider, which uv has
+built in.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from vllm_variants.model.results import Manifest
 
 FILE = "variant.json"
 """The file in a variant wheel's dist-info."""
-_SCHEMA = "https://variants-schema.wheelnext.dev/v0.0.3.json"
+_SCHEMA = "https://variants-schema.wheelnext.dev/peps/850/v0.2.0.json"
 _PROVIDER = {
     "requires": ["nvidia-variant-provider>=0.0.1,<1"],
     "plugin-api": "nvidia_variant_provider.plugin:NvidiaVariantPlugin",
-    "enable-if": "platform_system == 'Linux'",
 }
 
 
@@ -31,10 +31,7 @@ def document(manifests: Iterable[Manifest]) -> dict[str, Any]:
     """What variant.json says of a wheel of one result, and variants.json of those of several."""
     return {
         "$schema": _SCHEMA,
-        "default-priorities": {
-            "namespace": ["nvidia"],
-            "feature": {"nvidia": ["sm_arch", "cuda_version_lower_bound"]},
-        },
+        "default-priorities": {"namespace": ["nvidia"]},  # with more in it uv passes all variants over
         "providers": {"nvidia": _PROVIDER},
         "variants": {label(manifest): _properties(manifest) for manifest in sorted(manifests, key=label)},
     }

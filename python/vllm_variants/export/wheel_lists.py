@@ -1,9 +1,15 @@
-"""What a wheelhouse says of its wheels: a hash-locked requirements.txt, and where each came from."""
+"""What a wheelhouse says of its wheels: a hash-locked requirements.txt, a page of links, where each came from.
+
+The page is for web servers, and for uv: of the files in a folder it knows no hashes before it has read them,
+and so prefers a published wheel, whose hash the index tells, to a variant wheel that fits better.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from urllib.parse import quote
 
 from vllm_variants import __version__
 from vllm_variants.export.canonical_zip import WrittenWheel
@@ -13,6 +19,7 @@ from vllm_variants.export.published import PublishedWheel
 from vllm_variants.export.repack import Repack
 from vllm_variants.model.results import Manifest
 
+PAGE = "index.html"
 Kept = Sequence[tuple[Package, PublishedWheel]]
 """The packages that stay as they were published."""
 
@@ -38,11 +45,20 @@ def requirements(manifest: Manifest, wheels: Sequence[Repacked], kept: Kept, opt
             hashes[line].add(wheel.repack.published.sha256)
     for package, published in kept:
         hashes[f"{package.name}=={package.version}"] = {published.sha256}
-    lines = [*_head(manifest, wheels, options), "--find-links ."]
+    lines = [*_head(manifest, wheels, options), f"--find-links {PAGE if options.variants else '.'}"]
     lines += ["--no-index"] if options.all_wheels else []
     for line in sorted(hashes):
         lines.append(" \\\n    ".join([line, *(f"--hash=sha256:{found}" for found in sorted(hashes[line]))]))
     return "\n".join(lines) + "\n"
+
+
+def page(files: Mapping[str, str]) -> str:
+    """Links to files of the wheelhouse, by name with their sha256, as the simple repository API has them."""
+    links = [
+        f'<a href="{quote(name)}#sha256={digest}">{escape(name)}</a><br>'
+        for name, digest in sorted(files.items())
+    ]
+    return "\n".join(["<!DOCTYPE html>", "<title>Wheels</title>", *links]) + "\n"
 
 
 def _head(manifest: Manifest, wheels: Sequence[Repacked], options: Options) -> list[str]:

@@ -1,6 +1,7 @@
 """A wheelhouse: a folder of wheels for environments that people make themselves.
 
     requirements.txt       every package with its hashes: what pip and uv install
+    index.html             links to the wheels, with their hashes
     *.whl                  the packages that the build changed, repacked; with `--all` the others too
     *-variants.json        which variants there are of a version; only with `--variants`
     export.json            what each wheel was made of
@@ -11,6 +12,7 @@ Made aside and shown by one rename. The same results give the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -169,7 +171,9 @@ def _fill(
         wheel_lists.Repacked(repack, written)
         for (repack, _), written in zip(plan.repacks, _written(folder, plan, talk), strict=True)
     ]
+    files = {wheel.written.file: wheel.written.sha256 for wheel in wheels}
     if options.all_wheels:
+        files |= {published.file: published.sha256 for _, published in plan.kept}
         talk.say(f"fetching {len(plan.kept)} published wheels, which were not changed")
         python = contents[0].result.manifest.facts["stack"]["python"]
         _fetch(folder, plan, python)
@@ -177,7 +181,10 @@ def _fill(
         manifests = [each.result.manifest for each in contents]
         index = text(variant_wheels.document(manifests))
         for stem in {repack.stem for repack, _ in plan.repacks}:
-            (folder / variant_wheels.index_file(stem)).write_text(index, encoding="utf-8")
+            name = variant_wheels.index_file(stem)
+            (folder / name).write_text(index, encoding="utf-8")
+            files[name] = hashlib.sha256(index.encode()).hexdigest()
+    (folder / wheel_lists.PAGE).write_text(wheel_lists.page(files), encoding="utf-8")
     requirements = wheel_lists.requirements(contents[0].result.manifest, wheels, plan.kept, options)
     (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
     _write_facts(folder, contents, wheels, plan)
