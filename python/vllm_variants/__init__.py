@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vllm_variants.api import build as build
     from vllm_variants.api import build_all as build_all
     from vllm_variants.api import detect as detect
+    from vllm_variants.api import export_results as export_results
     from vllm_variants.api import load_matrix as load_matrix
     from vllm_variants.api import load_schema as load_schema
     from vllm_variants.api import read_result as read_result
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vllm_variants.errors import ResourceError as ResourceError
     from vllm_variants.errors import UnsupportedError as UnsupportedError
     from vllm_variants.errors import UsageError as UsageError
+    from vllm_variants.export.report import Exported as Exported
     from vllm_variants.fatbin.library import FileReport as FileReport
     from vllm_variants.fatbin.tree import SlimReport as SlimReport
     from vllm_variants.machine.detection import Detection as Detection
@@ -57,6 +59,7 @@ _NAMES = {
         "build",
         "build_all",
         "detect",
+        "export_results",
         "load_matrix",
         "load_schema",
         "read_result",
@@ -78,6 +81,7 @@ _NAMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "export.report": ("Exported",),
     "fatbin.library": ("FileReport",),
     "fatbin.tree": ("SlimReport",),
     "machine.detection": ("Detection", "GpuDetection"),

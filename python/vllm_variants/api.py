@@ -28,6 +28,7 @@ from vllm_variants.system import progress as progresses
 if TYPE_CHECKING:
     from vllm_variants.audit import AuditReport
     from vllm_variants.builders.outcomes import Builder, Outcome
+    from vllm_variants.export.report import Exported
     from vllm_variants.fatbin.native.library import Native
     from vllm_variants.fatbin.rules import Rules
     from vllm_variants.fatbin.tree import SlimReport
@@ -330,6 +331,50 @@ def audit_path(
     libraries = audit.collect(roots, audited.capability, progress)
     expected, _ = expectations_for(audited, libraries)
     return audit.judge(tuple(map(str, roots)), libraries, audited.capability, expected)
+
+
+# ── taking it elsewhere ──
+
+
+def export_results(
+    results: PathLike | Sequence[PathLike],
+    to: str,
+    *,
+    python: PathLike | None = None,
+    gzip: bool = False,
+    base: str | None = None,
+    push: str | None = None,
+    all_wheels: bool = False,
+    variants: bool = False,
+    say: Say = _quiet,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Export results, `result-…` links or directories, `to` a form: `folder:DIR`, `oci:DIR`, `wheels:DIR`, …
+
+    The options are those of `vllm-variants export`, each of some forms only: `python` is the interpreter to
+    include, `gzip` compresses layers for old pullers, `base` is the image to stand on, `push` the registry to
+    copy to; `all_wheels` puts the published wheels into a wheelhouse too, `variants` makes variant wheels
+    (a preview). `progress` hears of bytes done and bytes in all.
+
+    Raises an `Error`, and then nothing is there: `UsageError` for a form that does not exist or a path that
+    does, `DamagedError` and `UnsupportedError` for a result that cannot be taken, `ResourceError` without
+    room.
+    """
+    from vllm_variants.export import destinations, forms, sources
+    from vllm_variants.export.options import Options, Talk
+
+    destination = destinations.parse(to)
+    paths = [results] if isinstance(results, str | os.PathLike) else results
+    found = sources.read([Path(path) for path in paths])
+    if len(found) > 1 and destination.form not in forms.SEVERAL:
+        raise UsageError(f"{destination.form}: takes one variant", hint="export them one by one")
+    destinations.require_new(destination)
+    interpreter = Path(python) if python is not None else None
+    options = Options(
+        python=interpreter, gzip=gzip, base=base, push=push, all_wheels=all_wheels, variants=variants
+    )
+    with progresses.heard_by(say):
+        return forms.exporter(destination.form)(found, destination, options, Talk(say, progress))
 
 
 # ── checks ──

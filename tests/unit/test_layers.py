@@ -26,12 +26,13 @@ LAYERS: dict[str, set[str]] = {
     "store": {"base", "model", "system"},
     "builders": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store"},
     "verify": {"base", "model", "system", "machine"},
+    "export": {"base", "model", "system", "machine", "fatbin", "audit", "store", "builders"},
     "doctor": {"base", "model", "system", "machine", "nix", "store", "builders"},
     "maintain": {"base", "model", "system", "machine", "nix", "builders", "verify"},
     "checks": set(),
-    "api": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store", "builders", "verify"},
     "cli": set(),  # everything: it is the top
 }
+LAYERS["api"] = {*LAYERS} - {"doctor", "maintain", "checks", "cli"}
 BASE = {"errors", "data", "documents", "versions"}
 
 

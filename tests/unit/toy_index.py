@@ -143,11 +143,16 @@ def make_torch_a_cpu_build(index: ToyIndex, system: str) -> None:
     )
 
 
+def add(index: ToyIndex, name: str, version: str, system: str, files: Mapping[str, str | bytes]) -> Path:
+    """Add a package for a system, or replace it; lock it after the last one."""
+    return _wheel(index.wheels, name, version, f"manylinux_2_28_{locks.platform_of(system)}", files)
+
+
 def _wheel(folder: Path, name: str, version: str, platform: str, files: Mapping[str, str | bytes]) -> Path:
     info = f"{name}-{version}.dist-info"
     files = {
-        **files,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        **files,
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp312-cp312-{platform}\n",
     }
     contents = {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}

@@ -24,6 +24,7 @@ from vllm_variants.cli.command import NOT_UNDERSTOOD, Command
 from vllm_variants.cli.detect import detect
 from vllm_variants.cli.docs import docs
 from vllm_variants.cli.doctor import doctor
+from vllm_variants.cli.export import export
 from vllm_variants.cli.gc import gc
 from vllm_variants.cli.lint import lint
 from vllm_variants.cli.list import list_variants
@@ -82,7 +83,7 @@ _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def _register() -> None:
     """Add every command to the application; those that work on a checkout are hidden where there is none."""
     app.command("list", cls=Command)(list_variants)
-    for command in (detect, build, audit, slim, verify, doctor, gc):
+    for command in (detect, build, audit, slim, verify, export, doctor, gc):
         app.command(cls=Command)(command)
     for command in (docs, lock, pin, lint):
         if data.checkout():

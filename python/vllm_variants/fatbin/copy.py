@@ -1,28 +1,19 @@
-"""A slimmed copy of a tree: made aside and renamed, so that it is there whole or not at all.
-
-What is not finished lies beside the output in a folder of ours, `.NAME.RANDOM.vllm-variants-new`,
-with a file in it that its writer holds locked. So what a killed writer left is known for sure, and
-nothing else is ever removed.
-"""
+"""A slimmed copy of a tree: made aside and renamed, so that it is there whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from vllm_variants.errors import Error, InputError, MissingError, UsageError
+from vllm_variants.errors import Error, InputError, UsageError
 from vllm_variants.fatbin.tree import SlimReport, regular_files
 from vllm_variants.fatbin.writing import Unwritable, copy_file
-from vllm_variants.system import atomic
-
-_WRITER = ".vllm-variants-writer"
-"""The file in an unfinished copy that its writer holds locked."""
+from vllm_variants.system import atomic, new_folder
 
 
 def slimmed_copy(
@@ -35,20 +26,19 @@ def slimmed_copy(
     output that exists or lies in `root`, `MissingError` where its folder is absent, `InputError` for
     what cannot be read and `Unwritable` for what cannot be written; nothing is left then.
     """
-    refuse_output(to)
+    new_folder.refuse_existing(to)
     if to.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{to} lies in {root} itself", hint="choose an output outside it")
-    _remove_leftovers(to)
+    new_folder.remove_leftovers(to)
     try:
-        with _aside(to) as aside:
+        with new_folder.aside(to) as aside:
             folders = _linked_tree(root, aside)
             report = slim(aside)
             if not link:
                 _unlink_from(root, aside)
             for source, folder in reversed(folders):
                 shutil.copystat(source, folder)
-            (aside / _WRITER).unlink()
-            _publish(aside, to)
+            new_folder.publish(aside, to)
             with suppress(OSError):  # not earlier: it may take the right to rename away
                 shutil.copystat(root, to)
     except OSError as error:
@@ -56,91 +46,6 @@ def slimmed_copy(
         raise Unwritable(f"{to} cannot be made: {error.strerror or error}{where}") from error
     files = (replace(file, kept=file.kept.replace(str(aside), str(to))) for file in report.files)
     return replace(report, root=str(to), files=tuple(files))
-
-
-def refuse_output(to: Path) -> None:
-    """Raise an `Error` unless something new can be made at `to`: its folder is there, and it is not."""
-    try:
-        to.lstat()
-    except FileNotFoundError:
-        if not to.parent.is_dir():
-            raise MissingError(f"{to.parent} does not exist", hint=f"mkdir -p {to.parent}") from None
-        return
-    except OSError as error:
-        raise UsageError(f"{to} cannot be an output: {error.strerror}") from error
-    raise UsageError(f"{to} exists already", hint="choose another output, or remove it")
-
-
-@contextmanager
-def _aside(to: Path) -> Iterator[Path]:
-    """A new, locked folder beside `to`; gone afterwards unless it was renamed."""
-    aside = atomic.name_beside(to)
-    try:
-        with _locked(aside):
-            yield aside
-    finally:
-        _remove_tree(aside)
-
-
-@contextmanager
-def _locked(aside: Path) -> Iterator[None]:
-    """Make the folder and hold its lock; again where it was swept before there was one to hold."""
-    for last in (False, False, True):
-        aside.mkdir(0o700)
-        try:
-            writer = (aside / _WRITER).open("xb")
-            break
-        except FileNotFoundError:
-            if last:
-                raise
-    with writer:
-        fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
-def _publish(aside: Path, to: Path) -> None:
-    if os.path.lexists(to):
-        raise UsageError(f"{to} exists already", hint="choose another output, or remove it")
-    aside.rename(to)
-
-
-def _remove_leftovers(to: Path) -> None:
-    """Remove what killed copies to `to` left: folders of our name that are empty, or whose lock is free."""
-    with suppress(OSError):
-        for path in list(to.parent.iterdir()):
-            if atomic.is_leftover_of(path, to) and not path.is_symlink():
-                with suppress(OSError):
-                    path.rmdir()  # killed before there was a lock; does nothing to one with files
-                with suppress(OSError), (path / _WRITER).open("rb") as writer:
-                    fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove_but_last(path, _WRITER)
-
-
-def _remove_but_last(folder: Path, last: str) -> None:
-    """Remove a folder of ours, the file `last` after all else: while something is left, it marks it as ours.
-
-    A killed writer's workers may write for a moment longer, so a folder may not be empty yet.
-    """
-    _make_writable(folder)
-    for child in folder.iterdir():
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child, ignore_errors=True)
-        elif child.name != last:
-            child.unlink(missing_ok=True)
-    if [child.name for child in folder.iterdir()] == [last]:
-        _remove_tree(folder)
-
-
-def _make_writable(folder: Path) -> None:
-    for path, _, _ in os.walk(folder):
-        with suppress(OSError):
-            Path(path).chmod(0o700)
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove a folder of ours, also where folders in it are not writable; what cannot be removed stays."""
-    _make_writable(folder)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _linked_tree(root: Path, to: Path) -> list[tuple[Path, Path]]:

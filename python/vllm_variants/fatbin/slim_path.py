@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_variants.errors import InputError, MissingError
-from vllm_variants.fatbin.copy import refuse_output, slimmed_copy
+from vllm_variants.fatbin.copy import slimmed_copy
 from vllm_variants.fatbin.library import slim_file
 from vllm_variants.fatbin.native.library import Native, compile_tree
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.tree import UNREMARKABLE, Progress, SlimReport, slim_tree
 from vllm_variants.fatbin.writing import copy_file
 from vllm_variants.model.capability import Capability
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, new_folder
 
 
 def slim_path(
@@ -74,7 +74,7 @@ def _slim_file(
     path = path.resolve()  # a symbolic link stays one
     if to:
         to = to / path.name if os.path.isdir(to) else to  # noqa: PTH112 - any name may come
-        refuse_output(to)
+        new_folder.refuse_existing(to)
     atomic.remove_leftovers_of(to or path)
     compiled = compile_tree([path], path.parent, devices, rules, native) if native else {}
     report = slim_file(
