@@ -1,0 +1,68 @@
+"""What folders, archives and images share: a result's tree with a Python of its own, and facts about it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vllm_variants.export import interpreter, report, sources, tree
+from vllm_variants.export.destinations import Form
+from vllm_variants.export.interpreter import Runtime
+from vllm_variants.export.options import Options, Talk
+from vllm_variants.export.tree import Text, Tree
+from vllm_variants.machine.interpreters import Interpreter
+from vllm_variants.model.results import Result
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A result, the Python that it runs with, and the plan of both in one tree."""
+
+    result: Result
+    runtime: Runtime
+    tree: Tree
+
+    @property
+    def name(self) -> str:
+        """`vllm-python312-cuda12_9-sm90-0.13.0`: what it is called where it lies beside others."""
+        return f"{self.result.manifest.variant}-{self.result.manifest.release}"
+
+
+@contextmanager
+def prepared(results: Sequence[Result], form: Form, options: Options, talk: Talk) -> Iterator[list[Portable]]:
+    """The results, each with its Python beside it until the block ends, and all that an export carries.
+
+    Results of one Python version share it. Raises `UnsupportedError` for one of another platform, and what
+    `interpreter` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="vllm-variants-export.") as folder:
+        runtimes: dict[Interpreter, Runtime] = {}
+        made = []
+        for result in results:
+            sources.require_this_platform(result)
+            python = interpreter.chosen(result, options.python, talk.say)
+            if python not in runtimes:
+                talk.say(f"taking Python {python.version} along ({python.path}) …")
+                place = Path(folder, f"python{len(runtimes)}")
+                runtimes[python] = interpreter.take(python, place, talk.say)
+            made.append(
+                _with_facts(Portable(result, runtimes[python], tree.plan(result, runtimes[python])), form)
+            )
+            made[-1] = _with_licences(made[-1], Path(folder, f"facts{len(made)}"))
+        yield made
+
+
+def _with_facts(portable: Portable, form: Form) -> Portable:
+    """With the manifest of the export."""
+    facts = report.document(form, [portable.result], {"python": portable.runtime.as_dict()})
+    manifest = Text(str(report.MANIFEST), report.text(facts).encode())
+    planned = portable.tree
+    return replace(portable, tree=replace(planned, launchers=(*planned.launchers, manifest)))
+
+
+def _with_licences(portable: Portable, folder: Path) -> Portable:
+    """With the licences and the bill of materials of what is in it."""
+    return portable
