@@ -344,6 +344,8 @@ def export_results(
     gzip: bool = False,
     base: str | None = None,
     push: str | None = None,
+    all_wheels: bool = False,
+    variants: bool = False,
     say: Say = _quiet,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
@@ -351,7 +353,8 @@ def export_results(
 
     The options are those of `vllm-variants export`, each of some forms only: `python` is the interpreter to
     include, `gzip` compresses layers for old pullers, `base` is the image to stand on, `push` the registry to
-    copy to. `progress` hears of bytes done and bytes in all.
+    copy to; `all_wheels` puts the published wheels into a wheelhouse too, `variants` makes variant wheels
+    (a preview). `progress` hears of bytes done and bytes in all.
 
     Raises an `Error`, and then nothing is there: `UsageError` for a form that does not exist or a path that
     does, `DamagedError` and `UnsupportedError` for a result that cannot be taken, `ResourceError` without
@@ -367,7 +370,9 @@ def export_results(
         raise UsageError(f"{destination.form}: takes one variant", hint="export them one by one")
     destinations.require_new(destination)
     interpreter = Path(python) if python is not None else None
-    options = Options(python=interpreter, gzip=gzip, base=base, push=push)
+    options = Options(
+        python=interpreter, gzip=gzip, base=base, push=push, all_wheels=all_wheels, variants=variants
+    )
     with progresses.heard_by(say):
         return forms.exporter(destination.form)(found, destination, options, Talk(say, progress))
 

@@ -17,11 +17,14 @@ from vllm_variants.system.progress import bar
 
 _TREES = (Form.FOLDER, Form.TAR, Form.OCI, Form.OCI_ARCHIVE)
 _IMAGES = (Form.OCI, Form.OCI_ARCHIVE)
+_WHEELS = (Form.WHEELS,)
 OF_FORMS = {
     "--python": _TREES,
     "--gzip": _IMAGES,
     "--base": _IMAGES,
     "--push": _IMAGES,
+    "--all": _WHEELS,
+    "--variants": _WHEELS,
 }
 """The options that only some forms have."""
 
@@ -74,6 +77,13 @@ def export(
         str | None,
         typer.Option(metavar="docker://…", help="Images: copy it to a registry with skopeo, then."),
     ] = None,
+    all_wheels: Annotated[
+        bool, typer.Option("--all", help="Wheels: with those that were not changed, as they are published.")
+    ] = False,
+    variant_wheels: Annotated[
+        bool,
+        typer.Option("--variants", help="Wheels: variant wheels, of which uv picks by GPU (preview)."),
+    ] = False,
     release: ReleaseName = None,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +99,16 @@ def export(
     paths = [*_links(variants or [], release), *(result or [])]
     with bar(f"exporting to {destination.form}") as advance:
         exported = api.export_results(
-            paths, to, python=python, gzip=gzip, base=base, push=push, say=say, progress=advance
+            paths,
+            to,
+            python=python,
+            gzip=gzip,
+            base=base,
+            push=push,
+            all_wheels=all_wheels,
+            variants=variant_wheels,
+            say=say,
+            progress=advance,
         )
     if as_json:
         print_json(exported.as_dict())

@@ -14,13 +14,16 @@ class Options:
 
     Of folders, archives and images: `python` is the interpreter to include, None for one that uv
     installs, else the result's own. Of what is compressed: `gzip` instead of zstd. Of images: `base`, an
-    image layout to stand on (None: Debian packages), and `push`, the `docker://…` to copy it to.
+    image layout to stand on (None: Debian packages), and `push`, the `docker://…` to copy it to. Of
+    wheelhouses: `all_wheels` has the published wheels in it too, `variants` makes variant wheels.
     """
 
     python: Path | None = None
     gzip: bool = False
     base: str | None = None
     push: str | None = None
+    all_wheels: bool = False
+    variants: bool = False
 
 
 def _quiet(line: str) -> None:
