@@ -120,8 +120,8 @@ def _fetch(text: str, system: str, archive: Path) -> list[str]:
     listing = archive.with_name("packages")
     # The hook packs, with this machine's tar: without root mmdebstrap cannot run the new system's.
     hook = (
-        f'for deb in "$1"/var/cache/apt/archives/*.deb; do dpkg-deb -f "$deb"; echo; done > {listing}'
-        f' && tar -C "$1" --exclude=./var/cache --exclude=./dev --exclude=./proc --exclude=./sys -cf {archive} .'
+        f'for deb in "$1"/var/cache/apt/archives/*.deb; do dpkg-deb -f "$deb"; echo; done > {listing} &&'
+        f' tar -C "$1" --exclude=./var/cache --exclude=./dev --exclude=./proc --exclude=./sys -cf {archive} .'
     )
     command = [
         "mmdebstrap", "--variant=extract", "--format=null", f"--architectures={architecture}",

@@ -40,7 +40,7 @@ def layers(portable: Portable, base: int) -> list[Layer]:
     tree = portable.tree
     device_code = _device_code(portable)
     large = [entry for entry in tree.packages if entry.size >= LARGE and not entry.path.endswith(".py")]
-    large = sorted(large, key=lambda entry: (-entry.size, entry.path))[: max(0, MOST - base - 4)]
+    large = sorted(large, key=lambda entry: (-entry.size, entry.path))[: max(0, MOST - base - 5)]
     alone = {entry.path for entry in large}
     rest = [entry for entry in tree.packages if entry.path not in alone]
     changed = _recorded_with(rest, device_code | {path for path in alone if path in device_code})

@@ -158,7 +158,8 @@ def _image(
     diff_ids = [*base.diff_ids, home_id, *(diff_id for _, _, diff_id in written)]
     names = ["home", *(layer.name for layer, _, _ in written)]
     config = layout.add(CONFIG, image.config(made, base.config, labels, diff_ids, names))
-    descriptors = [*base.layers, home, *(descriptor for _, descriptor, _ in written)]
+    added = [home, *(descriptor for _, descriptor, _ in written)]
+    descriptors = [*base.layers, *added]
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -171,7 +172,9 @@ def _image(
     facts: list[dict[str, object]] = [
         {"name": base.name, "digest": layer.digest, "bytes": layer.size} for layer in base.layers
     ]
-    facts += [{"name": layer.name, "digest": d.digest, "bytes": d.size} for layer, d, _ in written]
+    facts += [
+        {"name": name, "digest": d.digest, "bytes": d.size} for name, d in zip(names, added, strict=True)
+    ]
     described = manifest.as_dict(platform=image.platform(made), annotations={**labels, REF_NAME: tag})
     return _Image(tag, described, facts)
 

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vllm_variants.export import interpreter, report, sources, tree
+from vllm_variants.export import facts as facts_of_parts
+from vllm_variants.export import interpreter, licences, report, sources, tree
 from vllm_variants.export.destinations import Form
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.export.options import Options, Talk
+from vllm_variants.export.sbom import Other
 from vllm_variants.export.tree import Text, Tree
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.results import Result
@@ -48,21 +50,20 @@ def prepared(results: Sequence[Result], form: Form, options: Options, talk: Talk
                 talk.say(f"taking Python {python.version} along ({python.path}) …")
                 place = Path(folder, f"python{len(runtimes)}")
                 runtimes[python] = interpreter.take(python, place, talk.say)
-            made.append(
-                _with_facts(Portable(result, runtimes[python], tree.plan(result, runtimes[python])), form)
-            )
-            made[-1] = _with_licences(made[-1], Path(folder, f"facts{len(made)}"))
+            planned = Portable(result, runtimes[python], tree.plan(result, runtimes[python]))
+            made.append(_with_facts(planned, form, Path(folder, f"facts{len(made)}")))
+        talk.say(licences.NOTICE)
         yield made
 
 
-def _with_facts(portable: Portable, form: Form) -> Portable:
-    """With the manifest of the export."""
+def _with_facts(portable: Portable, form: Form, folder: Path) -> Portable:
+    """With the manifest of the export, the bill of materials and the licences of what is in it."""
+    folder.mkdir()
+    version = portable.runtime.version
+    python = Other("cpython", version, f"pkg:generic/cpython@{version}", "Python-2.0.1")
+    facts_of_parts.write([portable.result], folder, [python])
     facts = report.document(form, [portable.result], {"python": portable.runtime.as_dict()})
     manifest = Text(str(report.MANIFEST), report.text(facts).encode())
-    planned = portable.tree
-    return replace(portable, tree=replace(planned, launchers=(*planned.launchers, manifest)))
-
-
-def _with_licences(portable: Portable, folder: Path) -> Portable:
-    """With the licences and the bill of materials of what is in it."""
-    return portable
+    about = tree.scanned(folder, str(report.MANIFEST.parent))
+    launchers = sorted((*portable.tree.launchers, manifest, *about), key=lambda entry: entry.path)
+    return replace(portable, tree=replace(portable.tree, launchers=tuple(launchers)))

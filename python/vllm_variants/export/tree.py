@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from vllm_variants.errors import InputError
@@ -133,6 +133,11 @@ def plan(result: Result, runtime: Runtime) -> Tree:
 def size_of(result: Result) -> int:
     """Bytes of a result's files, without its Python."""
     return sum(entry.size for path in result.path.iterdir() for entry in _scanned(result.path, path.name))
+
+
+def scanned(folder: Path, prefix: str) -> list[Entry]:
+    """Everything in a folder, as it will be in the folder `prefix` of a tree."""
+    return [replace(entry, path=f"{prefix}/{entry.path}") for entry in _scanned(folder, "")]
 
 
 def folders_of(entries: Sequence[Entry]) -> list[str]:
