@@ -18,6 +18,9 @@ from vllm_variants.export.tree import Text, Tree
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.results import Result
 
+_FORMS = {Form.TAR: Form.FOLDER, Form.OCI_ARCHIVE: Form.OCI}
+"""What is in an archive is what is in a folder: the same bytes, with the same manifest."""
+
 
 @dataclass(frozen=True)
 class Portable:
@@ -62,7 +65,7 @@ def _with_facts(portable: Portable, form: Form, folder: Path) -> Portable:
     version = portable.runtime.version
     python = Other("cpython", version, f"pkg:generic/cpython@{version}", "Python-2.0.1")
     facts_of_parts.write([portable.result], folder, [python])
-    facts = report.document(form, [portable.result], {"python": portable.runtime.as_dict()})
+    facts = report.document(_FORMS.get(form, form), [portable.result], {"python": portable.runtime.as_dict()})
     manifest = Text(str(report.MANIFEST), report.text(facts).encode())
     about = tree.scanned(folder, str(report.MANIFEST.parent))
     launchers = sorted((*portable.tree.launchers, manifest, *about), key=lambda entry: entry.path)
