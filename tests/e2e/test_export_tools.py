@@ -116,7 +116,7 @@ def test_a_second_push_sends_only_what_changed(tmp_path: Path, base: str, regist
 
 
 @needs("skopeo", "docker-registry")
-def test_several_images_are_pushed_each_under_its_tag(
+def test_several_images_are_pushed_each_under_its_tag_and_all_as_an_index(
     tmp_path: Path, base: str, registry: tuple[str, Path]
 ) -> None:
     address, _ = registry
@@ -125,7 +125,11 @@ def test_several_images_are_pushed_each_under_its_tag(
         results, f"oci:{tmp_path / 'image'}", base=base, push=f"docker://{address}/vllm"
     )
     listed = json.loads(run("skopeo", "list-tags", "--tls-verify=false", f"docker://{address}/vllm"))
-    assert sorted(listed["Tags"]) == ["0.13.0-sm80", "0.13.0-sm90"]
+    index = json.loads(
+        run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{address}/vllm:0.13.0")
+    )
+    assert {inner["annotations"]["dev.vllm-variants.sm"] for inner in index["manifests"]} == {"sm80", "sm90"}
+    assert sorted(listed["Tags"]) == ["0.13.0", "0.13.0-sm80", "0.13.0-sm90"]
 
 
 @needs("buildah")

@@ -79,11 +79,12 @@ def export(results: Sequence[Result], destination: Destination, options: Options
             with _layout(destination) as layout:
                 images, facts = _images(made, base, layout, options, talk)
                 document = report.document(destination.form, results, facts)
-                layout.finish([*_index(images, made, layout)], report.text(document).encode())
+                index = [*_index(images, made, layout)]
+                layout.finish(index, report.text(document).encode())
             size = layout.size
         except OSError as error:
             raise resource_error(error) from error
-    tags = [image.tag for image in images]
+    tags = [str(_annotations(listed)[REF_NAME]) for listed in index]
     pushed = (
         push.push(destination.path, destination.form, options.push, tags, talk.say) if options.push else []
     )
@@ -214,7 +215,10 @@ def _index(
         yield each.manifest
     if len(images) > 1:
         inner = [
-            {**each.manifest, "annotations": {k: v for k, v in _annotations(each).items() if k != REF_NAME}}
+            {
+                **each.manifest,
+                "annotations": {k: v for k, v in _annotations(each.manifest).items() if k != REF_NAME},
+            }
             for each in images
         ]
         document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": inner}
@@ -222,6 +226,6 @@ def _index(
         yield layout.add(INDEX, document).as_dict(annotations={REF_NAME: name})
 
 
-def _annotations(made: _Image) -> Mapping[str, str]:
-    annotations: Any = made.manifest["annotations"]
+def _annotations(descriptor: Mapping[str, object]) -> Mapping[str, str]:
+    annotations: Any = descriptor["annotations"]
     return dict(annotations)

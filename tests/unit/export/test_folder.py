@@ -15,6 +15,7 @@ import zstandard
 
 import vllm_variants
 from unit.export.conftest import MINOR, SITE, contents, take, write_result
+from unit.validating import require_valid
 from vllm_variants import documents
 from vllm_variants.errors import UnsupportedError, UsageError
 from vllm_variants.export.interpreter import Runtime
@@ -74,6 +75,8 @@ def test_it_is_a_result_with_the_licences_and_the_manifest_of_the_export(tmp_pat
     assert list((share / "licences").rglob("LICENSE"))
     manifest = json.loads((share / "export.json").read_text())
     assert manifest["schema"] == documents.EXPORT
+    require_valid(manifest)
+    require_valid(exported.as_dict())
     assert {**exported.as_dict(), "path": "", "bytes": 0} == {**manifest, "path": "", "bytes": 0}
     assert str(tmp_path) not in (share / "export.json").read_text()
 

@@ -14,6 +14,7 @@ import zstandard
 
 import vllm_variants
 from unit.export.conftest import SITE, contents, write_base, write_result
+from unit.validating import require_valid
 from vllm_variants import documents
 from vllm_variants.errors import Error, InputError, MissingError, UsageError
 from vllm_variants.export import layers, push
@@ -151,6 +152,8 @@ def test_the_manifest_of_the_export_is_beside_the_index(tmp_path: Path, base: st
     exported = vllm_variants.export_results(write_result(tmp_path / "result"), f"oci:{layout}", base=base)
     manifest = json.loads((layout / "export.json").read_text())
     assert manifest["schema"] == documents.EXPORT
+    require_valid(manifest)
+    require_valid(exported.as_dict())
     assert {**exported.as_dict(), "path": 0, "bytes": 0} == {**manifest, "path": 0, "bytes": 0}
 
 
