@@ -20,6 +20,7 @@ from typing import Any
 
 from vllm_variants.audit.summary import HeldContainer, LibrarySummary, ScatteredGroup, summarise
 from vllm_variants.fatbin.container import Image
+from vllm_variants.fatbin.native import schedule
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
 from vllm_variants.model import toolkits
@@ -77,7 +78,7 @@ class LibraryAudit:
     as in a system's name. `images` are grouped by kind (`cubin`, `ptx`, `kind 0x8`) and target; `fits`
     counts containers; `jit` lists those that wait for the driver's compiler. `foreign` and `spare` are
     bytes, `stubs` images, `stray` containers (see the module). `unknown` has a sentence for each image that
-    is not understood, `problem` what is wrong with the file; empty: nothing.
+    is not understood, `problem` what is wrong with the file; empty: nothing. `summary` is what was read.
     """
 
     path: str
@@ -94,6 +95,7 @@ class LibraryAudit:
     scattered: dict[str, ScatteredContainers] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     problem: str = ""
+    summary: LibrarySummary | None = field(default=None, repr=False, compare=False)
 
     @property
     def device_bytes(self) -> int:
@@ -104,6 +106,11 @@ class LibraryAudit:
     def has_device_code(self) -> bool:
         """Whether it belongs into a report: it has containers, or could not be read to its end."""
         return bool(self.containers or self.scattered or self.problem)
+
+    @property
+    def jit_seconds(self) -> float:
+        """About how long the driver compiles all of its PTX that waits, in seconds of one core."""
+        return sum(schedule.cpu_seconds(container.bytes) for container in self.jit)
 
     @property
     def runs(self) -> int:
@@ -149,7 +156,7 @@ def audit_library(source: Source, path: str, device: Capability | None = None) -
 
 def judged(summary: LibrarySummary, device: Capability | None = None) -> LibraryAudit:
     """A library that was read, judged for a device; without one its images are only counted."""
-    audit = LibraryAudit(summary.path, summary.size, summary.machine, problem=summary.problem)
+    audit = LibraryAudit(summary.path, summary.size, summary.machine, problem=summary.problem, summary=summary)
     for held in summary.containers:
         _count(held, audit)
         if device:
