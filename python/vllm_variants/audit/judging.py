@@ -16,6 +16,7 @@ from typing import Any
 from vllm_variants.audit import features as claimed
 from vllm_variants.audit.features import Feature
 from vllm_variants.audit.offers import offered
+from vllm_variants.audit.library import COMPILERS_DEFAULT
 from vllm_variants.audit.summary import HeldContainer, LibrarySummary
 from vllm_variants.fatbin.codecs import ZSTD_DRIVER
 from vllm_variants.fatbin.container import Image
@@ -104,12 +105,23 @@ class FitCounts:
         }
 
 
-def library_fit(library: LibrarySummary, device: Capability) -> FitCounts:
-    """How one library fares on a device."""
+def counted(containers: Sequence[HeldContainer], device: Capability) -> FitCounts:
+    """How containers fare on a device; strays among others do not count (see `library.py`)."""
+    meant = [held for held in containers if not _is_stray(held)] or containers
     counts = FitCounts()
-    for held in library.containers:
+    for held in meant:
         counts.add(held, device)
     return counts
+
+
+def _is_stray(held: HeldContainer) -> bool:
+    targets = {image.target for image in held.images}
+    return targets == {COMPILERS_DEFAULT}
+
+
+def library_fit(library: LibrarySummary, device: Capability) -> FitCounts:
+    """How one library fares on a device."""
+    return counted(library.containers, device)
 
 
 @dataclass(frozen=True)
@@ -190,19 +202,10 @@ def _judged(uses: Iterable[FeatureUse], device: Capability, driver: str | None) 
 
 def _counts(use: FeatureUse, device: Capability) -> FitCounts:
     """Of all its libraries together, or of the best where they stand for each other."""
-    each = []
-    for _, held in use.held:
-        counts = FitCounts()
-        for container in held:
-            counts.add(container, device)
-        each.append(counts)
     if use.feature.anyone:
+        each = [counted(held, device) for _, held in use.held]
         return min(each, key=lambda counts: (list(Fit).index(counts.fit), counts.jit_seconds))
-    together = FitCounts()
-    for _, held in use.held:
-        for container in held:
-            together.add(container, device)
-    return together
+    return counted([container for _, held in use.held for container in held], device)
 
 
 def _state(

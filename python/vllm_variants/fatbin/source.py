@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 from vllm_variants.errors import InputError
 
@@ -62,6 +62,17 @@ class Source(Protocol):
 
     def at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; raise `Malformed` where the file has fewer."""
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A source that was searched while it went by, and keeps what was found rather than all bytes."""
+
+    def occurrences(self, pattern: bytes, start: int, end: int) -> Iterator[int]:
+        """The offsets of `pattern` between `start` and `end`."""
+
+    def next_written(self, start: int, end: int) -> int:
+        """The next offset from `start` on that is not known to be zero, at most `end`."""
 
 
 class OpenFile:
@@ -202,6 +213,9 @@ class WheelMember:
 
 def find_all(source: Source, pattern: bytes, start: int, end: int) -> Iterator[int]:
     """The offset of every occurrence of `pattern`, which does not begin with zero, in `source[start:end]`."""
+    if isinstance(source, Searched):
+        yield from source.occurrences(pattern, start, end)
+        return
     overlap, at = len(pattern) - 1, start
     while (at := _next_written(source, at, end)) < end:
         window = source.at(at, min(_SCAN + overlap, end - at))
@@ -226,6 +240,8 @@ def next_nonzero(source: Source, start: int, end: int) -> int:
 
 def _next_written(source: Source, start: int, end: int) -> int:
     """The next offset from `start` on that is in no hole of a sparse file, at most `end`."""
+    if isinstance(source, Searched):
+        return source.next_written(start, end)
     if end - start < _SCAN or not isinstance(source, OpenFile):
         return start
     try:
