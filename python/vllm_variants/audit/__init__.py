@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vllm_variants.audit import features
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.find import closure, sources
-from vllm_variants.audit import features
 from vllm_variants.audit.library import LibraryAudit, judged
 from vllm_variants.audit.report import AuditFinding, AuditReport, Verdict, judge
 from vllm_variants.audit.summary import LibrarySummary, summarise

@@ -11,7 +11,7 @@ from vllm_variants.model.capability import Capability
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to do: a sentence, the command that does it (None: no command of this program does), for what."""
+    """One thing to do: a sentence, the command that does it (None: no one command does), for what."""
 
     what: str
     command: str | None
@@ -81,14 +81,18 @@ def _missing(features: Sequence[JudgedFeature], about: Circumstances) -> Iterato
 
 def _driver(features: Sequence[JudgedFeature], about: Circumstances) -> Iterator[Advice]:
     old = [f for f in features if f.state is State.DRIVER]
-    if old or (about.driver and about.driver_needed and int(about.driver.split(".")[0]) < about.driver_needed):
+    if old or (
+        about.driver and about.driver_needed and int(about.driver.split(".")[0]) < about.driver_needed
+    ):
         yield Advice(
             f"install NVIDIA driver {about.driver_needed or max(f.counts.driver or 0 for f in old)} or newer"
             f" (here is {about.driver})", None, _keys(old),
         )  # fmt: skip
         compiled = [f for f in old if f.counts.jit_driver == f.counts.driver and _vllm(f)]
         if compiled and (command := _build(about, "--native")):
-            yield Advice("or compile that PTX ahead, which asks nothing of the driver", command, _keys(compiled))
+            yield Advice(
+                "or compile that PTX ahead, which asks nothing of the driver", command, _keys(compiled)
+            )
 
 
 def _vllm(feature: JudgedFeature) -> bool:

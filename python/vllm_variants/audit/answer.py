@@ -1,4 +1,4 @@
-"""The answer to the question that people have: will it run on this card? yes, after a wait, or no, and why."""
+"""The answer that people want: will it run on this card? Yes, after a wait, or no, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which driver libraries need on a device: for their CUDA at all, for their PTX, for how their code is stored."""
+"""Which driver libraries need on a device: for their CUDA, for their PTX, for how code is stored."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_variants import documents
@@ -23,7 +23,7 @@ class SmMatrix:
     devices: tuple[Capability, ...]
     libraries: tuple[LibrarySummary, ...]
     release: str = ""
-    about: About = About()
+    about: About = field(default_factory=About)
 
     def audits(self, library: LibrarySummary) -> dict[str, LibraryAudit]:
         """A library's audit by SM."""

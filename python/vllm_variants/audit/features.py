@@ -75,7 +75,7 @@ def of_library(path: str) -> Feature:
 
 
 def package_of(path: str) -> str:
-    """The package that a library belongs to: the folder below site-packages, else the first one, or the file."""
+    """A library's package: the folder below site-packages, else the first one, else the file."""
     parts = path.replace("!", "/").split("/")
     for folder in ("site-packages", "dist-packages"):
         if folder in parts[:-1]:
@@ -87,7 +87,7 @@ def package_of(path: str) -> str:
 
 
 def by_kernels(path: str) -> FeatureReader | None:
-    """What reads the features of a library's containers; None where no kernel's name decides anything there."""
+    """What reads the features of a library's containers; None where no kernel's name decides any."""
     candidates = [feature for feature in known() if feature.kernels and feature.holds(path)]
     return _reader(candidates) if candidates else None
 

@@ -1,8 +1,8 @@
-"""How features and libraries fare on a device: what runs, what waits for the driver's compiler, what never runs.
+"""How features and libraries fare on a device: what runs, what waits for the driver, what never runs.
 
-Of the containers of one feature, or of one library, those that have nothing for a device are normal as long as
-others run: kernels for other architectures. So the fit of the whole is `none` where nothing runs, `jit` where
-some container waits, else the weakest of the machine code that runs.
+Of the containers of one feature, or of one library, those that have nothing for a device are normal as long
+as others run: kernels for other architectures. So the fit of the whole is `none` where nothing runs, `jit`
+where some container waits, else the weakest of the machine code that runs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from vllm_variants.audit import features as claimed
 from vllm_variants.audit.features import Feature
+from vllm_variants.audit.library import COMPILERS_DEFAULT, images_of
 from vllm_variants.audit.offers import offered
-from vllm_variants.audit.library import COMPILERS_DEFAULT
-from vllm_variants.audit.summary import HeldContainer, LibrarySummary
+from vllm_variants.audit.summary import HeldContainer, LibrarySummary, ScatteredGroup
 from vllm_variants.fatbin.codecs import ZSTD_DRIVER
 from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import schedule
@@ -61,6 +61,15 @@ class FitCounts:
         for kind, image in images:
             if best and (kind, image.target) == (best.kind, best.target):
                 self._add_chosen(kind, image)
+
+    def add_scattered(self, group: ScatteredGroup, device: Capability) -> None:
+        """Count containers that lie among other data; how long their PTX takes is not known."""
+        kinds = [(kind, image.target) for image in images_of(group) if (kind := image.kind)]
+        if kinds:
+            best = choose(kinds, device)
+            self.containers[best.fit if best else Fit.NONE] += group.containers
+        else:
+            self.stubs += group.containers
 
     def _add_chosen(self, kind: Kind, image: Image) -> None:
         self.zstd = self.zstd or image.compression == "zstd"
@@ -121,15 +130,29 @@ def _is_stray(held: HeldContainer) -> bool:
 
 def library_fit(library: LibrarySummary, device: Capability) -> FitCounts:
     """How one library fares on a device."""
-    return counted(library.containers, device)
+    return _together(library.containers, library.scattered, device)
+
+
+def _together(
+    held: Sequence[HeldContainer], scattered: Iterable[ScatteredGroup], device: Capability
+) -> FitCounts:
+    """Containers in their own sections; where those hold only strays, what lies among other data."""
+    if all(_is_stray(each) for each in held):
+        counts = FitCounts()
+        for group in scattered:
+            counts.add_scattered(group, device)
+        if counts.total or counts.stubs:
+            return counts
+    return counted(held, device)
 
 
 @dataclass(frozen=True)
 class FeatureUse:
-    """A feature and the containers that belong to it, by library."""
+    """A feature and the containers that belong to it, by library; `scattered` are those among other data."""
 
     feature: Feature
     held: tuple[tuple[str, tuple[HeldContainer, ...]], ...]
+    scattered: tuple[ScatteredGroup, ...] = ()
 
     @property
     def libraries(self) -> list[str]:
@@ -141,15 +164,23 @@ def features_in(libraries: Iterable[LibrarySummary]) -> list[FeatureUse]:
     """The features whose code is in libraries, in the order of `features.toml`, then packages by name."""
     by_feature: dict[str, tuple[Feature, dict[str, list[HeldContainer]]]] = {}
     by_key = {feature.key: feature for feature in claimed.known()}
+    scattered: dict[str, list[ScatteredGroup]] = {}
     for library in libraries:
         own = claimed.of_library(library.path)
+        scattered.setdefault(own.key, []).extend(library.scattered)
+        if library.scattered and not library.containers:
+            by_feature.setdefault(own.key, (own, {}))[1].setdefault(library.path, [])
         for held in library.containers:
             for feature in [by_key[key] for key in held.features if key in by_key] or [own]:
                 places = by_feature.setdefault(feature.key, (feature, {}))[1]
                 places.setdefault(library.path, []).append(held)
     order = {key: n for n, key in enumerate(by_key)}
     return [
-        FeatureUse(feature, tuple((path, tuple(held)) for path, held in sorted(places.items())))
+        FeatureUse(
+            feature,
+            tuple((path, tuple(held)) for path, held in sorted(places.items())),
+            tuple(scattered.get(key, ())),
+        )
         for key, (feature, places) in sorted(
             by_feature.items(), key=lambda item: (order.get(item[0], len(order)), item[0])
         )
@@ -205,12 +236,10 @@ def _counts(use: FeatureUse, device: Capability) -> FitCounts:
     if use.feature.anyone:
         each = [counted(held, device) for _, held in use.held]
         return min(each, key=lambda counts: (list(Fit).index(counts.fit), counts.jit_seconds))
-    return counted([container for _, held in use.held for container in held], device)
+    return _together([container for _, held in use.held for container in held], use.scattered, device)
 
 
-def _state(
-    feature: Feature, counts: FitCounts, device: Capability, driver: str | None
-) -> tuple[State, str]:
+def _state(feature: Feature, counts: FitCounts, device: Capability, driver: str | None) -> tuple[State, str]:
     if not feature.needed and (counts.fit is Fit.NONE or offered(feature.checks, device) is False):
         return State.UNSUPPORTED, f"not made for {device.sm}"
     if counts.fit is Fit.NONE:

@@ -16,7 +16,7 @@ from vllm_variants.model.capability import Kind
 
 _NAMES = ".strtab"
 _LARGEST = 1 << 28
-"""Bytes of an image, decompressed, beyond which its names are not worth its memory; the largest seen is 66 MB."""
+"""Bytes of an image, decompressed, that its names are worth; the largest seen is 66 MB."""
 
 
 def kernels(source: Source, container: Container, stubs: frozenset[int]) -> frozenset[str]:

@@ -156,7 +156,9 @@ def audit_library(source: Source, path: str, device: Capability | None = None) -
 
 def judged(summary: LibrarySummary, device: Capability | None = None) -> LibraryAudit:
     """A library that was read, judged for a device; without one its images are only counted."""
-    audit = LibraryAudit(summary.path, summary.size, summary.machine, problem=summary.problem, summary=summary)
+    audit = LibraryAudit(
+        summary.path, summary.size, summary.machine, problem=summary.problem, summary=summary
+    )
     for held in summary.containers:
         _count(held, audit)
         if device:
@@ -202,10 +204,17 @@ def _count_scattered(group: ScatteredGroup, device: Capability | None, audit: Li
     counts = audit.scattered.setdefault(group.section, ScatteredContainers())
     counts.containers += group.containers
     counts.bytes += group.bytes
-    images = [Image(0, 0, 0, 0, 0, code, (0, 0), architecture, flags) for code, architecture, flags in group.kinds]
+    images = images_of(group)
     kinds = [(kind, image.target) for image in images if image.known and (kind := image.kind)]
     if device and len(kinds) == len(images) and choose(kinds, device) is None:
         counts.foreign += group.code
+
+
+def images_of(group: ScatteredGroup) -> list[Image]:
+    """The images of one of its containers, as far as a device's choice asks."""
+    return [
+        Image(0, 0, 0, 0, 0, code, (0, 0), architecture, flags) for code, architecture, flags in group.kinds
+    ]
 
 
 def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:

@@ -168,8 +168,9 @@ def judge(
 ) -> AuditReport:
     """The report over `libraries`, found below `roots`, with its findings, the worst first.
 
-    `capability` is the device that they are judged for, `expectations` what they should hold, `about` how they
-    were found and on which driver; without the first there is no verdict, without the second nothing is missing that is not there.
+    `capability` is the device that they are judged for, `expectations` what they should hold, `about` how
+    they were found and on which driver. Without the first there is no verdict, without the second nothing
+    is missing that is not there.
     """
     features: list[JudgedFeature] = []
     broken = [library for library in libraries if library.problem]

@@ -1,7 +1,7 @@
 """A library that goes by once, from its first byte to its last: what of it an audit needs is kept.
 
-The section table, which says where fat binaries are, stands at a library's end. So fat binaries are looked for
-everywhere, by their magic, while the bytes go by: their headers stay, their payloads go. When all has gone by,
+The section table, which says where fat binaries are, stands at a library's end. So fat binaries are looked
+for everywhere, by their magic, while the bytes go by: their headers stay, their payloads go. After that
 `summarise` reads what stayed as it reads a file, and finds by the section table which of them count. Whatever
 it asks for that did not stay is a problem of the library, never nothing.
 
@@ -17,7 +17,7 @@ from typing import IO
 
 from vllm_variants.audit import features
 from vllm_variants.audit.summary import FeatureReader, LibrarySummary, summarise
-from vllm_variants.fatbin.container import CONTAINER_HEADER, IMAGE_HEADER, MAGIC, Container, container_at
+from vllm_variants.fatbin.container import IMAGE_HEADER, MAGIC, Container, container_at
 from vllm_variants.fatbin.native.cubin import Bytes
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.fatbin.stub import LARGEST as LARGEST_STUB
@@ -207,7 +207,7 @@ class Sieve:
     # ── as a source ──
 
     def at(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes; raise `Malformed` where the file has fewer, `NotKept` where they are gone."""
+        """Exactly `length` bytes; raise `Malformed` where there are fewer, `NotKept` where they are gone."""
         if min(offset, length) < 0 or offset + length > self.size:
             raise Malformed(self.name, offset, f"{length} bytes are missing: the file ends at {self.size:#x}")
         if offset + length <= len(self._window.head):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from vllm_variants.cli.output import out, say, table
+from vllm_variants.cli.audit_display import narrow, rows_of, short
+from vllm_variants.cli.output import out, say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from vllm_variants.audit.every_sm import SmMatrix
     from vllm_variants.audit.judging import FitCounts, JudgedFeature
 
-WIDTH = 100
 _WORDS = {"native": "own", "same-major": "major", "family": "family", "jit": "JIT", "none": "–"}
 _STATES = {"runs": "yes", "unsupported": "–", "driver": "driver", "missing": "NO"}
 LEGEND = (
-    "own: machine code for exactly this SM · major, family: for an earlier one that it runs · "
-    "JIT: PTX that the driver compiles first, with about how long that takes one core · –: nothing"
+    "own: machine code for exactly this SM · major, family: for an earlier one, which it runs",
+    "JIT: PTX that the driver compiles first, about so long on one core · –: nothing, not made for it",
+    "stub: slimming dropped its code",
 )
 
 
@@ -26,16 +27,16 @@ def show(found: SmMatrix) -> None:
     sms = [device.sm for device in found.devices]
     for sm, given in found.answers().items():
         out.print(f"{sm:6} {given.sentence}", markup=False)
-    console = out if out.is_terminal else Console(width=WIDTH, highlight=False)
+    console = narrow()
     rows = _table("feature", sms)
     for fates in found.features().values():
         name = next(iter(fates.values())).name
         rows.add_row(name, *(_feature(fates.get(sm)) for sm in sms))
     out.print()
     console.print(rows)
-    rows = _table("library", sms)
     from vllm_variants.audit.every_sm import cells
 
+    rows = _table("library", sms)
     for library in found.libraries:
         if library.problem:
             say(f"{library.path}: {library.problem}")
@@ -43,22 +44,13 @@ def show(found: SmMatrix) -> None:
             rows.add_row(short(library.path), *(_cell(counts) for counts in cells(library, found.devices)))
     out.print()
     console.print(rows)
-    out.print(LEGEND, markup=False)
+    for line in LEGEND:
+        out.print(line, markup=False)
 
 
-def short(path: str) -> str:
-    """A library's path from its package on: what is above site-packages says nothing."""
-    for folder in ("/site-packages/", "/dist-packages/"):
-        path = path.rpartition(folder)[2]
-    return path
-
-
-def _table(first: str, sms: list[str]):  # type: ignore[no-untyped-def]
-    rows = table(first, *sms)
+def _table(first: str, sms: list[str]) -> Table:
+    rows = rows_of(first, *sms)
     rows.padding = (0, 1, 0, 0)
-    rows.columns[0].overflow = "fold"
-    for column in rows.columns[1:]:
-        column.no_wrap = True
     return rows
 
 

@@ -28,7 +28,7 @@ except ImportError:  # a Python built without it; zipfile then refuses such memb
         """Never raised."""
 
 
-_UNREADABLE = (
+UNREADABLE = (
     zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, ValueError, struct.error,
     RuntimeError,  # encrypted, or (NotImplementedError) compressed in a way that zipfile does not know
 )  # fmt: skip
@@ -170,7 +170,7 @@ class WheelMember:
             if self._member.compress_type == zipfile.ZIP_LZMA:
                 stream = self._modest(stream)
             return stream
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Malformed(self.name, 0, f"cannot be read ({error})") from error
 
     def _modest(self, stream: IO[bytes]) -> IO[bytes]:
@@ -200,7 +200,7 @@ class WheelMember:
         at = self._stream.tell()
         try:
             data = self._stream.read(length)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Malformed(self.name, at, f"cannot be decompressed ({error})") from error
         if len(data) != length:
             raise Malformed(self.name, at, "the wheel's member ends early")
