@@ -10,6 +10,8 @@ from pathlib import Path
 from vllm_variants.audit import contents
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit
+from vllm_variants.audit.targets.found import Kind
+from vllm_variants.audit.targets.identify import kind_of
 from vllm_variants.model import results
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.results import Manifest
@@ -20,13 +22,14 @@ _MACHINE = re.compile(r"(x86_64|aarch64)(?:\.whl)?\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class AuditedPath:
-    """One path to audit.
+    """One path to audit, and what it is.
 
     `capability` is the device to judge it for (None: only count its images), `release` the vLLM that it is
     held to (None where nobody knows), `manifest` that of a result (None for anything else).
     """
 
     path: Path
+    kind: Kind
     capability: Capability | None
     release: str | None
     manifest: Manifest | None
@@ -34,13 +37,16 @@ class AuditedPath:
     @property
     def whole(self) -> bool:
         """Whether all of a release can be in it. A single library is held to none."""
-        return self.path.is_dir() or self.path.suffix == ".whl"
+        return self.kind is not Kind.LIBRARY
 
 
 def audited_paths(
-    paths: Sequence[Path], capability: Capability | None, release: str | None
+    paths: Sequence[Path],
+    capability: Capability | None,
+    release: str | None,
+    here: Sequence[Capability] = (),
 ) -> tuple[AuditedPath, ...]:
-    """Each path with its device and release.
+    """Each path with its device and release; where no device is named, those `here`, once each.
 
     A result's manifest names both; `capability` and `release` are for paths that have none. Where all
     paths are results, `capability` and `release` replace what their manifests say. Raises `InputError` for a
@@ -55,7 +61,10 @@ def audited_paths(
             device = own.capability
         if own and not (only_results and release):
             version = own.release
-        audited.append(AuditedPath(path, device, version or next(_releases(path), None), own))
+        kind = kind_of(path)
+        version = version or next(_releases(path), None)
+        devices: Sequence[Capability | None] = [device] if device else here or [None]
+        audited += [AuditedPath(path, kind, each, version, own) for each in devices]
     return tuple(audited)
 
 

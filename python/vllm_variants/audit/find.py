@@ -6,7 +6,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,7 @@ except ImportError:  # a Python that was built without it; zipfile then refuses 
         """Never raised here."""
 
 
-_TEXT = (".py", ".pyc", ".pyi", ".h", ".hpp", ".cuh", ".json", ".txt")
+TEXT = (".py", ".pyc", ".pyi", ".h", ".hpp", ".cuh", ".json", ".txt")
 _ELF, _ZIP = b"\x7fELF", (b"PK\x03\x04", b"PK\x05\x06")
 _DAMAGED = (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, zlib.error, LZMAError, Malformed, OSError)
 """What reading a damaged, encrypted or odd wheel raises; `NotImplementedError` is a `RuntimeError`."""
@@ -68,14 +68,21 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a character device")
 
 
-def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str, Source]]:
+def sources(
+    path: Path, unreadable: Unreadable = _refuse, *, named: bool = True
+) -> Iterator[tuple[str, Source]]:
     """Every file under `path` that may hold device code, open, with its path in `path`.
 
     A symbolic link is followed only when it is `path` itself: what lies in a tree is counted where
     it lies, once for all names of an inode. Whether a file is a library, its first four bytes say.
     What cannot be read inside a tree or a wheel is passed to `unreadable`, and the rest is read.
-    Raises `MissingError` or `InputError` where `path` itself cannot be read.
+    Raises `MissingError` or `InputError` where `path` itself cannot be read. Where it is not `named` by a
+    person but was found, it is passed to `unreadable` instead, and a file that is neither a library nor
+    called a wheel is passed over.
     """
+    if not named:
+        yield from _found(path, unreadable)
+        return
     if stat.S_ISDIR(examined(path).st_mode):
         yield from _in_directory(path.resolve(), unreadable)
         return
@@ -84,7 +91,7 @@ def sources(path: Path, unreadable: Unreadable = _refuse) -> Iterator[tuple[str,
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="see who may: ls -l") from error
     if head != _ELF and (head in _ZIP or path.suffix == ".whl" or zipfile.is_zipfile(path)):
-        yield from _in_wheel(path, "", unreadable)
+        yield from _in_wheel(path, "", lambda member, why: unreadable(member or path.name, why))
         return
     with opened(path) as source:
         yield path.name, source
@@ -101,29 +108,44 @@ def begins_as_elf(head: bytes) -> bool:
 
 
 def _in_directory(folder: Path, unreadable: Unreadable) -> Iterator[tuple[str, Source]]:
-    for path in _regular_files(folder, unreadable):
+    for path, _ in regular_files(str(folder), unreadable):
         name = os.path.relpath(path, folder)
-        try:
-            is_elf = begins_as_elf(_head(path))
-            if not is_elf and not name.endswith(".whl"):
-                continue
-            if not is_elf:
-                yield from _in_wheel(Path(path), f"{name}/", unreadable)
-                continue
-            with opened(Path(path)) as source:
-                yield name, source
-        except (OSError, Malformed) as error:
-            unreadable(name, _reason(error))
+
+        def refused(member: str, why: str, name: str = name) -> None:
+            unreadable(f"{name}/{member}".rstrip("/"), why)
+
+        for member, source in _found(Path(path), refused):
+            yield f"{name}/{member}".rstrip("/"), source
 
 
-def _regular_files(folder: Path, unreadable: Unreadable) -> list[str]:
-    """The first name of every inode below `folder` that may hold device code, sorted."""
+def _found(path: Path, unreadable: Unreadable) -> Iterator[tuple[str, Source]]:
+    """The library that a file is (its name in it: empty), or those in the wheel that it is."""
+    try:
+        is_elf = begins_as_elf(_head(path))
+        if not is_elf and path.suffix == ".whl":
+            yield from _in_wheel(path, "", unreadable)
+        elif is_elf:
+            with opened(path) as source:
+                yield "", source
+    except (OSError, Malformed) as error:
+        unreadable("", _reason(error))
+
+
+def regular_files(
+    folder: str, unreadable: Unreadable, skipped: Collection[str] = ()
+) -> list[tuple[str, os.stat_result]]:
+    """The first name of every inode below `folder` that may hold device code, sorted, and its status.
+
+    `skipped` are names of folders directly in it.
+    """
 
     def refused(error: OSError) -> None:
         unreadable(os.path.relpath(error.filename, folder), _reason(error))
 
-    inodes: dict[tuple[int, int], str] = {}
-    for parent, _, names in os.walk(folder, onerror=refused):
+    inodes: dict[tuple[int, int], tuple[str, os.stat_result]] = {}
+    for parent, below, names in os.walk(folder, onerror=refused):
+        if parent == folder:
+            below[:] = [name for name in below if name not in skipped]
         for name in names:
             path = os.path.join(parent, name)  # noqa: PTH118 - 100,000 of them
             try:
@@ -131,9 +153,10 @@ def _regular_files(folder: Path, unreadable: Unreadable) -> list[str]:
             except OSError as error:
                 refused(error)
                 continue
-            if stat.S_ISREG(status.st_mode) and not name.endswith(_TEXT):
+            if stat.S_ISREG(status.st_mode) and not name.endswith(TEXT):
                 inode = status.st_dev, status.st_ino
-                inodes[inode] = min(path, inodes.get(inode, path))
+                if inode not in inodes or path < inodes[inode][0]:
+                    inodes[inode] = path, status
     return sorted(inodes.values())
 
 
@@ -141,11 +164,11 @@ def _in_wheel(path: Path, above: str, unreadable: Unreadable) -> Iterator[tuple[
     try:
         wheel = zipfile.ZipFile(path)
     except _DAMAGED as error:
-        unreadable(above.rstrip("/") or path.name, f"no readable wheel ({_reason(error)})")
+        unreadable(above.rstrip("/"), f"no readable wheel ({_reason(error)})")
         return
     with wheel:
         for member in sorted(wheel.infolist(), key=lambda member: member.filename):
-            if not member.file_size or member.filename.endswith(_TEXT):
+            if not member.file_size or member.filename.endswith(TEXT):
                 continue
             try:
                 with closing(WheelMember(wheel, member)) as source:

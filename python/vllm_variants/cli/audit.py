@@ -1,9 +1,10 @@
-"""`vllm-variants audit`: which images are in every library, and what a device would run of them."""
+"""`vllm-variants audit`: will it run on this card? Of libraries, environments, wheels, locks and images."""
 
 from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,42 +12,85 @@ import typer
 
 from vllm_variants import documents
 from vllm_variants.cli.options import Devices, Json, ReleaseName, path_option
-from vllm_variants.cli.output import err, out, print_json, say
-from vllm_variants.cli.rules import CommandLine, excludes, requires, rules
+from vllm_variants.cli.output import print_json, say
+from vllm_variants.cli.rules import CommandLine, distinct_files, excludes, requires, rules
 from vllm_variants.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
-    from vllm_variants.audit import AuditReport
-    from vllm_variants.audit.audited_path import AuditedPath
     from vllm_variants.model.capability import Capability
+
+
+class FailOn(StrEnum):
+    """What may make the exit code 5."""
+
+    MISSING = "missing"
+    JIT = "jit"
+    FOREIGN = "foreign"
+    DRIVER = "driver"
 
 
 def _one_closure(line: CommandLine) -> None:
     paths: Any = line.values["paths"]
-    if "--closure-from" in line.given and len(paths) != 1:
+    if "--closure-from" in line.given and len(paths or ()) != 1:
         raise UsageError(
             "--closure-from goes with one PATH, whose closure it lists", hint="audit the paths one by one"
         )
 
 
+def _one_matrix(line: CommandLine) -> None:
+    paths: Any = line.values["paths"]
+    if "--all-sms" in line.given and len(paths or ()) > 1:
+        raise UsageError("--all-sms shows one PATH", hint="look at the paths one by one")
+
+
+def _named(line: CommandLine) -> None:
+    paths: Any = line.values["paths"]
+    for option in ("--derive", "--why", "--closure"):
+        if option in line.given and not paths:
+            raise UsageError(f"{option} needs a PATH", hint="name a library, a wheel or a directory")
+
+
 @rules(
     excludes("--derive", "--sm", "--why", "--release", "--strict", "--closure", "--closure-from", "--json"),
     excludes("--why", "--release", "--strict", "--closure", "--closure-from"),
+    excludes("--all-sms", "--sm", "--why", "--derive", "--strict", "--fail-on", "--sarif", "--junit"),
     excludes("--closure", "--closure-from"),
+    excludes("--python", "PATH", "--closure", "--closure-from", "--why", "--derive"),
     requires("--why", "--sm", hint="name the device: --sm sm90"),
+    distinct_files("--sarif", "--junit"),
     _one_closure,
+    _one_matrix,
+    _named,
 )
 def audit(
     paths: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
-            metavar="PATH...",
-            help="A library, wheel, site-packages, result or store path.",
+            metavar="[PATH]...",
+            help="An environment, wheelhouse, requirements lock, image (OCI layout or archive), result, store"
+            " path, wheel, folder or library. The active environment, or .venv, if absent.",
             show_default=False,
             parser=Path,
         ),
-    ],
+    ] = None,
+    python: Annotated[
+        Path | None,
+        path_option("--python", metavar="PROGRAM", help="What this interpreter imports from."),
+    ] = None,
     sm: Devices = None,
+    all_sms: Annotated[
+        bool, typer.Option("--all-sms", help="A matrix: every library and feature on every SM there is.")
+    ] = False,
+    driver: Annotated[
+        str | None,
+        typer.Option(
+            "--driver", metavar="V", help="Judge for this driver, e.g. 550.54; if absent, for the one here."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        list[FailOn] | None,
+        typer.Option("--fail-on", help="Exit with 5 for this too. Repeatable.", show_default=False),
+    ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="Say which images the devices of --sm run, and why.")
     ] = False,
@@ -65,136 +109,44 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail unless there is code, and the verdict is `pass`.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Read every file, also what was read before and is the same.")
+    ] = False,
+    sarif: Annotated[
+        Path | None, path_option("--sarif", metavar="FILE", help="Write the findings as SARIF 2.1.0.")
+    ] = None,
+    junit: Annotated[
+        Path | None, path_option("--junit", metavar="FILE", help="Write a test case a feature, as JUnit XML.")
+    ] = None,
     derive: Annotated[
         bool, typer.Option("--derive", help="Print a release's expectations from its wheels, as TOML.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every CUDA image in libraries and say what runs on the devices of --sm. Needs no GPU.
+    """Will it run on this card? Read every CUDA image there is, and say what runs, waits or is missing.
 
-    Each PATH gets a report of its own. A result is judged for its own SM, anything else for --sm;
-    where all are results, --sm judges them for others. Without either it is only listed.
-    Exit code 5: code that should be there is missing, or a file is broken.
+    Judged for the devices of --sm, else for this machine's GPUs; a result for its own SM. Where neither is,
+    code is only listed. Needs no GPU. Exit code 5: code that should be there is missing, nothing of what is
+    needed runs, the driver is too old, or a file cannot be read; and what --fail-on names.
     """
+    from vllm_variants.cli import auditing
+
     if derive:
-        _derive(paths)
-    elif why:
-        _why(paths, sm or [], as_json)
-    else:
-        _audit(_subjects(paths, sm or [], release, strict), closure, closure_from, strict, as_json)
-
-
-def _subjects(
-    paths: Sequence[Path], devices: Sequence[Capability], release: str | None, strict: bool
-) -> list[AuditedPath]:
-    """What is judged: every path for every device, those of one path together."""
-    from vllm_variants.audit.audited_path import audited_paths
-    from vllm_variants.audit.find import examined
-    from vllm_variants.model import matrix
-
-    rows = matrix.load()
-    for device in devices:
-        if not rows.knows(device):
-            say(f"note: no variant of the matrix is for {device} or serves it; is it what you mean?")
-    if release is not None:
-        release = rows.release(release).name
-    for path in paths:
-        examined(path)
-    judged: list[AuditedPath] = []
-    requested: Sequence[Capability | None] = devices or [None]
-    for capability in requested:
-        for subject in audited_paths(paths, capability, release):
-            if subject not in judged:
-                _require_judgeable(subject, release, strict)
-                _note_own(subject, capability, release)
-                judged.append(subject)
-    return sorted(judged, key=lambda subject: paths.index(subject.path))
-
-
-def _require_judgeable(subject: AuditedPath, release: str | None, strict: bool) -> None:
-    """`UsageError` where --strict or --release needs a device or a whole release, and has none."""
-    if subject.capability is None and (strict or release):
-        option = "--strict" if strict else "--release"
-        raise UsageError(
-            f"{option} judges, and for which device {subject.path} does not say", hint="add --sm SM"
-        )
-    if release and not subject.whole:
-        raise UsageError(
-            f"--release looks for all of a release, and {subject.path} is a single file",
-            hint="name the wheel or the directory that it lies in, or leave out --release",
-        )
-
-
-def _note_own(subject: AuditedPath, device: Capability | None, release: str | None) -> None:
-    """Say where a result is judged for its own SM and release rather than for those that were given."""
-    if device and device != subject.capability:
-        say(f"{subject.path} is a result, judged for its own {subject.capability}: --sm is for the rest")
-    if release and release != subject.release:
-        say(f"{subject.path} is a result, held to its own {subject.release}: --release is for the rest")
-
-
-def _audit(
-    subjects: Sequence[AuditedPath], closure: bool, closure_from: Path | None, strict: bool, as_json: bool
-) -> None:
-    from vllm_variants.cli import audit_display
-
-    reports = []
-    for subject in subjects:
-        report = _report(subject, _roots(subject.path, closure, closure_from))
-        reports.append(report)
-        if not as_json:
-            if len(subjects) > 1:
-                out.print(f"{subject.path}:", markup=False)
-            audit_display.show(report)
-    if as_json:
-        print_json(reports[0].as_dict() if len(reports) == 1 else _together(reports))
-        for report in reports:
-            if report.missing:  # the reason of the exit code, for a log that has no stdout
-                say(f"missing: {report.missing}")
-    if not all(_good(report, strict) for report in reports):
+        _derive(paths or [])
+        return
+    if why:
+        _why(paths or [], sm or [], as_json)
+        return
+    request = auditing.AuditRequest(
+        tuple(paths or ()), python, tuple(sm or ()), driver, release, closure, closure_from, fresh
+    )
+    if all_sms:
+        auditing.show_matrix(request, as_json)
+        return
+    reports = auditing.audit(request, strict, as_json)
+    auditing.write_reports(reports, sarif, junit)
+    if not auditing.good(reports, strict, {each.value for each in fail_on or ()}):
         raise typer.Exit(ExitCode.AUDIT)
-
-
-def _roots(path: Path, closure: bool, closure_from: Path | None) -> list[Path]:
-    from vllm_variants import audit as audits
-
-    if closure:
-        return audits.closure(path)
-    if closure_from:
-        listed = map(Path, closure_from.read_text(encoding="utf-8").splitlines())
-        return list(dict.fromkeys([path, *listed]))
-    return [path]
-
-
-def _report(subject: AuditedPath, roots: list[Path]) -> AuditReport:
-    from vllm_variants import audit as audits
-    from vllm_variants.audit.audited_path import expectations_for
-
-    with err.status("reading …") as status:
-        libraries = audits.collect(roots, subject.capability, lambda name: status.update(f"reading {name}"))
-    expected, why_none = expectations_for(subject, libraries)
-    if why_none:
-        say(why_none)
-    return audits.judge(tuple(map(str, roots)), libraries, subject.capability, expected)
-
-
-def _good(report: AuditReport, strict: bool) -> bool:
-    from vllm_variants.audit import Verdict
-
-    return report.passed and (not strict or (report.verdict is Verdict.PASS and bool(report.libraries)))
-
-
-def _together(reports: Sequence[AuditReport]) -> dict[str, object]:
-    """Several reports as one JSON document; the verdict is the worst of those that were judged."""
-    from vllm_variants.audit import Verdict
-
-    order = list(Verdict)
-    worst = max((report.verdict for report in reports if report.verdict), key=order.index, default=None)
-    return {
-        "schema": documents.AUDITS,
-        "verdict": worst and str(worst),
-        "reports": [report.as_dict() for report in reports],
-    }
 
 
 def _why(paths: Sequence[Path], devices: Sequence[Capability], as_json: bool) -> None:

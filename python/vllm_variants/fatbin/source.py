@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 from vllm_variants.errors import InputError
 
@@ -28,7 +28,7 @@ except ImportError:  # a Python built without it; zipfile then refuses such memb
         """Never raised."""
 
 
-_UNREADABLE = (
+UNREADABLE = (
     zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, ValueError, struct.error,
     RuntimeError,  # encrypted, or (NotImplementedError) compressed in a way that zipfile does not know
 )  # fmt: skip
@@ -62,6 +62,17 @@ class Source(Protocol):
 
     def at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; raise `Malformed` where the file has fewer."""
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A source that was searched while it went by, and keeps what was found rather than all bytes."""
+
+    def occurrences(self, pattern: bytes, start: int, end: int) -> Iterator[int]:
+        """The offsets of `pattern` between `start` and `end`."""
+
+    def next_written(self, start: int, end: int) -> int:
+        """The next offset from `start` on that is not known to be zero, at most `end`."""
 
 
 class OpenFile:
@@ -159,7 +170,7 @@ class WheelMember:
             if self._member.compress_type == zipfile.ZIP_LZMA:
                 stream = self._modest(stream)
             return stream
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Malformed(self.name, 0, f"cannot be read ({error})") from error
 
     def _modest(self, stream: IO[bytes]) -> IO[bytes]:
@@ -189,7 +200,7 @@ class WheelMember:
         at = self._stream.tell()
         try:
             data = self._stream.read(length)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Malformed(self.name, at, f"cannot be decompressed ({error})") from error
         if len(data) != length:
             raise Malformed(self.name, at, "the wheel's member ends early")
@@ -202,6 +213,9 @@ class WheelMember:
 
 def find_all(source: Source, pattern: bytes, start: int, end: int) -> Iterator[int]:
     """The offset of every occurrence of `pattern`, which does not begin with zero, in `source[start:end]`."""
+    if isinstance(source, Searched):
+        yield from source.occurrences(pattern, start, end)
+        return
     overlap, at = len(pattern) - 1, start
     while (at := _next_written(source, at, end)) < end:
         window = source.at(at, min(_SCAN + overlap, end - at))
@@ -226,6 +240,8 @@ def next_nonzero(source: Source, start: int, end: int) -> int:
 
 def _next_written(source: Source, start: int, end: int) -> int:
     """The next offset from `start` on that is in no hole of a sparse file, at most `end`."""
+    if isinstance(source, Searched):
+        return source.next_written(start, end)
     if end - start < _SCAN or not isinstance(source, OpenFile):
         return start
     try:

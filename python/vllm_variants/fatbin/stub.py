@@ -116,12 +116,13 @@ def stub_for(source: Source, container: Container) -> Stub | None:
     return Stub(standing, bytes(header), payload)
 
 
-_LARGEST = 1024  # bytes of any stub's payload
+LARGEST = 1024
+"""Bytes of any stub's payload."""
 
 
 def is_stub(source: Source, image: Image) -> bool:
     """Whether an image is a stub that an earlier slimming left."""
-    if image.kind is None or image.payload_size > _LARGEST or image.compression != "none":
+    if image.kind is None or image.payload_size > LARGEST or image.compression != "none":
         return False
     payload = empty_cubin(image.target) if image.kind is Kind.CUBIN else empty_ptx(image.target)
     if image.payload_size != len(payload):

@@ -1,0 +1,1 @@
+"""What people have: environments, wheelhouses, locks, container images. Each is read into libraries."""

@@ -1,0 +1,70 @@
+"""A range of an open file: a stream of its own, and a source of bytes by offset."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+
+from vllm_variants.fatbin.source import Malformed
+
+
+class FileRange(io.RawIOBase):
+    """`size` bytes of a file from `offset` on, read with `pread`: ranges of one file do not disturb."""
+
+    def __init__(self, descriptor: int, offset: int, size: int, name: str = "") -> None:
+        super().__init__()
+        self.descriptor, self.offset, self.size, self.name = descriptor, offset, size, name
+        self._position = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the stream stands."""
+        return self._position
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position, as files do."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, start + position)
+        return self._position
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        """Read on into a buffer."""
+        wanted = min(len(buffer), max(0, self.size - self._position))
+        data = os.pread(self.descriptor, wanted, self.offset + self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def peek(self, count: int = 8) -> bytes:
+        """The first bytes, without moving."""
+        return os.pread(self.descriptor, min(count, self.size), self.offset)
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; raise `Malformed` where the range has fewer."""
+        if min(offset, length) >= 0 and offset + length <= self.size:
+            data = os.pread(self.descriptor, length, self.offset + offset)
+            if len(data) == length:
+                return data
+        raise Malformed(self.name, offset, f"{length} bytes are missing: it ends at {self.size:#x}")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A range of a file that is open; `name` says for errors where it is."""
+
+    name: str
+    descriptor: int
+    offset: int
+    size: int
+
+    def opened(self) -> FileRange:
+        """A stream of its bytes, which can also be read at any offset."""
+        return FileRange(self.descriptor, self.offset, self.size)
