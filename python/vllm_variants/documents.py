@@ -15,6 +15,7 @@ from vllm_variants import data
 from vllm_variants.errors import UsageError
 
 AUDIT = "vllm-variants/audit/1"
+AUDIT_MATRIX = "vllm-variants/audit-matrix/1"
 AUDIT_WHY = "vllm-variants/audit-why/1"
 AUDITS = "vllm-variants/audits/1"
 BUILD = "vllm-variants/build/1"

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.find import closure, sources
-from vllm_variants.audit.library import LibraryAudit, audit_library
+from vllm_variants.audit import features
+from vllm_variants.audit.library import LibraryAudit, judged
 from vllm_variants.audit.report import AuditFinding, AuditReport, Verdict, judge
+from vllm_variants.audit.summary import LibrarySummary, summarise
 from vllm_variants.model.capability import Capability
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "closure",
     "collect",
     "judge",
+    "summaries",
 ]
 
 
@@ -49,24 +52,29 @@ def collect(
     the directory that it was found in; where several paths are given, with that directory's name. What
     cannot be read in a directory or a wheel is a library with a `problem`. Errors as of `audit_tree`.
     """
-    libraries: list[LibraryAudit] = []
+    return tuple(judged(summary, capability) for summary in summaries(paths, progress))
+
+
+def summaries(
+    paths: Sequence[Path], progress: Callable[[str], None] = lambda path: None
+) -> tuple[LibrarySummary, ...]:
+    """The same, for no device in particular: they can be judged for any (`judged`)."""
+    libraries: list[LibrarySummary] = []
     for path in paths:
         above = f"{path.resolve().name}/" if len(paths) > 1 and path.is_dir() else ""
-        libraries += _collected(path, above, capability, progress)
+        libraries += _summaries(path, above, progress)
     return tuple(libraries)
 
 
-def _collected(
-    path: Path, above: str, capability: Capability | None, progress: Callable[[str], None]
-) -> list[LibraryAudit]:
-    libraries: list[LibraryAudit] = []
+def _summaries(path: Path, above: str, progress: Callable[[str], None]) -> list[LibrarySummary]:
+    libraries: list[LibrarySummary] = []
 
     def unreadable(name: str, why: str) -> None:
-        libraries.append(LibraryAudit(above + name, 0, problem=f"cannot be read: {why}"))
+        libraries.append(LibrarySummary(above + name, 0, problem=f"cannot be read: {why}"))
 
     for name, source in sources(path, unreadable):
         progress(name)
-        library = audit_library(source, above + name, capability)
-        if library and library.has_device_code:
-            libraries.append(library)
+        summary = summarise(source, above + name, features.by_kernels(above + name))
+        if summary and summary.has_device_code:
+            libraries.append(summary)
     return libraries

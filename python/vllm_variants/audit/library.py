@@ -18,18 +18,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_variants.audit.find import begins_as_elf
-from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
+from vllm_variants.audit.summary import HeldContainer, LibrarySummary, ScatteredGroup, summarise
+from vllm_variants.fatbin.container import Image
+from vllm_variants.fatbin.native import schedule
 from vllm_variants.fatbin.plan import kept_images
-from vllm_variants.fatbin.rewrite import device_sections
-from vllm_variants.fatbin.source import Malformed, Source
-from vllm_variants.fatbin.stub import is_stub
+from vllm_variants.fatbin.source import Source
 from vllm_variants.model import toolkits
 from vllm_variants.model.capability import Capability, Fit, Target, choose, fit
-
-SCATTERED_SECTIONS = (".cask_resource", ".ldata", ".lrodata")
-"""Sections that may hold containers among other data; nothing is dropped from them unless asked."""
 
 COMPILERS_DEFAULT = Target(Capability(5, 2))
 """What nvcc compiles for when nobody says: code for it alone is a build's oversight."""
@@ -83,7 +78,7 @@ class LibraryAudit:
     as in a system's name. `images` are grouped by kind (`cubin`, `ptx`, `kind 0x8`) and target; `fits`
     counts containers; `jit` lists those that wait for the driver's compiler. `foreign` and `spare` are
     bytes, `stubs` images, `stray` containers (see the module). `unknown` has a sentence for each image that
-    is not understood, `problem` what is wrong with the file; empty: nothing.
+    is not understood, `problem` what is wrong with the file; empty: nothing. `summary` is what was read.
     """
 
     path: str
@@ -100,6 +95,7 @@ class LibraryAudit:
     scattered: dict[str, ScatteredContainers] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     problem: str = ""
+    summary: LibrarySummary | None = field(default=None, repr=False, compare=False)
 
     @property
     def device_bytes(self) -> int:
@@ -110,6 +106,11 @@ class LibraryAudit:
     def has_device_code(self) -> bool:
         """Whether it belongs into a report: it has containers, or could not be read to its end."""
         return bool(self.containers or self.scattered or self.problem)
+
+    @property
+    def jit_seconds(self) -> float:
+        """About how long the driver compiles all of its PTX that waits, in seconds of one core."""
+        return sum(schedule.cpu_seconds(container.bytes) for container in self.jit)
 
     @property
     def runs(self) -> int:
@@ -147,68 +148,42 @@ class LibraryAudit:
         }  # fmt: skip
 
 
-def headers(source: Source) -> elfs.Elf | None:
-    """The headers of an ELF64 library; None for a file that is none.
-
-    Raises `Malformed` where the file is cut off or damaged, and where it has fat binaries but no section
-    table, which is the only thing that says where all of them are.
-    """
-    if not elfs.is_elf64(source):
-        if source.size < elfs.HEADER.size and begins_as_elf(source.at(0, min(source.size, 4))):
-            raise Malformed(source.name, source.size, "the file ends within its ELF header")
-        return None
-    elf = elfs.parse(source)
-    if not elf.sections and (found := next(scattered_containers(source, 0, source.size), None)):
-        raise Malformed(source.name, found.offset, "a fat binary in a file without a section table")
-    return elf
-
-
 def audit_library(source: Source, path: str, device: Capability | None = None) -> LibraryAudit | None:
     """Audit one file; None when it is no ELF64 file. Malformed fat binaries become its `problem`."""
-    audit = LibraryAudit(path, source.size)
-    try:
-        elf = headers(source)
-        if elf is None:
-            return None
-        audit.machine = elf.architecture
-        for section in device_sections(elf):
-            _count(source, containers(source, section.offset, section.end), device, audit)
-        for section in elf.sections:
-            if section.name in SCATTERED_SECTIONS and section.file_size:
-                _count_scattered(source, section, device, audit)
-    except Malformed as error:
-        audit.problem = error.message
-    except OSError as error:
-        audit.problem = f"cannot be read: {error.strerror or error}"
+    summary = summarise(source, path)
+    return judged(summary, device) if summary else None
+
+
+def judged(summary: LibrarySummary, device: Capability | None = None) -> LibraryAudit:
+    """A library that was read, judged for a device; without one its images are only counted."""
+    audit = LibraryAudit(summary.path, summary.size, summary.machine, problem=summary.problem, summary=summary)
+    for held in summary.containers:
+        _count(held, audit)
+        if device:
+            _judge(held, device, audit)
+    for group in summary.scattered:
+        _count_scattered(group, device, audit)
     return audit
 
 
-def _count(
-    source: Source, found: Iterable[Container], device: Capability | None, audit: LibraryAudit
-) -> None:
-    for container in found:
-        audit.containers += 1
-        for image in container.images:
-            kind = str(image.kind or f"kind {image.code:#x}")
-            audit.images.setdefault((kind, image.target), ImageGroup()).add(image)
-            if not image.known:
-                facts = f"kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
-                audit.unknown.append(f"image at {image.offset:#x}: {facts}")
-        audit.stray += bool(container.images) and {i.target for i in container.images} == {COMPILERS_DEFAULT}
-        if device:
-            _judge(source, container, device, audit)
+def _count(held: HeldContainer, audit: LibraryAudit) -> None:
+    audit.containers += 1
+    audit.stubs += len(held.stubs)
+    images = held.images
+    for image in images:
+        kind = str(image.kind or f"kind {image.code:#x}")
+        audit.images.setdefault((kind, image.target), ImageGroup()).add(image)
+        if not image.known:
+            facts = f"kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
+            audit.unknown.append(f"image at {image.offset:#x}: {facts}")
+    audit.stray += bool(images) and {i.target for i in images} == {COMPILERS_DEFAULT}
 
 
-def _judge(source: Source, container: Container, device: Capability, audit: LibraryAudit) -> None:
-    images = []
-    for image in container.images:
-        if is_stub(source, image):
-            audit.stubs += 1
-        elif kind := image.kind:
-            images.append((kind, image))
+def _judge(held: HeldContainer, device: Capability, audit: LibraryAudit) -> None:
+    images = [(kind, image) for image in held.images if (kind := image.kind)]
     best = choose([(kind, image.target) for kind, image in images], device)
     audit.fits[best.fit if best else Fit.NONE] += 1
-    kept = kept_images(container, [device])
+    kept = kept_images(held.container, [device])
     for kind, image in images:
         if not fit(kind, image.target, device):
             if image in kept:
@@ -218,21 +193,19 @@ def _judge(source: Source, container: Container, device: Capability, audit: Libr
         elif best and (kind, image.target.capability) != (best.kind, best.target.capability):
             audit.spare += image.size
         elif best and best.fit is Fit.JIT:
-            audit.jit.append(JitContainer(container.offset, image.target, image.original_size, image.version))
+            audit.jit.append(
+                JitContainer(held.container.offset, image.target, image.original_size, image.version)
+            )
 
 
-def _count_scattered(
-    source: Source, section: elfs.Section, device: Capability | None, audit: LibraryAudit
-) -> None:
-    counts = ScatteredContainers()
-    for container in scattered_containers(source, section.offset, section.end):
-        counts.containers += 1
-        counts.bytes += container.size
-        kinds = [(kind, image.target) for image in container.images if image.known and (kind := image.kind)]
-        if device and len(kinds) == len(container.images) and choose(kinds, device) is None:
-            counts.foreign += sum(image.size for image in container.images if not is_stub(source, image))
-    if counts.containers:
-        audit.scattered[section.name] = counts
+def _count_scattered(group: ScatteredGroup, device: Capability | None, audit: LibraryAudit) -> None:
+    counts = audit.scattered.setdefault(group.section, ScatteredContainers())
+    counts.containers += group.containers
+    counts.bytes += group.bytes
+    images = [Image(0, 0, 0, 0, 0, code, (0, 0), architecture, flags) for code, architecture, flags in group.kinds]
+    kinds = [(kind, image.target) for image in images if image.known and (kind := image.kind)]
+    if device and len(kinds) == len(images) and choose(kinds, device) is None:
+        counts.foreign += group.code
 
 
 def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_variants.audit.library import headers
+from vllm_variants.audit.summary import headers
 from vllm_variants.errors import InputError
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.rewrite import containers_in, device_sections

@@ -32,6 +32,7 @@ def _one_closure(line: CommandLine) -> None:
 @rules(
     excludes("--derive", "--sm", "--why", "--release", "--strict", "--closure", "--closure-from", "--json"),
     excludes("--why", "--release", "--strict", "--closure", "--closure-from"),
+    excludes("--all-sms", "--sm", "--why", "--derive", "--strict"),
     excludes("--closure", "--closure-from"),
     requires("--why", "--sm", hint="name the device: --sm sm90"),
     _one_closure,
@@ -65,6 +66,9 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail unless there is code, and the verdict is `pass`.")
     ] = False,
+    all_sms: Annotated[
+        bool, typer.Option("--all-sms", help="A matrix: every library and feature on every SM there is.")
+    ] = False,
     derive: Annotated[
         bool, typer.Option("--derive", help="Print a release's expectations from its wheels, as TOML.")
     ] = False,
@@ -80,6 +84,8 @@ def audit(
         _derive(paths)
     elif why:
         _why(paths, sm or [], as_json)
+    elif all_sms:
+        _all_sms(paths, release, closure, closure_from, as_json)
     else:
         _audit(_subjects(paths, sm or [], release, strict), closure, closure_from, strict, as_json)
 
@@ -153,6 +159,26 @@ def _audit(
                 say(f"missing: {report.missing}")
     if not all(_good(report, strict) for report in reports):
         raise typer.Exit(ExitCode.AUDIT)
+
+
+def _all_sms(
+    paths: Sequence[Path], release: str | None, closure: bool, closure_from: Path | None, as_json: bool
+) -> None:
+    from vllm_variants import audit as audits
+    from vllm_variants.audit.every_sm import SmMatrix
+    from vllm_variants.audit.sms import every_device
+    from vllm_variants.cli import audit_matrix
+    from vllm_variants.model import matrix
+
+    (path,) = paths
+    roots = _roots(path, closure, closure_from)
+    with err.status("reading …") as status:
+        libraries = audits.summaries(roots, lambda name: status.update(f"reading {name}"))
+    found = SmMatrix(tuple(map(str, roots)), every_device(matrix.load()), libraries, release or "")
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        audit_matrix.show(found)
 
 
 def _roots(path: Path, closure: bool, closure_from: Path | None) -> list[Path]:

@@ -25,7 +25,7 @@ LARGEST = 1 << 30
 """Bytes of an image once decompressed: more is refused. The largest of any library seen is 66 MB."""
 _LZ4_RATIO = 255
 """An LZ4 block cannot grow more: each further byte of a length stands for at most 255 bytes."""
-_ZSTD_DRIVER = 550
+ZSTD_DRIVER = 550
 """The first driver branch that reads zstd (CUDA 12.4). Source: NVIDIA's note for
 `rapids_cuda_enable_fatbin_compression`; docs/fatbin.md has more."""
 
@@ -94,7 +94,7 @@ class Encoded:
 
 def codec_for(driver: int) -> Codec:
     """The codec that takes the least room of those that a driver branch (`525`, `560`) reads."""
-    return Codec.ZSTD if driver >= _ZSTD_DRIVER else Codec.LZ4
+    return Codec.ZSTD if driver >= ZSTD_DRIVER else Codec.LZ4
 
 
 def requested_codec(name: str | None, driver: str) -> Codec:

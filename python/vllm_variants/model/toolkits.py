@@ -55,3 +55,8 @@ def driver_of(cuda: str) -> int | None:
         return None
     older = (toolkit for toolkit in reversed(TOOLKITS) if numbers(toolkit.cuda) <= version)
     return next((toolkit.driver for toolkit in older), None)
+
+
+OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
+"""The oldest driver branch that runs a major version of CUDA at all, on Linux. Source: "CUDA Compatibility",
+minor version compatibility."""
