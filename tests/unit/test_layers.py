@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "verify": {"base", "model", "system", "machine"},
     "doctor": {"base", "model", "system", "machine", "nix", "store", "builders"},
     "maintain": {"base", "model", "system", "machine", "nix", "builders", "verify"},
+    "reports": {"base", "model", "system", "fatbin", "audit", "verify"},
     "checks": set(),
     "api": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store", "builders", "verify"},
     "cli": set(),  # everything: it is the top

@@ -25,25 +25,42 @@ def answer(subject: Subject, seen: Sequence[Seen] = ()) -> tuple[Answer, str]:
     """The answer for one subject, with `seen` of it on cards, and the sentence that says it."""
     if subject.status not in ("built", ""):
         return Answer.NO, f"{subject.name} was not built: {_first(subject)}"
-    if subject.verdict is None:
-        return Answer.UNKNOWN, "No GPU was named, so images were only counted. Add --sm SM for an answer."
     failed = [check for card in seen for check in card.checks if check.get("verdict") == "failed"]
     if failed:
         return Answer.NO, f"No. {_count(len(failed), 'check')} failed on a card, first {failed[0]['check']}."
+    if subject.said:
+        sentence = subject.said["sentence"]
+        return _WORDS[subject.said["word"]], f"{sentence[:1].upper()}{sentence[1:].rstrip('.')}."
+    if subject.verdict is None:
+        return _for_every_sm(subject)
+    return _by_verdict(subject)
+
+
+_WORDS = {"yes": Answer.YES, "waits": Answer.WAIT, "no": Answer.NO}
+
+
+def _by_verdict(subject: Subject) -> tuple[Answer, str]:
+    """Of documents that were written before audits had an answer."""
     device = _device(subject.about)
-    if subject.verdict == "missing":
+    if subject.verdict in ("missing", "driver"):
         return Answer.NO, f"No. Code for {device} is missing, or a file is broken: {_first(subject)}"
-    if not subject.libraries and subject.totals is None:
-        return Answer.UNKNOWN, "What it holds was not audited."
     if _jit_containers(subject):
         return Answer.WAIT, _waits(subject, device)
-    foreign = int((subject.totals or {}).get("foreign", 0))
-    if subject.verdict == "foreign":
-        return Answer.YES, (
-            f"Yes. Everything that can matter has machine code for {device};"
-            f" {foreign / 1e9:.2f} GB beside it can never run there."
-        )
-    return Answer.YES, f"Yes. Everything that can matter has machine code for {device}. Nothing waits."
+    return Answer.YES, f"Yes. Everything that can matter has machine code for {device}."
+
+
+def _for_every_sm(subject: Subject) -> tuple[Answer, str]:
+    """Of what was audited for no GPU in particular: which SMs its features are there for."""
+    lost = [False] * len(subject.devices)
+    for feature in subject.features:
+        for column, cell in enumerate(feature["cells"]):
+            lost[column] |= bool(cell and cell["state"] in ("missing", "driver"))
+    served = [Capability.parse(device).sm for device, gone in zip(subject.devices, lost, strict=True) if not gone]
+    if not subject.features or subject.findings:
+        return Answer.UNKNOWN, "No GPU was named, so its code was only counted. Add --sm SM for an answer."
+    if not served:
+        return Answer.NO, "No. There is no SM on which everything that is needed runs."
+    return Answer.UNKNOWN, f"For which GPU? What is needed runs on {', '.join(served)}. Add --sm SM for an answer."
 
 
 def _jit_containers(subject: Subject) -> int:

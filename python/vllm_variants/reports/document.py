@@ -60,6 +60,7 @@ def report(named: Sequence[Named], extra: Extra) -> dict[str, Any]:
         "answer": str(word),
         "sentence": sentence,
         "subjects": facts,
+        "differences": _differences(facts) if subjects[1:] and not batch else [],
         "evidence": [card.as_dict() for card in seen],
         "advisories": [dict(advisory) for advisory in extra.advisories],
     }
@@ -86,6 +87,24 @@ def _difference(subjects: Sequence[Subject]) -> str:
     word = "smaller" if second < first else "larger"
     sizes = f"The second is {abs(first - second) / 1e6:,.1f} MB {word}" if first != second else "Both are as large"
     return f"{sizes}; {waits[0]} fat binaries wait for the driver's compiler in the first, {waits[1]} in the second."
+
+
+def _differences(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The packages that differ in size or version between two subjects, those that differ most first.
+
+    `sides` has a package's bytes and version in each, None where it is not in it.
+    """
+    packages = [{package["name"]: package for package in subject["packages"]} for subject in subjects]
+    found = []
+    for name in dict.fromkeys([*packages[0], *packages[1]]):
+        sides = [
+            {"bytes": side[name]["after"], "version": side[name]["version"]} if name in side else None
+            for side in packages
+        ]
+        if sides[0] != sides[1]:
+            first, second = (side["bytes"] if side else 0 for side in sides)
+            found.append({"name": name, "sides": sides, "bytes": second - first})
+    return sorted(found, key=lambda row: (-abs(row["bytes"]), row["name"]))
 
 
 def _bytes(subject: Subject) -> int:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_variants import audit as audits
 from vllm_variants import documents
-from vllm_variants.audit.audited_path import audited_paths, expectations_for
 from vllm_variants.audit.find import absent, examined
 from vllm_variants.errors import InputError, UsageError
 from vllm_variants.model import matrix, results
 from vllm_variants.model.capability import Capability
 from vllm_variants.reports import reading, subjects
+from vllm_variants.reports.auditing import audited
 from vllm_variants.reports.packages import owners
 from vllm_variants.reports.subjects import Subject
 
@@ -43,8 +42,11 @@ def read(word: str, device: Capability | None, progress: Say) -> Named:
         return _document(path)
     examined(path)
     if (path / results.MANIFEST).is_file():
-        return Named((_result(word, path, device, progress),))
-    return Named((subjects.of_audit(word, _audit(path, device, progress), owners(subjects.site_packages(path))),))
+        result = results.read(path)
+        return Named((subjects.of_result(word, result, audited(path, device, progress)),))
+    found = audited(path, device, progress)
+    known = owners(subjects.site_packages(path))
+    return Named((subjects.of_audit(word, found.audit, found.matrix, known),))
 
 
 def _link(word: str, path: Path) -> Path:
@@ -64,27 +66,13 @@ def _link(word: str, path: Path) -> Path:
     return links[0]
 
 
-def _result(word: str, path: Path, device: Capability | None, progress: Say) -> Subject:
-    """A result with the audit that its build left, or one made now: for another device, or where it left none."""
-    result = results.read(path)
-    kept = result.path / "share" / "vllm-variants" / "audit.json"
-    if kept.is_file() and device in (None, result.manifest.capability):
-        return subjects.of_result(word, result, reading.document(kept))
-    return subjects.of_result(word, result, _audit(path, device, progress))
-
-
-def _audit(path: Path, device: Capability | None, progress: Say) -> dict[str, Any]:
-    (audited,) = audited_paths([path], device, None)
-    libraries = audits.collect([path], audited.capability, progress)
-    expected, _ = expectations_for(audited, libraries)
-    return audits.judge((str(path),), libraries, audited.capability, expected).as_dict()
-
-
 def _document(path: Path) -> Named:
     document = reading.document(path)
     kind = document.get("schema")
     if kind == documents.AUDIT:
         return Named((subjects.of_audit(path.name, document),))
+    if kind == documents.AUDIT_MATRIX:
+        return Named((subjects.of_matrix(path.name, document),))
     if kind == documents.AUDITS:
         with reading.expected(path, "no audits"):
             reports: Sequence[Any] = document["reports"]

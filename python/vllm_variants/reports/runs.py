@@ -80,7 +80,7 @@ def matching(runs: Iterable[Run], subjects: Sequence[Mapping[str, Any]]) -> list
 
 
 def together(runs: Iterable[Run]) -> list[Seen]:
-    """The runs by card, those with the most checks first."""
+    """The runs by card: checks before comparisons, those with the most checks first."""
     cards: dict[tuple[Any, ...], Seen] = {}
     for run in sorted(runs, key=lambda run: run.get("finished", "")):
         compared = "against" in run
@@ -89,7 +89,7 @@ def together(runs: Iterable[Run]) -> list[Seen]:
         seen = cards.setdefault(key, Seen(*key))
         seen.runs.append({name: run[name] for name in _RUN if name in run})
         _add(seen.checks, run["checks"], compared)
-    return sorted(cards.values(), key=lambda seen: -len(seen.checks))
+    return sorted(cards.values(), key=lambda seen: (seen.compared, -len(seen.checks)))
 
 
 def _add(kept: list[dict[str, Any]], checks: Iterable[Mapping[str, Any]], compared: bool) -> None:

@@ -90,6 +90,15 @@ def of_audit(audit: Mapping[str, Any], versions: Mapping[str, str], known: Owner
     return _packages(parts, known, versions, alone=True)
 
 
+def of_matrix(libraries: Iterable[Mapping[str, Any]]) -> list[Package]:
+    """The same of rows that are judged for every SM, and for none in particular."""
+    parts = [
+        Part(row["path"], 1, None, row["size"], Serves.BROKEN if row["problem"] else Serves.UNJUDGED, {}, 0)
+        for row in libraries
+    ]
+    return _packages(parts, NOBODY, {}, alone=True)
+
+
 def savings(manifest: Mapping[str, Any]) -> list[Saving]:
     """What each rule of a build freed, in the order of the build; what freed nothing is left out."""
     steps = _steps(manifest)
