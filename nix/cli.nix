@@ -48,6 +48,7 @@ python312Packages.buildPythonApplication {
 
   build-system = [ python312Packages.hatchling ];
   dependencies = map (name: python312Packages.${name}) [
+    "jinja2"
     "lz4"
     "nvidia-ml-py"
     "rich"

@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "export": {"base", "model", "system", "machine", "fatbin", "audit", "store", "builders"},
     "doctor": {"base", "model", "system", "machine", "nix", "store", "builders"},
     "maintain": {"base", "model", "system", "machine", "nix", "builders", "verify"},
+    "reports": {"base", "model", "system", "fatbin", "audit", "verify"},
     "checks": set(),
     "cli": set(),  # everything: it is the top
 }

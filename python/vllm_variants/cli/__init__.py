@@ -31,6 +31,7 @@ from vllm_variants.cli.list import list_variants
 from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import close_streams, complain, err, open_streams
 from vllm_variants.cli.pin import pin
+from vllm_variants.cli.report import report
 from vllm_variants.cli.slim import slim
 from vllm_variants.cli.test import test
 from vllm_variants.cli.verify import verify
@@ -83,7 +84,7 @@ _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def _register() -> None:
     """Add every command to the application; those that work on a checkout are hidden where there is none."""
     app.command("list", cls=Command)(list_variants)
-    for command in (detect, build, audit, slim, verify, export, doctor, gc):
+    for command in (detect, build, audit, report, slim, verify, export, doctor, gc):
         app.command(cls=Command)(command)
     for command in (docs, lock, pin, lint):
         if data.checkout():

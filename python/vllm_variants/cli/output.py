@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_variants.errors import Error, InputError, OutputClosed, ResourceError, readable
+from vllm_variants.system.text import size as size
 
 _NARROWEST = 80
 """Columns that a table is given at least: a narrower terminal wraps its lines, and loses no word."""
@@ -141,12 +142,3 @@ def say(text: str) -> None:
 def table(*columns: str) -> Table:
     """An empty table in the house style."""
     return Table(*columns, box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-
-
-def size(count: int) -> str:
-    """Bytes for people, in decimal units: `6.21 GB`, `81.0 MB`, `12 kB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            digits = 2 if unit == "GB" else 1 if unit == "MB" else 0
-            return f"{count / scale:.{digits}f} {unit}"
-    return f"{count} B"

@@ -1,4 +1,4 @@
-"""Text for people: durations, and what programs print without their colours."""
+"""Text for people: durations, sizes, and what programs print without their colours."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in decimal units: `6.21 GB`, `81.0 MB`, `12 kB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            digits = 2 if unit == "GB" else 1 if unit == "MB" else 0
+            return f"{count / scale:.{digits}f} {unit}"
+    return f"{count} B"
