@@ -4,28 +4,30 @@
     pytest tests/gpu --variant sm90         only results of this variant
     pytest tests/gpu --result PATH          this result, wherever it is
     pytest tests/gpu -m sm90 -k 'moe or fa3'
-    pytest tests/gpu -n auto                one worker a card, each with its own card
+    pytest tests/gpu -n auto                one worker a card, none used by two at once
 
-On a machine that cannot run any of them there is one skipped test, and its reason says why.
+A check of two cards waits until both are free. In a host of several kinds of cards each result goes to those
+that it fits. On a machine that cannot run any of them there is one skipped test, and its reason says why.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import random
-import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vllm_variants.errors import Error
 from vllm_variants.machine import gpus
+from vllm_variants.machine.gpus import Gpu, Machine
 from vllm_variants.model import matrix
 from vllm_variants.model.results import Result
+from vllm_variants.verify import cards as locks
 from vllm_variants.verify import catalogue, preflight
 from vllm_variants.verify.catalogue import Check
 
@@ -44,10 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class FittingResult:
-    """A result that fits this machine, and the indices of the cards that it is built for."""
+    """A result that fits this machine, and the cards that it is built for."""
 
     result: Result
-    cards: tuple[str, ...]
+    cards: tuple[Gpu, ...]
 
     @property
     def id(self) -> str:
@@ -55,12 +57,24 @@ class FittingResult:
         return f"{self.result.manifest.short}-{self.result.manifest.release}"
 
 
+def _machine(config: pytest.Config) -> Machine:
+    """The machine as the run found it: a worker of pytest-xdist is told, so that all collect the same tests."""
+    given = getattr(config, "workerinput", {}).get("vllm_variants_machine")
+    return Machine.from_dict(given) if given else gpus.machine()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker which machine this is."""
+    node.workerinput["vllm_variants_machine"] = _machine(node.config).as_dict()
+
+
 def _fitting_results(config: pytest.Config) -> tuple[list[FittingResult], list[str]]:
     """(results to check, reasons why others are not), for the options given."""
     requested = {matrix.load().parse(text).variant.short for text in config.getoption("--variant", [])}
     given = [Path(path) for path in config.getoption("--result", [])]
     paths = given or sorted(path for path in Path.cwd().glob("result-*") if path.is_dir())
-    machine = gpus.machine()
+    machine = _machine(config)
     fitting_results, reasons = [], []
     for path in paths:
         try:
@@ -71,7 +85,7 @@ def _fitting_results(config: pytest.Config) -> tuple[list[FittingResult], list[s
         except Error as error:
             reasons.append(error.message)
             continue
-        fitting_results.append(FittingResult(result, preflight.devices(cards)))
+        fitting_results.append(FittingResult(result, cards))
     if not machine.gpus:
         reasons = [f"there is no GPU: {machine.problem or 'the driver sees none'}"]
     elif not paths:
@@ -105,9 +119,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: one worker a card that some result fits."""
+    """`-n auto`: one worker for every card that some result fits."""
     fitting_results, _ = _fitting_results(config)
-    return max((len(fitting.cards) for fitting in fitting_results), default=1)
+    return len({card.uuid for fitting in fitting_results for card in fitting.cards}) or 1
 
 
 @pytest.fixture(scope="session")
@@ -118,17 +132,23 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def cards(fitting: FittingResult, check: Check) -> Iterator[tuple[str, ...]]:
-    """The cards of this test: the worker's own first, and nobody else's while it runs.
+def cards(fitting: FittingResult, check: Check) -> Iterator[tuple[Gpu, ...]]:
+    """The cards of this test, and nobody else's while it runs: a free one, or as many as the check uses.
 
-    A check that wants two cards waits until its neighbour is free; more workers than cards wait too.
+    More workers than cards wait, and so does a check until all of its cards are free. Cards of which the
+    check needs more than there are: all of them, and the check is skipped.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    first = int(worker) % len(fitting.cards)
-    own = (fitting.cards[first:] + fitting.cards[:first])[: check.gpus]
-    with contextlib.ExitStack() as stack:
-        for card in sorted(own):  # always in this order, so that two tests never wait for each other
-            lock = Path(tempfile.gettempdir(), f"vllm-variants-{os.getuid()}-{card}.lock")
-            file = stack.enter_context(lock.open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield own
+    try:
+        gone = locks.lost(fitting.cards)
+        left = tuple(card for card in fitting.cards if card not in gone)
+        if len(left) < check.gpus <= len(fitting.cards):
+            locks.require(fitting.cards, "before this check began")
+        if gone:
+            warnings.warn(f"{locks.names(gone)} was lost since this run began", stacklevel=1)
+        count = max(1, len(check.share(preflight.devices(left))))
+        with locks.reserved(left, count, int(worker)) as own:
+            locks.require(own, "before this check began")
+            yield own
+    except Error as error:
+        pytest.fail(f"{check.name}: {error.message}", pytrace=False)

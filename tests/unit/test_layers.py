@@ -27,6 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "builders": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store"},
     "verify": {"base", "model", "system", "machine"},
     "export": {"base", "model", "system", "machine", "fatbin", "audit", "store", "builders"},
+    "verify": {"base", "model", "system", "machine", "checks"},
     "doctor": {"base", "model", "system", "machine", "nix", "store", "builders"},
     "maintain": {"base", "model", "system", "machine", "nix", "builders", "verify"},
     "reports": {"base", "model", "system", "fatbin", "audit", "verify"},

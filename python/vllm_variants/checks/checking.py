@@ -148,9 +148,13 @@ class Run:
 
     # ── inputs: always made on the CPU, so the same seed gives the same bits on every card ──
 
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count a CPU tensor among the inputs."""
+        self._inputs.update(raw(tensor))
+
     def input(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count a CPU tensor among the inputs, and return it on the device."""
-        self._inputs.update(raw(tensor))
+        self.count(tensor)
         return tensor.to(self.device)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
@@ -245,7 +249,7 @@ def outcome(
     """
     run = Run(name, seed, facts, dry)
     started = time.monotonic()
-    status, reason = _status(run, function)
+    status, reason = status_of(run, function)
     return {
         "check": name,
         "status": status,
@@ -259,8 +263,13 @@ def outcome(
     }
 
 
-def _status(run: Run, function: CheckFunction) -> tuple[Status, str | None]:
-    """Run the check; (its status, the reason unless it is ok)."""
+def status_of(
+    run: Run, function: CheckFunction, *, judged: bool = True
+) -> tuple[Status, str | None]:
+    """Run the check; (its status, the reason unless it is ok).
+
+    Unless its cases are `judged`, a wrong one among them is no failure yet.
+    """
     try:
         function(run)
         if not run.dry:
@@ -273,12 +282,12 @@ def _status(run: Run, function: CheckFunction) -> tuple[Status, str | None]:
         return "failed", str(error)
     except Exception as error:
         traceback.print_exc()
-        return _status_of(error)
-    wrong = [case for case in run.cases if not case["ok"]]
+        return _status_of_error(error)
+    wrong = [case for case in run.cases if judged and not case["ok"]]
     return ("failed", "; ".join(sentence(case) for case in wrong[:4])) if wrong else ("ok", None)
 
 
-def _status_of(error: Exception) -> tuple[Status, str]:
+def _status_of_error(error: Exception) -> tuple[Status, str]:
     """(status, reason) of an exception that nobody raised on purpose; CUDA's advice is left out."""
     lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
     # Pydantic only counts in its first line: "1 validation error for ModelConfig".

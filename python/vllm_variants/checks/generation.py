@@ -16,8 +16,21 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 import torch
 from vllm import LLM, SamplingParams, TokensPrompt
 
-from .checking import Run, Wrong, check
-from .tiny_llama import CONFIG, NEW, PROMPTS, completion
+from .checking import Run, Skipped, Wrong, check
+from .multicast import MULTICAST_OFF, ONE_HOST
+from .ranks import cards
+from .tiny_llama import CONFIG, NEW, PROMPTS, Completion, completion, write
+
+# The model is tiny, and the card may be shared with other checks: not nine tenths of its memory.
+SMALL: dict[str, Any] = {
+    "max_model_len": 256,
+    "max_num_seqs": 8,
+    "gpu_memory_utilization": 0.25,
+    "kv_cache_memory_bytes": 64 << 20,
+    "enable_prefix_caching": False,
+    "disable_log_stats": True,
+    "seed": 0,
+}
 
 
 def _generate(run: Run, label: str, **options: Any) -> None:
@@ -31,28 +44,28 @@ def _generate(run: Run, label: str, **options: Any) -> None:
             load_format="dummy",
             skip_tokenizer_init=True,
             dtype="float16",
-            max_model_len=256,
-            max_num_seqs=8,
-            gpu_memory_utilization=0.25,
-            kv_cache_memory_bytes=64 << 20,
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-            seed=0,
+            **SMALL,
             **options,
         )
         replaced = llm.apply_model(lambda module: _replace(module, task.parameters))[0]
         if replaced != len(task.parameters):
             raise Wrong(f"the model took {replaced} of {len(task.parameters)} weights")
-        sampling = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
+        _complete(run, label, llm, task)
+        run.fact(attention=_backend(llm))
 
-        def call() -> torch.Tensor:
-            answers = llm.generate(
-                [TokensPrompt(prompt_token_ids=prompt) for prompt in task.prompts], sampling, use_tqdm=False
-            )
-            return torch.tensor([list(answer.outputs[0].token_ids) for answer in answers])
 
-        run.case(label, call, task.expected, 0.0, timed=False)
-        run.fact(tokens=task.expected.tolist(), attention=_backend(llm))
+def _complete(run: Run, label: str, llm: LLM, task: Completion) -> None:
+    """One case: the model completes all prompts at once, with the tokens of a float64 forward."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=NEW, ignore_eos=True, detokenize=False)
+
+    def call() -> torch.Tensor:
+        answers = llm.generate(
+            [TokensPrompt(prompt_token_ids=prompt) for prompt in task.prompts], sampling, use_tqdm=False
+        )
+        return torch.tensor([list(answer.outputs[0].token_ids) for answer in answers])
+
+    run.case(label, call, task.expected, 0.0, timed=False)
+    run.fact(tokens=task.expected.tolist())
 
 
 def _replace(module: torch.nn.Module, parameters: Mapping[str, torch.Tensor]) -> int:
@@ -103,3 +116,62 @@ def compiled(run: Run) -> None:
         f"{PROMPTS} prompts, {NEW} tokens each",
         compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8]},
     )
+
+
+GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
+
+
+@check("generate.tensor_parallel")
+def tensor_parallel(run: Run) -> None:
+    """The model's tensors spread over two cards, with CUDA graphs and vLLM's own choice of all-reduce."""
+    _on_two_cards(run, compilation_config=GRAPHS)
+
+
+@check("generate.tensor_parallel_nccl")
+def tensor_parallel_nccl(run: Run) -> None:
+    """The same without CUDA graphs, and with NCCL alone between the cards."""
+    _on_two_cards(run, enforce_eager=True, disable_custom_all_reduce=True)
+
+
+def _on_two_cards(run: Run, **options: Any) -> None:
+    """Load the model from files, as each worker needs its part of them, and complete the prompts of one card.
+
+    The seed decides model and prompts, so these are the tokens that the checks of one card must show too.
+    """
+    task = completion(run)
+    if run.dry:
+        return
+    if cards() < 2:
+        raise Skipped(f"it needs two cards, and this process sees {cards()}")
+    os.environ.update(MULTICAST_OFF | ONE_HOST | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        write(model, task.parameters)
+        llm = LLM(
+            model=str(model),
+            skip_tokenizer_init=True,
+            dtype="float16",
+            tensor_parallel_size=2,
+            distributed_executor_backend="mp",
+            **SMALL,
+            **options,
+        )
+        _complete(run, f"2 cards, {PROMPTS} prompts, {NEW} tokens each", llm, task)
+        run.fact(all_reduce=_all_reduces(llm))
+
+
+def _all_reduces(llm: LLM) -> list[str]:
+    """What each worker's all-reduce goes through, in its own words; why that is not known, if so."""
+    try:
+        answers: list[str] = llm.apply_model(_all_reduce)
+    except Exception as error:  # a fact for the report: the tokens are what is checked
+        return [f"not known: {type(error).__name__}: {error}"[:200]]
+    return answers
+
+
+def _all_reduce(_: torch.nn.Module) -> str:
+    """In a worker: vLLM's custom kernel, or NCCL."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    custom = getattr(get_tp_group().device_communicator, "ca_comm", None)
+    return "NCCL" if custom is None or custom.disabled else "custom"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -22,6 +23,7 @@ from vllm_variants.versions import numbers
 
 T = TypeVar("T")
 RECORDED = "VLLM_VARIANTS_MACHINE"
+_MIG = "MIG-"
 
 # Where hosts keep the driver's libraries that ldconfig may not list: WSL, containers, NixOS.
 _DRIVER_FOLDERS = (
@@ -34,17 +36,30 @@ _DRIVER_FOLDERS = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; `memory` in bytes, None where the driver does not say (unified memory)."""
+    """One GPU; `memory` in bytes, None where the driver does not say (unified memory).
+
+    `mig` are the ids of the MIG instances that it is divided into, in the driver's order.
+    """
 
     index: int
     name: str
     capability: Capability
     memory: int | None
     uuid: str
+    mig: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
-        """The GPU as JSON: its capability as `9.0`."""
-        return {**asdict(self), "capability": str(self.capability)}
+        """The GPU as JSON: its capability as `9.0`, `mig` only where there is any."""
+        facts = {**asdict(self), "capability": str(self.capability), "mig": list(self.mig)}
+        return facts if self.mig else {key: value for key, value in facts.items() if key != "mig"}
+
+    @property
+    def device(self) -> str:
+        """Its name for CUDA_VISIBLE_DEVICES: its index, or the id of the MIG instance that was chosen.
+
+        vLLM (0.11.2, 0.13.0) takes indices alone: `platforms/interface.py` there reads each as an int.
+        """
+        return self.uuid if self.uuid.startswith(_MIG) else str(self.index)
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ class Machine:
                 Capability.parse(_of(str, gpu, "capability")),
                 None if gpu["memory"] is None else _of(int, gpu, "memory"),
                 _of(str, gpu, "uuid"),
+                tuple(map(str, _of(list, gpu, "mig"))) if "mig" in gpu else (),
             )
             for gpu in _of(list, facts, "gpus")
         )
@@ -101,22 +117,39 @@ def _of(kind: type[T], facts: Mapping[str, Any], key: str) -> T:
 def visible(gpus: Sequence[Gpu], chosen: str | None) -> tuple[Gpu, ...]:
     """Those of `gpus` that `chosen`, a value of CUDA_VISIBLE_DEVICES, leaves, in its order; None: all.
 
-    Names are indices in the driver's order (CUDA_DEVICE_ORDER=PCI_BUS_ID, which is how vLLM reads
-    them) or beginnings of ids (`GPU-1a2b`). As in CUDA, what follows an unknown one is not seen.
+    Names are indices in the driver's order (CUDA_DEVICE_ORDER=PCI_BUS_ID, which is how vLLM reads them),
+    beginnings of ids (`GPU-1a2b`), or ids of MIG instances, of which a process uses one (NVIDIA's MIG user
+    guide): the GPU that has it then bears its id. As in CUDA, the first name decides which of these all are,
+    what follows one that is not known is not seen, and a device named twice leaves none (CUDA C++
+    programming guide, "CUDA environment variables"; torch/cuda/__init__.py reads them so too).
     """
     if chosen is None:
         return tuple(gpus)
+    names = [name.strip() for name in chosen.split(",")]
     listed: list[Gpu] = []
-    for name in map(str.strip, chosen.split(",")):
-        matches = [gpu for gpu in gpus if _is_named(gpu, name)]
-        if len(matches) != 1 or matches[0] in listed:
+    for name in names:
+        gpu = _named(gpus, name, next((kind for kind in ("GPU-", _MIG) if names[0].startswith(kind)), ""))
+        if gpu is None:
             break
-        listed += matches
-    return tuple(listed)
+        if gpu in listed:
+            return ()
+        listed.append(gpu)
+    return tuple(listed[:1] if names[0].startswith(_MIG) else listed)
 
 
-def _is_named(gpu: Gpu, name: str) -> bool:
-    return str(gpu.index) == name or (name.startswith("GPU-") and gpu.uuid.startswith(name))
+def _named(gpus: Sequence[Gpu], name: str, kind: str) -> Gpu | None:
+    """The one GPU that a name of this kind (`GPU-`, `MIG-`; an index without) means, or None."""
+    if not kind:
+        # CUDA reads a number as C's strtoul does: `1x` is 1, and what begins with no digit is none.
+        number = re.match(r"[+]?(\d+)", name)
+        matches = [gpu for gpu in gpus if number and gpu.index == int(number[1])]
+    elif not name.startswith(kind):
+        return None
+    elif kind == _MIG:
+        matches = [replace(gpu, uuid=mig) for gpu in gpus for mig in gpu.mig if mig == name]
+    else:
+        matches = [gpu for gpu in gpus if gpu.uuid.startswith(name)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def machine() -> Machine:
@@ -197,4 +230,16 @@ def _gpu(index: int) -> Gpu:
         Capability(int(major), int(minor)),
         memory,
         str(pynvml.nvmlDeviceGetUUID(handle)),
+        tuple(_mig_ids(handle)),
     )
+
+
+def _mig_ids(handle: Any) -> Iterator[str]:
+    """The ids of a GPU's MIG instances; none where it has no such thing, or it is off."""
+    import pynvml
+
+    with suppress(pynvml.NVMLError):
+        for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with suppress(pynvml.NVMLError):  # as many as there could be, not as there are
+                instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+                yield str(pynvml.nvmlDeviceGetUUID(instance))

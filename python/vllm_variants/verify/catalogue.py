@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +32,9 @@ class Support:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its name, the script that defines it, its time limit in seconds, its GPUs.
+    """One check: its name, the script that defines it, its time limit in seconds, the GPUs it needs.
 
-    `says` is what it proves, in a clause; `support` holds for releases that `releases` does not name.
+    `most_gpus`: how many it can use where there are more. `says` is what it proves, in a clause; `support` holds for releases that `releases` does not name.
     `compiles` says why it needs the driver's compiler even where a result is native; empty: it does not.
     """
 
@@ -46,6 +46,11 @@ class Check:
     support: Support
     releases: Mapping[str, Support] = field(default_factory=dict)
     compiles: str = ""
+    most_gpus: int = 0
+
+    def share(self, cards: Sequence[str]) -> tuple[str, ...]:
+        """Those of these cards that it gets: the first, as many as it can use; fewer than it needs: none."""
+        return tuple(cards[: max(self.gpus, self.most_gpus)]) if len(cards) >= self.gpus else ()
 
     def expected(self, release: str, sm: str) -> Expected:
         """What must happen on `sm` ("sm90") with this release ("0.13.0")."""
@@ -75,6 +80,7 @@ def read(path: Path | None = None) -> tuple[Check, ...]:
                     support=_support(table),
                     releases={key: _support(value) for key, value in table.get("release", {}).items()},
                     compiles=table.get("compiles", ""),
+                    most_gpus=int(table.get("most_gpus", 0)),
                 )
             )
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:

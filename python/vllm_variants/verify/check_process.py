@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from vllm_variants.checks.multicast import MULTICAST_OFF
 from vllm_variants.system import process
 from vllm_variants.verify.catalogue import CHECKS, Check
 
@@ -30,8 +31,8 @@ LONGEST = 1 << 24  # bytes of a line that are read as one: an outcome with all i
 class CheckedResult:
     """What is checked: an interpreter, the facts it must agree with, and the GPUs it may see.
 
-    `facts` are listed in `checks/imports.py`. `gpus` are indices for CUDA_VISIBLE_DEVICES, the one to
-    check on first; empty: whatever is set. With `native` the driver may compile nothing, except for
+    `facts` are listed in `checks/imports.py`. `gpus` are names for CUDA_VISIBLE_DEVICES, the one to
+    check on first; empty: whatever is set. No check may use NVLink multicast. With `native` the driver may compile nothing, except for
     checks that say why they need it.
     """
 
@@ -48,13 +49,13 @@ class CheckedResult:
             if key not in {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
         }
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[: check.gpus])
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(check.share(self.gpus))
         if self.native and not check.compiles:
             # CUDA's programming guide, "CUDA environment variables": embedded PTX is not compiled then.
             environment["CUDA_DISABLE_PTX_JIT"] = "1"
         if together > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // together))
-        return environment | {
+        return environment | MULTICAST_OFF | {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_CACHE_PATH": str(scratch / "driver"),
             "TRITON_CACHE_DIR": str(scratch / "triton"),

@@ -124,6 +124,11 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "device code for {capability} is missing: vllm-variants audit RESULT shows from which library;"
         " build the variant again",
     ),
+    (  # how the driver and NVML say that a card is there no more
+        ("gpu is lost", "fallen off the bus", "gpu requires reset", "uncorrectable ecc error"),
+        "a card was lost or is in a bad state: the kernel's log says why (dmesg, lines with NVRM and Xid),"
+        " and nvidia-smi lists what is left",
+    ),
     (
         ("unsupported toolchain",),
         "this driver is too old for PTX in the result: vllm-variants audit RESULT names the driver that"

@@ -10,6 +10,7 @@ from typing import Any
 from vllm_variants.errors import InputError, MissingError, UnsupportedError
 from vllm_variants.machine.gpus import Gpu, Machine, visible
 from vllm_variants.model import results
+from vllm_variants.model.capability import Capability
 from vllm_variants.model.results import Result
 from vllm_variants.verify.check_process import CheckedResult
 
@@ -66,10 +67,16 @@ def fitting(result: Result, machine: Machine) -> tuple[Gpu, ...]:
         raise UnsupportedError(
             f"{manifest.short} is built for compute capability {manifest.capability},"
             f" and this machine has {have}",
-            hint=f"{DETECT} names the variant for it",
+            hint=_hidden(manifest.capability, machine, chosen) or f"{DETECT} names the variant for it",
         )
     _require_driver(result, machine)
     return gpus
+
+
+def _hidden(capability: Capability, machine: Machine, chosen: str | None) -> str | None:
+    """What to do where CUDA_VISIBLE_DEVICES leaves out a GPU that would fit; None where none does."""
+    fits = [gpu for gpu in machine.gpus if gpu.capability == capability]
+    return f"CUDA_VISIBLE_DEVICES={chosen} hides one that fits: GPU {fits[0].index}, {fits[0].name}" if fits else None
 
 
 def _require_driver(result: Result, machine: Machine) -> None:
@@ -117,8 +124,5 @@ def checked_result(result: Result, gpus: Sequence[Gpu], *, native: bool = False)
 
 
 def devices(gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    """The GPUs' names for CUDA_VISIBLE_DEVICES: indices, since vLLM (0.11.2, 0.13.0) takes no ids.
-
-    `platforms/interface.py` there reads each as an int, and without it vLLM has no platform.
-    """
-    return tuple(str(gpu.index) for gpu in gpus)
+    """The GPUs' names for CUDA_VISIBLE_DEVICES."""
+    return tuple(gpu.device for gpu in gpus)

@@ -3,6 +3,7 @@
 The next interpreters start while one check has the GPU to itself, and the time limit of a check
 begins with its turn.
 
+A check of several cards has them to itself: it waits until no other runs, and none starts beside it.
 With `together` > 1 several checks share the GPU. Most of a first run is the driver compiling PTX on
 one core, so that takes much less time; but a median may then hold some of the neighbours' work.
 """
@@ -75,6 +76,17 @@ def _no_time(check: Check) -> CheckOutcome:
     return {"check": check.name, "status": "skipped", "reason": TIME_OVER}
 
 
+def _place(check: Check) -> tuple[bool, float]:
+    """Where checks that run together have their places: the longest first, those that run alone at the end."""
+    return check.gpus > 1, -check.limit
+
+
+def _too_few_cards(check: Check, cards: int) -> CheckOutcome:
+    have = "there is one" if cards == 1 else f"there are {cards}"
+    reason = f"it needs {check.gpus} cards that the result fits, and {have}"
+    return {"check": check.name, "status": "skipped", "reason": reason}
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How to run checks; the times are in seconds.
@@ -136,8 +148,7 @@ class CheckQueue:
         scratch: Path,
         logs: Path,
     ) -> None:
-        ordered = sorted(checks, key=lambda check: -check.limit) if options.together > 1 else checks
-        self._waiting: deque[Check] = deque(ordered)
+        self._waiting: deque[Check] = deque(checks if options.together == 1 else sorted(checks, key=_place))
         self._started: deque[CheckProcess | CheckOutcome] = deque()
         self._turns: dict[Future[CheckOutcome], CheckProcess] = {}
         self._result, self._options, self._scratch, self._logs = result, options, scratch, logs
@@ -147,7 +158,7 @@ class CheckQueue:
         """Run all of them, each one's turn in a thread of `pool`, and yield the outcomes as they come."""
         while self._waiting or self._started or self._turns:
             self._start()
-            while self._started and len(self._turns) < self._options.together:
+            while self._started and self._room(self._started[0]):
                 process = self._started.popleft()
                 if isinstance(process, CheckProcess):
                     turn = pool.submit(_turn, process, self._options.loading, self._deadline)
@@ -158,21 +169,35 @@ class CheckQueue:
             for turn in wait(self._turns, return_when=FIRST_COMPLETED).done:
                 yield self._annotated(turn.result(), self._turns.pop(turn))
 
+    def _room(self, process: CheckProcess | CheckOutcome) -> bool:
+        """Whether the next one may have its turn: one that shares no card with those that run."""
+        if not isinstance(process, CheckProcess) or not self._turns:
+            return True
+        alone = process.check.gpus > 1 or any(other.check.gpus > 1 for other in self._turns.values())
+        return not alone and len(self._turns) < self._options.together
+
     def _annotated(self, outcome: CheckOutcome, process: CheckProcess) -> CheckOutcome:
         """The outcome with what this run adds to it."""
-        extra: CheckOutcome = {"together": self._options.together} if self._options.together > 1 else {}
+        shared = self._options.together > 1 and process.check.gpus == 1
+        extra: CheckOutcome = {"together": self._options.together} if shared else {}
         if self._options.logs and outcome["status"] == "failed":
             extra["log"] = str(process.log)
         if self._result.native and process.check.compiles:
             extra["compiles"] = process.check.compiles
+        if process.check.gpus > 1 and (cards := process.check.share(self._result.gpus)):
+            extra["cards"] = len(cards)
         return outcome | extra
 
     def _start(self) -> None:
         """Start the interpreters of the next checks, as many as may load ahead."""
         while self._waiting and len(self._started) < max(1, self._options.ahead):
             check = self._waiting.popleft()
-            late = time.monotonic() > self._deadline
-            self._started.append(_no_time(check) if late else self._process(check))
+            if time.monotonic() > self._deadline:
+                self._started.append(_no_time(check))
+            elif self._result.gpus and not check.share(self._result.gpus):
+                self._started.append(_too_few_cards(check, len(self._result.gpus)))
+            else:
+                self._started.append(self._process(check))
 
     def _process(self, check: Check) -> CheckProcess | CheckOutcome:
         """The check's process; where it does not start, the outcome that says so."""

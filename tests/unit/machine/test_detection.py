@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from vllm_variants.machine import gpus
 from vllm_variants.machine.detection import Detection, detect
 from vllm_variants.machine.gpus import Machine
 from vllm_variants.model import matrix
+from vllm_variants.model.capability import Capability
 
 MACHINES = Path(__file__).parents[2] / "machines"
 MATRIX = matrix.load()
@@ -106,7 +108,7 @@ def test_the_small_recording_is_whole() -> None:
         ]),
         *(json.dumps({**HOST, "gpus": [{**GPU, key: wrong}]}) for key, wrong in [
             ("index", "0"), ("index", True), ("name", None), ("capability", 9.0), ("capability", "x"),
-            ("memory", "80 GB"), ("memory", 1.5), ("uuid", 4),
+            ("memory", "80 GB"), ("memory", 1.5), ("uuid", 4), ("mig", "MIG-aaaa"),
         ]),
     ],
 )  # fmt: skip
@@ -127,11 +129,24 @@ def test_a_file_that_records_no_machine_is_refused(
         ("", []),
         ("2", [2]),
         ("2,0", [2, 0]),
-        (" 1 , GPU-00000002", [1, 2]),
+        (" 1 , 2 ", [1, 2]),
+        ("GPU-00000002,GPU-00000000", [2, 0]),
+        ("GPU-00000002,GPU-00000002,GPU-00000000", []),  # a device twice leaves none
+        ("GPU-00000002,GPU-0000000", [2]),
         ("GPU-0000000", []),  # the beginning of three ids
+        ("GPU-", []),
+        ("GPU-00000002,0", [2]),  # the first name decides whether all are ids
+        ("1,GPU-00000002", [1]),
         ("1,7,0", [1]),  # nothing after an unknown one
-        ("1,1", [1]),
+        ("1,,2", [1]),
+        ("1,1", []),
+        ("2,01,2", []),
         ("-1", []),
+        ("0,-1,2", [0]),
+        ("1x,2 cards", [1, 2]),  # as strtoul reads them
+        ("none", []),
+        ("NoDevFiles", []),
+        ("MIG-00000000-1", []),
     ],
 )
 def test_cuda_visible_devices_leaves(
@@ -139,6 +154,28 @@ def test_cuda_visible_devices_leaves(
 ) -> None:
     monkeypatch.setenv(gpus.RECORDED, str(MACHINES / "mixed.json"))
     assert [gpu.index for gpu in gpus.visible(gpus.machine().gpus, chosen)] == left
+
+
+@pytest.mark.parametrize(
+    ("chosen", "devices"),
+    [
+        (None, ["0", "1"]),
+        ("0", ["0"]),
+        ("MIG-aaaa", ["MIG-aaaa"]),
+        ("MIG-bbbb,MIG-aaaa", ["MIG-bbbb"]),  # a process uses one instance
+        ("MIG-bbb", []),  # no beginnings
+        ("MIG-cccc,1", []),
+        ("MIG-aaaa,MIG-aaaa", []),
+        ("GPU-00000001", ["1"]),
+    ],
+)
+def test_a_mig_instance_is_named_by_its_id(chosen: str | None, devices: list[str]) -> None:
+    whole = gpus.Gpu(1, "NVIDIA H100", Capability(9, 0), 80 << 30, "GPU-00000001")
+    divided = replace(whole, index=0, uuid="GPU-00000000", mig=("MIG-aaaa", "MIG-bbbb"))
+    assert [gpu.device for gpu in gpus.visible((divided, whole), chosen)] == devices
+    machine = Machine("x86_64-linux", "580.82.07", (divided, whole))
+    assert Machine.from_dict(machine.as_dict()) == machine
+    assert "mig" not in whole.as_dict()
 
 
 @pytest.mark.parametrize(("name", "noted"), [("one-of-two", True), ("h100", False), ("no-driver", False)])

@@ -42,7 +42,15 @@ if does == "dies loading":
 emit({{"event": "ready", "seconds": 0.1}})
 if not sys.stdin.readline():
     sys.exit()
+began = time.monotonic()
 time.sleep(behaviour.get("wait", 0))
+with (root / "seen.jsonl").open("a") as seen:
+    seen.write(json.dumps({{"check": check, "devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+                            "began": began, "ended": time.monotonic()}}) + "\\n")
+if "loses" in behaviour:  # the last card of the recorded machine
+    recorded = json.loads(Path(behaviour["loses"]).read_text())
+    del recorded["machine"]["gpus"][-1]
+    Path(behaviour["loses"]).write_text(json.dumps(recorded))
 if does == "crash":
     print("about to touch what it should not", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -124,5 +132,14 @@ def tell(root: Path, behaviour: dict[str, Any]) -> None:
 
 def seen(root: Path) -> list[dict[str, Any]]:
     """What the interpreter was called with, in the order in which it started."""
+    return [record for record in _records(root) if "began" not in record]
+
+
+def turns(root: Path) -> list[dict[str, Any]]:
+    """When each check had its turn: `check`, `devices`, `began` and `ended` in seconds of the machine's clock."""
+    return [record for record in _records(root) if "began" in record]
+
+
+def _records(root: Path) -> list[dict[str, Any]]:
     file = root / "seen.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -13,13 +13,13 @@ import stand_in
 
 ROOT = Path(__file__).resolve().parents[3]
 SUITE = ROOT / "tests" / "gpu"
-FEW = ("-k", "rms_norm or machete or allspark or all_reduce")
+FEW = ("-k", "rms_norm or machete or allspark or custom")
 HOPPER = {"allspark.w8a16": {"does": "unsupported"}, "all_reduce.custom": {"does": "skipped"}}
 
 
 def suite(folder: Path, *arguments: str, machine: str) -> tuple[int, str]:
     environment = os.environ | {
-        "VLLM_VARIANTS_MACHINE": str(ROOT / "tests" / "machines" / f"{machine}.json"),
+        "VLLM_VARIANTS_MACHINE": str(ROOT / "tests" / "machines" / (machine if "/" in machine else f"{machine}.json")),
         "PYTHONPATH": str(ROOT / "python"),
     }
     for key in [key for key in environment if key.startswith("PYTEST_")]:
@@ -45,7 +45,8 @@ def test_every_fitting_result_is_checked_and_the_others_are_not(results: Path) -
     code, output = suite(results, *FEW, machine="h100")
     assert code == 0, output
     assert "7 passed, 1 skipped" in output
-    assert len(stand_in.seen(results / "store" / "sm90")) == 8
+    assert "it needs 2 cards that the result fits, and there is one" in output
+    assert len(stand_in.seen(results / "store" / "sm90")) == 7, "no process for what cannot be tried"
     assert not stand_in.seen(results / "store" / "sm86")
 
 
@@ -80,25 +81,78 @@ def test_result_and_markers_choose(results: Path) -> None:
     assert code == 5, output  # nothing was collected
 
 
-def test_workers_have_a_card_each(results: Path) -> None:
+def recorded(folder: Path, *cards: tuple[str, str]) -> Path:
+    """A recorded machine with these cards: (name, capability) each, ids of their own in this folder."""
+    path = folder / "machine.json"
+    machine = json.loads((ROOT / "tests" / "machines" / "h100.json").read_text())
+    (gpu,) = machine["machine"]["gpus"]
+    machine["machine"]["gpus"] = [
+        gpu | {"index": index, "name": name, "capability": capability, "uuid": f"GPU-{index}-{folder.name}"}
+        for index, (name, capability) in enumerate(cards)
+    ]
+    path.write_text(json.dumps(machine))
+    return path
+
+
+H100 = ("NVIDIA H100 80GB HBM3", "9.0")
+RTX_3090 = ("NVIDIA GeForce RTX 3090", "8.6")
+
+
+def spread(results: Path, machine: Path, *arguments: str) -> tuple[int, str]:
     pytest.importorskip("xdist", reason="pytest-xdist spreads the tests over workers")
-    machine = results / "two.json"
-    recorded = json.loads((ROOT / "tests" / "machines" / "h100.json").read_text())
-    (gpu,) = recorded["machine"]["gpus"]
-    recorded["machine"]["gpus"] = [gpu, gpu | {"index": 1, "uuid": "GPU-11111111"}]
-    machine.write_text(json.dumps(recorded))
-    environment = os.environ | {"VLLM_VARIANTS_MACHINE": str(machine), "PYTHONPATH": str(ROOT / "python")}
-    for key in [key for key in environment if key.startswith("PYTEST_")]:
-        del environment[key]
-    completed = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider",
-         str(SUITE), "-n", "auto", "-k", "moe or all_reduce", "-v"],
-        cwd=results, env=environment, capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    output = completed.stdout + completed.stderr
-    assert completed.returncode == 0, output
+    return suite(results, "-n", "auto", *arguments, machine=str(machine))
+
+
+def uses(results: Path, short: str) -> list[tuple[set[str], float, float]]:
+    """(cards, start, end) of every check that ran with the result for `short`."""
+    turns = stand_in.turns(results / "store" / short)
+    return [(set(turn["devices"].split(",")), turn["began"], turn["ended"]) for turn in turns]
+
+
+def test_workers_have_a_card_each_and_a_check_of_two_waits_for_both(results: Path) -> None:
+    stand_in.tell(results / "store" / "sm90", {"*": {"does": "ok", "wait": 0.1}})
+    code, output = spread(results, recorded(results, H100, H100), "-k", "sampling or nccl.all_reduce or custom")
+    assert code == 0, output
     assert "2 workers" in output
-    seen = stand_in.seen(results / "store" / "sm90")
-    assert {call["devices"] for call in seen if call["check"] != "all_reduce.custom"} == {"0", "1"}
-    (both,) = [call["devices"] for call in seen if call["check"] == "all_reduce.custom"]
-    assert sorted(both.split(",")) == ["0", "1"]
+    used = uses(results, "sm90")
+    assert {frozenset(cards) for cards, *_ in used} == {frozenset("0"), frozenset("1"), frozenset("01")}
+    assert sum(len(cards) == 2 for cards, *_ in used) == 2
+    for index, (cards, began, ended) in enumerate(used):
+        for others, other_began, other_ended in used[index + 1 :]:
+            assert not cards & others or ended <= other_began or other_ended <= began, "a card used twice"
+
+
+def test_each_result_goes_to_the_cards_it_fits(results: Path) -> None:
+    stand_in.tell(results / "store" / "sm86", {"scaled_mm.fp8": {"does": "unsupported"}})
+    machine = recorded(results, RTX_3090, H100, RTX_3090)
+    code, output = spread(results, machine, "-k", "rms_norm or custom")
+    assert code == 0, output
+    assert "3 workers" in output
+    hopper, ampere = (set().union(*(cards for cards, *_ in uses(results, short))) for short in ("sm90", "sm86"))
+    assert (hopper, ampere) == ({"1"}, {"0", "2"})
+    assert "it needs 2 cards that the result fits, and there is one" in output, "of sm90"
+
+
+@pytest.mark.parametrize("when", ["before this check began", "while this check ran"])
+def test_a_card_that_is_lost_is_one_sentence(results: Path, when: str) -> None:
+    """The stand-in takes the second card out of the recorded machine, as a driver does that has lost it."""
+    machine = recorded(results, H100, H100)
+    loses = {"loses": str(machine), "does": "failed"} if when.startswith("while") else {"loses": str(machine)}
+    first = "all_reduce.custom" if when.startswith("while") else "graphs.capture"
+    stand_in.tell(results / "store" / "sm90", {first: loses})
+    code, output = suite(results, "-k", "graphs.capture or custom", machine=str(machine))
+    assert code == 1, output
+    name = f"GPU 1 (NVIDIA H100 80GB HBM3, GPU-1-{results.name})"
+    sentence = f"all_reduce.custom: {name} was lost {when}: the driver no longer lists it"
+    assert sentence in output
+    assert "Traceback" not in output
+    assert "1 passed" in output
+
+
+def test_the_cards_that_are_left_go_on(results: Path) -> None:
+    machine = recorded(results, H100, H100)
+    stand_in.tell(results / "store" / "sm90", {"graphs.capture": {"loses": str(machine)}})
+    code, output = suite(results, "-k", "graphs.capture or eager", machine=str(machine))
+    assert code == 0, output
+    assert "2 passed" in output
+    assert "was lost since this run began" in output

@@ -297,3 +297,41 @@ def test_the_end_of_the_time_skips_what_is_left(tmp_path: Path, together: int) -
     assert [each["status"] for each in found] == ["skipped"] * 3
     assert {each["reason"] for each in found} == {"the time of the whole run was over"}
     assert not any(alive(each["pid"]) for each in stand_in.seen(tmp_path / "result"))
+
+
+def test_a_check_of_two_cards_runs_alone_and_after_those_that_share_one(tmp_path: Path) -> None:
+    checks = [check("two.cards", 90, gpus=2), *(check(f"one.{number}") for number in range(4))]
+    found = outcomes(tmp_path, {"*": {"does": "ok", "wait": 0.2}}, checks, together=4, ahead=5)
+    turns = {turn["check"]: turn for turn in stand_in.turns(tmp_path / "result")}
+    assert max(turns[f"one.{number}"]["ended"] for number in range(4)) <= turns["two.cards"]["began"]
+    by_name = {outcome["check"]: outcome for outcome in found}
+    assert by_name["two.cards"]["cards"] == 2
+    assert "together" not in by_name["two.cards"]
+    assert by_name["one.0"]["together"] == 4
+
+
+def test_a_check_gets_no_more_cards_than_it_can_use(tmp_path: Path) -> None:
+    three = ("0", "1", "2")
+    most = replace(check("more.cards", gpus=2), most_gpus=8)
+    assert most.share(three) == three
+    assert check("two.cards", gpus=2).share(three) == ("0", "1")
+    assert most.share(three[:1]) == ()
+
+
+def test_a_check_of_more_cards_than_there_are_is_skipped_without_a_process(tmp_path: Path) -> None:
+    (found,) = outcomes(tmp_path, {}, [check("three.cards", gpus=3)])
+    assert (found["status"], found["reason"]) == (
+        "skipped",
+        "it needs 3 cards that the result fits, and there are 2",
+    )
+    assert not stand_in.seen(tmp_path / "result")
+
+
+def test_no_check_may_use_multicast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    result = check_process.CheckedResult(tmp_path / "python", gpus=("0", "1"))
+    environment = result.environment(tmp_path, check("all_reduce.custom", gpus=2))
+    assert environment["NCCL_NVLS_ENABLE"] == "0"
+    assert environment["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
+    assert environment["VLLM_ALLREDUCE_USE_SYMM_MEM"] == "0"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
