@@ -25,7 +25,6 @@ LAYERS: dict[str, set[str]] = {
     "audit": {"base", "model", "system", "fatbin", "nix"},
     "store": {"base", "model", "system"},
     "builders": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store"},
-    "verify": {"base", "model", "system", "machine"},
     "export": {"base", "model", "system", "machine", "fatbin", "audit", "store", "builders"},
     "verify": {"base", "model", "system", "machine", "checks"},
     "doctor": {"base", "model", "system", "machine", "nix", "store", "builders"},
