@@ -1,5 +1,6 @@
 /**
-  The matrix: `variants.toml`, each release and variant with its own name in it. Pure.
+  The matrix: `variants.toml`, each release and variant with its own name in it. Pure. Only what a
+  nixpkgs packages: not the releases of wheels alone, nor the variants that only such a release has.
 
   # Type
   ```
@@ -9,17 +10,31 @@
   ```
 */
 let
-  data = builtins.fromTOML (builtins.readFile ../variants.toml);
+  inherit (builtins)
+    attrNames
+    attrValues
+    concatMap
+    filter
+    fromTOML
+    mapAttrs
+    readFile
+    ;
+  data = fromTOML (readFile ../variants.toml);
+  ownOf = releases: concatMap (release: release.own-variants or [ ]) (attrValues releases);
+  packaged = removeAttrs data.release (
+    filter (name: !(data.release.${name} ? nixpkgs)) (attrNames data.release)
+  );
+  elsewhere = filter (short: !(builtins.elem short (ownOf packaged))) (ownOf data.release);
 in
 rec {
-  releases = builtins.mapAttrs (name: release: { inherit name; } // release) data.release;
-  variants = builtins.mapAttrs (
+  releases = mapAttrs (name: release: { inherit name; } // release) packaged;
+  variants = mapAttrs (
     short: variant:
     {
       inherit short;
       related = [ ];
     }
     // variant
-  ) data.variant;
+  ) (removeAttrs data.variant elsewhere);
   default = releases.${data.default-release};
 }

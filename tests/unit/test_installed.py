@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vllm_variants import data
+from vllm_variants.builders.wheels import installed
 from vllm_variants.builders.wheels.installed import require_whole
 from vllm_variants.errors import ResourceError
 
@@ -47,3 +50,34 @@ def test_what_uv_did_not_write_is_found(environment: Path, damage: str) -> None:
     break_it(environment)
     with pytest.raises(ResourceError, match=named):
         require_whole(environment, site(environment))
+
+
+def test_a_path_of_two_packages_is_as_one_of_them_recorded(environment: Path) -> None:
+    other = site(environment) / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "RECORD").write_text("toy.py,sha256=y,9\n")
+    require_whole(environment, site(environment))
+
+    (site(environment) / "toy.py").write_text("x")
+    with pytest.raises(ResourceError, match=r"toy\.py"):
+        require_whole(environment, site(environment))
+
+
+def test_a_published_file_that_its_wheel_misrecords_is_whole(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = {("toy-1.0", "toy.py"): hashlib.sha256(b"patched later\n").hexdigest()}
+    monkeypatch.setattr(installed, "_published", lambda: published)
+    (site(environment) / "toy.py").write_text("patched later\n")
+    require_whole(environment, site(environment))
+
+    (site(environment) / "toy.py").write_text("patched badly\n")
+    with pytest.raises(ResourceError, match=r"toy\.py"):
+        require_whole(environment, site(environment))
+
+
+def test_what_is_misrecorded_is_locked_and_has_a_whole_hash() -> None:
+    locks = "".join(path.read_text() for path in (data.root() / "locks").glob("[0-9]*.txt"))
+    for (package, path), digest in installed._published().items():
+        assert f"{package.replace('-', '==')} " in locks, path
+        assert len(bytes.fromhex(digest)) == 32

@@ -474,7 +474,7 @@ def test_a_torch_without_cuda_is_refused(index: ToyIndex, links: Path, tmp_path:
 def test_a_result_whose_audit_fails_is_not_linked(index: ToyIndex, links: Path) -> None:
     folder = index.root / "expectations"
     folder.mkdir()
-    table = f'[{HOST}."vllm/_C.abi3.so"]\ncontainers = 3\nsm90 = [3, 0]\n'
+    table = f'[{HOST}."vllm/_C.abi3.so"]\ncontainers = 3\nsm90 = {{ native = 3 }}\n'
     (folder / "0.13.0.toml").write_text(table)
     with pytest.raises(AuditError, match=rf"{NAME} was not linked: vllm/_C\.abi3\.so"):
         build(links)

@@ -21,8 +21,9 @@ _HEAD = """\
 #
 #   vllm-variants audit --derive {wheels} > expectations/{release}.toml
 #
-# Per system and library: its containers; per SM how many of them have machine code that runs
-# there, and how many have only PTX, which the driver compiles. The rest has nothing for that SM.
+# Per system and library: its containers; per SM how many of them run there, by how the best image fits:
+# native (machine code of that SM), same-major, family, or jit (PTX, which the driver compiles). The rest
+# has nothing for that SM.
 """
 
 
@@ -52,7 +53,8 @@ def _table(system: str, name: str, held: Sequence[Container], devices: Sequence[
     lines = ["", f'[{system}."{name}"]', f"containers = {len(held)}"]
     for device in devices:
         fits = Counter(_fit(container, device) for container in held)
-        lines.append(f"{device.sm} = [{len(held) - fits[Fit.NONE] - fits[Fit.JIT]}, {fits[Fit.JIT]}]")
+        counts = ", ".join(f"{fit.value} = {fits[fit]}" for fit in Fit if fit and fits[fit])
+        lines.append(f"{device.sm} = {{ {counts} }}" if counts else f"{device.sm} = {{}}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from vllm_variants import documents
+from vllm_variants.audit import contents
 from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
 from vllm_variants.fatbin.planning import SMALLEST_HOLE
@@ -125,7 +126,7 @@ def _missing(
         for library in named or [None]:  # every one of that name is held to it
             if library and library.problem:
                 continue  # that is a finding already
-            if expectations and (what := expectations.missing(library, name, device)):
+            if expectations and (what := contents.missing(expectations, library, name, device)):
                 findings.append(AuditFinding(Verdict.MISSING, library.path if library else name, what))
     return findings
 

@@ -239,5 +239,5 @@ def _derive(wheels: list[Path]) -> None:
     from vllm_variants.audit.derive import derive
     from vllm_variants.model import matrix
 
-    devices = {variant.capability for variant in matrix.load().variants.values()}
+    devices = {variant.capability for variant in matrix.load().every_variant}
     typer.echo(derive(wheels, devices), nl=False)

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vllm_variants.builders.wheels import locks
 from vllm_variants.errors import Error, ExitCode, MissingError
 from vllm_variants.machine import detection, gpus, interpreters, memory
 from vllm_variants.model.findings import Finding, State
@@ -40,7 +39,7 @@ def examine(matrix: Matrix, release: Release, store: Store) -> Iterator[Finding]
 def examine_for_wheels(release: Release, folder: Path) -> Iterator[Finding]:
     """What a build by the `wheels` builder with its store in `folder` needs."""
     yield _examined("Python", lambda: _python(release))
-    yield _glibc()
+    yield _glibc(release)
     yield _examined("disk", lambda: _disk(folder))
     yield _examined("memory", _memory)
     yield _examined("index", lambda: _index(release))
@@ -84,9 +83,9 @@ def _uv() -> Finding:
     return Finding("uv", State.OK, f"uv {version[1]} ({origin})")
 
 
-def _glibc() -> Finding:
+def _glibc(release: Release) -> Finding:
     name, version = platform.libc_ver()
-    needed = locks.GLIBC.replace("_", ".")
+    needed = release.glibc
     if name != "glibc":
         return Finding(
             "C library", State.PROBLEM, f"the wheels need glibc {needed}, this system has {name or 'another'}"

@@ -15,13 +15,23 @@ from vllm_variants.errors import InputError
 from vllm_variants.model import toml_file
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.platforms import SYSTEMS
-from vllm_variants.model.variants import Matrix, Related, Release, Stack, Variant
+from vllm_variants.model.variants import BUILDERS, Matrix, Related, Release, Stack, Variant
 
 T = TypeVar("T")
 _SHORT = re.compile(r"sm\d{2,3}(-arm64)?")
 _RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
 """A version; it names files, so nothing else may stand in it."""
-_RELEASE_KEYS = ("nixpkgs", "python", "cuda", "driver", "torch", "cutlass")
+_RELEASE_KEYS = (
+    "nixpkgs",
+    "builders",
+    "python",
+    "cuda",
+    "driver",
+    "glibc",
+    "torch",
+    "cutlass",
+    "own-variants",
+)
 _VARIANT_KEYS = ("capability", "architecture", "system", "gpus", "related")
 
 
@@ -54,27 +64,74 @@ class _Reader:
         variants = {short: self._variant(short) for short in self._table("variant")}
         default = self._value((), "default-release", str)
         self._refuse_unknown_keys((), ("default-release", "release", "variant"))
-        self._each_gpu_once(variants.values())
         if default not in releases:
             raise self._refusal(
                 (), "default-release", f"names {default!r}, which has no table", f'add [release."{default}"]'
             )
-        return Matrix(releases[default], MappingProxyType(releases), MappingProxyType(variants))
+        listed = self._own_variants(releases.values(), variants)
+        every = {short: variant for short, variant in variants.items() if short not in listed}
+        more = {short: variant for short, variant in variants.items() if short in listed}
+        matrix = Matrix(
+            releases[default], MappingProxyType(releases), MappingProxyType(every), MappingProxyType(more)
+        )
+        for release in releases.values():
+            self._each_gpu_once(matrix.of(release).values())
+        return matrix
+
+    def _own_variants(self, releases: Iterable[Release], variants: Mapping[str, Variant]) -> set[str]:
+        """What releases list under `own-variants`; `InputError` for one that has no table."""
+        for release in releases:
+            for short in release.own_variants:
+                if short not in variants:
+                    raise self._refusal(
+                        ("release", release.name),
+                        "own-variants",
+                        f"names {short!r}, which has no table",
+                        f"add [variant.{short}], or leave it out",
+                    )
+        return {short for release in releases for short in release.own_variants}
 
     def _release(self, name: str) -> Release:
         at = ("release", name)
         if not _RELEASE.fullmatch(name):
             raise self._refusal(at, None, "is not a version", 'write [release."0.13.0"]')
         self._refuse_unknown_keys(at, _RELEASE_KEYS)
-        revision = self._value(at, "nixpkgs", str)
-        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        revision = self._value(at, "nixpkgs", str) if "nixpkgs" in self._tables["release"][name] else None
+        if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
-        numbers = {}
-        for key in ("python", "cuda", "driver", "torch"):
-            numbers[key] = self._value(at, key, str)
-            if not re.fullmatch(r"\d+(\.\d+)*", numbers[key]):
-                raise self._refusal(at, key, f"is {numbers[key]!r}", 'write a version such as "12.9"')
-        return Release(name, revision, Stack(**numbers, cutlass=self._strings(at, "cutlass")))
+        stack = Stack(
+            *(self._version(at, key) for key in ("python", "cuda", "driver", "torch")),
+            cutlass=self._strings(at, "cutlass", default=()),
+        )
+        glibc = self._version(at, "glibc", pattern=r"2\.\d+", example="2.34", default=Release.glibc)
+        own = self._strings(at, "own-variants", default=())
+        return Release(name, revision, stack, self._builders(at, revision), glibc, own)
+
+    def _builders(self, at: tuple[str, ...], nixpkgs: str | None) -> tuple[str, ...]:
+        """The builders of a release: all where a nixpkgs packages it, else its wheels alone."""
+        possible = BUILDERS if nixpkgs else BUILDERS[:1]
+        builders = self._strings(at, "builders", default=possible)
+        for builder in builders:
+            if builder not in BUILDERS:
+                raise self._refusal(at, "builders", f"names {builder!r}", f"known are: {', '.join(BUILDERS)}")
+            if builder not in possible:
+                hint = f'leave out "{builder}", or add nixpkgs = "…"'
+                raise self._refusal(at, "builders", f"names {builder!r}, which needs a nixpkgs", hint)
+        return builders
+
+    def _version(
+        self,
+        at: tuple[str, ...],
+        key: str,
+        *,
+        pattern: str = r"\d+(\.\d+)*",
+        example: str = "12.9",
+        default: str | None = None,
+    ) -> str:
+        version = self._value(at, key, str, default)
+        if not re.fullmatch(pattern, version):
+            raise self._refusal(at, key, f"is {version!r}", f'write a version such as "{example}"')
+        return version
 
     def _variant(self, short: str) -> Variant:
         at = ("variant", short)
@@ -156,8 +213,12 @@ class _Reader:
             )
         return value
 
-    def _strings(self, at: tuple[str, ...], key: str) -> tuple[str, ...]:
-        values = self._value(at, key, list)
+    def _strings(
+        self, at: tuple[str, ...], key: str, default: tuple[str, ...] | None = None
+    ) -> tuple[str, ...]:
+        values = self._value(at, key, list, None if default is None else list(default))
+        if default is not None and values == list(default):
+            return default
         if not values or not all(isinstance(v, str) for v in values):
             raise self._refusal(at, key, f"is {values!r}", 'write a list of names: ["…", "…"]')
         return tuple(values)

@@ -19,9 +19,13 @@ CODE = section(
     [cubin("sm_120a", 80_000)],
 )
 
-SAME_WHEEL = (
-    '[x86_64-linux."vllm/_C.abi3.so"]\ncontainers = 4\nsm89 = [2, 0]\nsm90 = [2, 1]\nsm120 = [1, 1]\n'
-)
+SAME_WHEEL = """\
+[x86_64-linux."vllm/_C.abi3.so"]
+containers = 4
+sm89 = { same-major = 2 }
+sm90 = { native = 2, jit = 1 }
+sm120 = { native = 1, jit = 1 }
+"""
 
 
 def expectations(text: str) -> Expectations:

@@ -13,10 +13,13 @@ from sample import HOPPER, SAME_WHEEL, expectations
 from vllm_variants.audit import Verdict, audit_tree
 from vllm_variants.audit import contents as expected
 from vllm_variants.audit.derive import derive
-from vllm_variants.errors import UsageError
+from vllm_variants.errors import InputError, UsageError
 from vllm_variants.fatbin.tree import slim_tree
 from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability
+
+ON_HOPPER = "{ native = 2, jit = 1 }"
+ON_120 = "{ native = 1, jit = 1 }"
 
 
 @pytest.mark.parametrize(
@@ -24,11 +27,27 @@ from vllm_variants.model.capability import Capability
     [
         (SAME_WHEEL, "9.0", None),
         (SAME_WHEEL, "8.9", None),
-        (SAME_WHEEL.replace("[2, 1]", "[4, 0]"), "9.0", "1 of 4 containers have nothing for sm90"),
-        (SAME_WHEEL.replace("[2, 1]", "[3, 0]"), "9.0", "1 containers lost their machine code"),
-        (SAME_WHEEL.replace("= 4", "= 9").replace("[2, 1]", "[7, 0]"), "9.0", None),  # compiled for one SM
-        (SAME_WHEEL.replace("= 4", "= 9").replace("[1, 1]", "[7, 0]"), "10.0", None),  # nothing expected
-        (SAME_WHEEL.replace("= 4", "= 9") + "sm70 = [5, 0]\n", "7.0", "nothing in it runs on sm70"),
+        (
+            SAME_WHEEL.replace(ON_HOPPER, "{ native = 4 }"),
+            "9.0",
+            "1 of 4 containers have nothing for sm90",
+        ),
+        (
+            SAME_WHEEL.replace(ON_HOPPER, "{ native = 3 }"),
+            "9.0",
+            "1 containers lost their machine code",
+        ),
+        (
+            SAME_WHEEL.replace("= 4", "= 9").replace(ON_HOPPER, "{ native = 7 }"),
+            "9.0",
+            None,
+        ),  # compiled for one SM
+        (
+            SAME_WHEEL.replace("= 4", "= 9").replace(ON_120, "{ native = 7 }"),
+            "10.0",
+            None,
+        ),  # nothing expected
+        (SAME_WHEEL.replace("= 4", "= 9") + "sm70 = { native = 5 }\n", "7.0", "nothing in it runs on sm70"),
         (SAME_WHEEL.replace("_C.abi3", "_other"), "9.0", "is not there"),
     ],
 )
@@ -49,16 +68,40 @@ def test_a_tree_slimmed_to_another_device_fails(tree: Path) -> None:
 
 def test_every_release_of_the_matrix_has_expectations_for_every_variant() -> None:
     rows = matrix.load()
-    for release in rows.releases:
-        for variant in rows.variants.values():
-            known = expected.load(release, variant.system)
-            assert known, (release, variant.system)
+    for release in rows.releases.values():
+        for variant in rows.of(release).values():
+            known = expected.load(release.name, variant.system)
+            assert known, (release.name, variant.system)
             usable = {
                 name: each.by_sm[variant.capability.sm].usable for name, each in known.libraries.items()
             }
-            assert usable["vllm/_C.abi3.so"] > 0
+            old = "vllm/_C.abi3.so"
+            kernels = usable[old if old in usable else "vllm/_C_stable_libtorch.abi3.so"]
+            assert bool(kernels) == (release.stack.cuda < "13" or variant.short != "sm70")
             flash3 = usable["vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so"]
-            assert bool(flash3) == (variant.capability.major in ((9,) if release == "0.13.0" else (8, 9)))
+            assert bool(flash3) == (
+                variant.capability.major in ((8, 9) if release.name == "0.11.2" else (9,))
+            )
+
+
+def test_a_release_says_how_its_code_fits_a_related_card() -> None:
+    """Of a B300 and a GB10 nothing is native; family code and code of the same major run."""
+    for sm in ("10.3", "12.1"):
+        found = expected.load("0.33.0", "aarch64-linux")
+        assert found
+        row = found.on(Capability.parse(sm))
+        assert row
+        facts = row.as_dict()
+        assert not facts["native"]
+        assert facts["family"] > 0 < facts["same-major"]
+        assert facts["jit"] > 76  # FlashAttention 2 has nothing later than 8.0
+        assert sum(facts.values()) == 2 * facts["containers"]
+
+
+def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
+    document = toml.loads('[x86_64-linux."vllm/_C.abi3.so"]\ncontainers = 4\nsm90 = [2, 1]\n')
+    with pytest.raises(InputError, match="not understood"):
+        expected.read(document, "1.0.0", "x86_64-linux")
 
 
 def test_expectations_are_derived_from_wheels(tmp_path: Path, tree: Path) -> None:

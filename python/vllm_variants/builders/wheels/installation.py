@@ -90,7 +90,7 @@ def sync(folder: Path, lock: Lock, files: Sequence[Path], index: str | None) -> 
     # Hard links share the disk with uv's cache and outlive it; uv copies where there can be none.
     command += ["--link-mode", "hardlink"]
     if lock.system != host_system():
-        command += ["--python-platform", locks.wheel_platform(lock.system)]
+        command += ["--python-platform", locks.wheel_platform(lock.release, lock.system)]
     if index:
         command += ["--index", index]
     uv_run(command, folder / "bin" / "python", files)

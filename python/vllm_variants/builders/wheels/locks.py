@@ -23,9 +23,6 @@ from vllm_variants.errors import Error, InputError, MissingError, UnsupportedErr
 from vllm_variants.model.variants import Release
 from vllm_variants.system import uv
 
-# The oldest C library that the locked wheels run on; vLLM's own are tagged manylinux_2_31.
-GLIBC = "2_31"
-
 
 @dataclass(frozen=True)
 class Lock:
@@ -48,9 +45,9 @@ def platform_of(system: str) -> str:
     return system.partition("-")[0]
 
 
-def wheel_platform(system: str) -> str:
-    """The platform as uv calls it: `aarch64-manylinux_2_31`."""
-    return f"{platform_of(system)}-manylinux_{GLIBC}"
+def wheel_platform(release: Release, system: str) -> str:
+    """The platform as uv calls it: `aarch64-manylinux_2_31`, with the C library that the release asks for."""
+    return f"{platform_of(system)}-manylinux_{release.glibc.replace('.', '_')}"
 
 
 def find(release: Release, system: str) -> Lock:
@@ -124,7 +121,8 @@ def compile_command(release: Release, system: str) -> list[str]:
     """The arguments of `uv pip compile` for wheels of one release and system: hashes, no addresses."""
     command = ["pip", "compile", "--quiet", "--generate-hashes", "--only-binary", ":all:"]
     command += ["--no-emit-index-url", "--no-header", "--no-annotate"]
-    return [*command, "--python-version", release.stack.python, "--python-platform", wheel_platform(system)]
+    command += ["--python-version", release.stack.python]
+    return [*command, "--python-platform", wheel_platform(release, system)]
 
 
 def _stack(release: Release) -> str:
