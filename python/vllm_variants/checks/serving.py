@@ -33,10 +33,10 @@ def openai(run: Run) -> None:
 
 def _parse_options() -> None:
     """Let vLLM read the command line that `serve` uses; `Wrong` where it does not know an option."""
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
-
+    # The second of each is where earlier releases have it.
+    command_line = moved("vllm.entrypoints.common.cli_args", "vllm.entrypoints.openai.cli_args")
     arguments = moved("vllm.utils.argparse_utils", "vllm.utils")
-    parser = make_arg_parser(arguments.FlexibleArgumentParser())
+    parser = command_line.make_arg_parser(arguments.FlexibleArgumentParser())
     try:
         parser.parse_args(["model", "--host", "127.0.0.1", "--port", "1", *OPTIONS])
     except SystemExit as error:

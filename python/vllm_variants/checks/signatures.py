@@ -117,7 +117,7 @@ def run(stream: TextIO, checks: Sequence[str]) -> None:
         name, _, script = argument.partition("=")
         calls = Calls()
         status, reason = _tried(name, script, calls)
-        record = {"check": name, "status": status, **({"reason": reason} if reason else {})}
+        record: dict[str, Any] = {"check": name, "status": status, **({"reason": reason} if reason else {})}
         record |= {"operators": calls.operators, "callables": calls.callables}
         stream.write(json.dumps(record) + "\n")
         stream.flush()
