@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,24 +75,17 @@ class Look:
     reason: str
 
 
-def record(
-    python: Path, checks: Sequence[Check], each: Callable[[str], None] = lambda name: None
-) -> list[CalledCheck]:
-    """Call every check in the release of the interpreter `python`; `each` hears of each check's name.
+def record(python: Path, checks: Sequence[Check]) -> list[CalledCheck]:
+    """Call every check in the release of the interpreter `python`.
 
     Takes a minute or more, and neither GPU nor driver. Raises `Error` where the process ends without all.
     """
     names = [f"{check.name}={check.script}" for check in checks]
-    found: list[CalledCheck] = []
     with tempfile.TemporaryDirectory(prefix="vllm-variants-signatures-") as scratch:
-        lines: list[str] = []
-        command = [python, CHECKS / "run.py", "--signatures", *names]
+        command: list[str | Path] = [python, CHECKS / "run.py", "--signatures", *names]
         completed = process.capture(command, env=_environment(Path(scratch)))
-        lines = completed.stdout.splitlines()
     try:
-        for line in lines:
-            found.append(CalledCheck.parse(json.loads(line)))
-            each(found[-1].name)
+        found = [CalledCheck.parse(json.loads(line)) for line in completed.stdout.splitlines()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f"the signatures of the checks cannot be read: {error}") from error
     if [called.name for called in found] != [check.name for check in checks]:
@@ -137,9 +130,13 @@ def read(path: Path) -> list[CalledCheck]:
 
 
 def to_look_at(
-    release: str, checks: Sequence[Check], now: Sequence[CalledCheck], before: Sequence[CalledCheck], sm: str
+    release: str,
+    checks: Sequence[Check],
+    now: Sequence[CalledCheck],
+    before: Sequence[CalledCheck],
+    sms: Sequence[str],
 ) -> list[Look]:
-    """What a person must look at before the checks judge `release`, whose variants are `sm` among others.
+    """What a person must look at before the checks judge `release`, whose variants are of `sms`.
 
     A check whose call was refused; one without kernels that the catalogue wants somewhere; one that calls
     what was declared otherwise in the record `before`.
@@ -150,11 +147,15 @@ def to_look_at(
     for called in now:
         if called.status == "refused":
             looks.append(Look(called.name, called.reason))
-        elif called.status == "absent" and expected[called.name].expected(release, sm) == "ok":
-            looks.append(Look(called.name, f"{called.reason}; catalogue.toml wants it on {sm}"))
+        elif called.status == "absent" and (wanted := _wanted(expected[called.name], release, sms)):
+            looks.append(Look(called.name, f"{called.reason}; catalogue.toml wants it on {wanted}"))
         elif called.name in earlier and (reason := _changes(earlier[called.name], called)):
             looks.append(Look(called.name, reason))
     return looks
+
+
+def _wanted(check: Check, release: str, sms: Sequence[str]) -> str:
+    return ", ".join(sm for sm in sms if check.expected(release, sm) == "ok")
 
 
 def _changes(before: CalledCheck, now: CalledCheck) -> str:
