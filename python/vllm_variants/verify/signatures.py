@@ -147,8 +147,9 @@ def to_look_at(
     for called in now:
         if called.status == "refused":
             looks.append(Look(called.name, called.reason))
-        elif called.status == "absent" and (wanted := _wanted(expected[called.name], release, sms)):
-            looks.append(Look(called.name, f"{called.reason}; catalogue.toml wants it on {wanted}"))
+        elif called.status == "absent":
+            if wanted := _wanted(expected[called.name], release, sms):
+                looks.append(Look(called.name, f"{called.reason}; catalogue.toml wants it on {wanted}"))
         elif called.name in earlier and (reason := _changes(earlier[called.name], called)):
             looks.append(Look(called.name, reason))
     return looks
