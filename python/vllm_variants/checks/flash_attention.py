@@ -177,8 +177,9 @@ def flash_attention_3_fp8(run: Run) -> None:
 @check("flash_attention.fa4")
 def flash_attention_4(run: Run) -> None:
     """bf16, compiled by the CUTLASS DSL as the check runs: prefill and decode, grouped heads, a window."""
-    if not hasattr(interface, "FA4_AVAILABLE"):
-        raise Unsupported(f"{NOT_IN_THIS_RELEASE}: FlashAttention 4; FlashAttention 2 and 3 are")
+    if not getattr(interface, "FA4_AVAILABLE", False):
+        reason = getattr(interface, "FA4_UNAVAILABLE_REASON", "its interface knows no such version")
+        raise Unsupported(f"{NOT_IN_THIS_RELEASE}: FlashAttention 4 ({reason}); versions 2 and 3 are")
     if run.dry:  # it looks at its tensors' device before it calls anything
         paged = Paged(run, torch.bfloat16, COMMON[0])
         call = paged.arguments(run.empty(*paged.query.shape, dtype=torch.bfloat16))

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from validating import require_valid
 
+from vllm_variants import data
 from vllm_variants.errors import Error, InputError
-from vllm_variants.verify import signatures
+from vllm_variants.model import matrix
+from vllm_variants.verify import catalogue, signatures
 from vllm_variants.verify.catalogue import CHECKS, Check, Support
 from vllm_variants.verify.signatures import CalledCheck
 
@@ -108,3 +110,25 @@ def test_the_loader_takes_the_stand_in_for_the_driver() -> None:
     script = NEEDS_A_DRIVER.format(script=str(CHECKS / "no_driver.py"))
     completed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
+
+
+RECORDS = sorted((data.root() / "signatures").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_record_of_a_release_is_whole_and_no_call_of_it_was_refused(path: Path) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    require_valid(document)
+    assert document["release"] == path.stem
+    called = signatures.read(path)
+    assert [check.name for check in called] == [check.name for check in catalogue.read()]
+    assert [check.name for check in called if check.status == "refused"] == []
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_what_a_release_has_not_got_the_catalogue_wants_on_no_card(path: Path) -> None:
+    absent = {check.name for check in signatures.read(path) if check.status == "absent"}
+    sms = {variant.capability.sm for variant in matrix.load().every_variant}
+    for check in catalogue.read():
+        if check.name in absent:
+            assert "ok" not in {check.expected(path.stem, sm) for sm in sms}, check.name
