@@ -9,7 +9,7 @@ import base64
 import hashlib
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -76,7 +76,7 @@ class _Pages(SimpleHTTPRequestHandler):
             case ["simple", project]:
                 page = "".join(
                     f'<a href="/wheels/{wheel.name}#sha256={_digest(wheel).hex()}">{wheel.name}</a>\n'
-                    for wheel in sorted(self._index.wheels.glob(f"{project}-*.whl"))
+                    for wheel in sorted(self._index.wheels.glob(f"{project.replace('-', '_')}-*.whl"))
                 ).encode()
                 self.send_response(200 if page else 404)
                 self.send_header("Content-Type", "text/html")
@@ -149,9 +149,22 @@ def add(index: ToyIndex, name: str, version: str, system: str, files: Mapping[st
 
 
 def _wheel(folder: Path, name: str, version: str, platform: str, files: Mapping[str, str | bytes]) -> Path:
+    return wheel(folder, name, version, platform, files)
+
+
+def wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    platform: str,
+    files: Mapping[str, str | bytes],
+    requires: Sequence[str] = (),
+) -> Path:
+    """A real wheel for Python 3.12 with these files, which asks for the packages `requires`."""
     info = f"{name}-{version}.dist-info"
     files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"Requires-Dist: {package}\n" for package in requires),
         **files,
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp312-cp312-{platform}\n",
     }

@@ -9,7 +9,7 @@ import torch
 from vllm import _custom_ops as ops
 
 from . import references
-from .checking import Run, check
+from .checking import Run, check, require_operator
 from .dtypes import FP8, floating_types, sixteen_bit_types
 
 # (cache to change, slot, row): put the row of one token where it belongs.
@@ -146,6 +146,7 @@ def concat_and_cache_mla(run: Run) -> None:
 @check("cache.copy_blocks")
 def copy_blocks(run: Run) -> None:
     """Blocks copied to others in two layers, keys and values."""
+    require_operator(ops, "copy_blocks", "vLLM's engine shares blocks and copies none")
     for dtype in floating_types(run):
         caches = [run.normal(8, 16, 4, 64, dtype=dtype) for _ in range(4)]
         keys, values = caches[:2], caches[2:]

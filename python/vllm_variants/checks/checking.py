@@ -9,12 +9,14 @@ float64 on the CPU.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -48,6 +50,10 @@ _UNSUPPORTED = (
     "expected version_num >=",
     "device kernel image is invalid",
 )
+
+
+NOT_IN_THIS_RELEASE = "not in this release"
+"""How the reason of `Unsupported` begins where a vLLM has not got what is checked, on any card."""
 
 
 class Unsupported(Exception):
@@ -85,6 +91,29 @@ def require(run: Run, question: Callable[[int], bool], subject: str) -> None:
     major, minor = run.capability
     if not run.dry and not question(major * 10 + minor):
         raise Unsupported(f"vLLM says that {subject} not supported on {major}.{minor}")
+
+
+def moved(*places: str) -> ModuleType:
+    """The first of these modules that this vLLM has: what several releases keep in different places.
+
+    Raises `ModuleNotFoundError` where it has none of them; a module that fails to load raises what it will.
+    """
+    for place in places[:-1]:
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if not error.name or not f"{place}.".startswith(f"{error.name}."):
+                raise
+    return importlib.import_module(places[-1])
+
+
+def require_operator(module: object, name: str, instead: str) -> None:
+    """Raise Unsupported where this vLLM has no such operator; `instead` says what it runs in its place.
+
+    Whether a release may be without it is not decided here: catalogue.toml knows.
+    """
+    if not hasattr(module, name):
+        raise Unsupported(f"{NOT_IN_THIS_RELEASE}: {name}; {instead}")
 
 
 @dataclass(frozen=True)

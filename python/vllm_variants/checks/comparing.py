@@ -52,9 +52,11 @@ def tensors(returned: object) -> list[torch.Tensor]:
     return [item for item in returned if isinstance(item, torch.Tensor)]
 
 
-def first_output(operator: Callable[..., Sequence[torch.Tensor]], *arguments: object) -> torch.Tensor:
+def first_output(
+    operator: Callable[..., Sequence[torch.Tensor]], *arguments: object, **keywords: object
+) -> torch.Tensor:
     """Call the operator, and return the first of its outputs alone."""
-    return operator(*arguments)[0]
+    return operator(*arguments, **keywords)[0]
 
 
 def raw(tensor: torch.Tensor) -> bytes:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from vllm.attention.ops.triton_unified_attention import unified_attention
 from vllm.vllm_flash_attn import flash_attn_interface as interface
 
 from . import references
-from .checking import Run, Unsupported, check
+from .checking import NOT_IN_THIS_RELEASE, Run, Unsupported, check, moved
 from .dtypes import ACCUMULATED, FP8, sixteen_bit_types
 from .paged_attention import padded, tables
+
+unified_attention = moved(
+    "vllm.v1.attention.ops.triton_unified_attention",
+    "vllm.attention.ops.triton_unified_attention",  # releases before 0.14
+).unified_attention
 
 
 class Shape(NamedTuple):
@@ -167,6 +172,20 @@ def flash_attention_3(run: Run) -> None:
 def flash_attention_3_fp8(run: Run) -> None:
     """Queries and cache in fp8, at a scale of one."""
     _flash(run, 3, (FP8,), (*COMMON, *SIZES))
+
+
+@check("flash_attention.fa4")
+def flash_attention_4(run: Run) -> None:
+    """bf16, compiled by the CUTLASS DSL as the check runs: prefill and decode, grouped heads, a window."""
+    if not getattr(interface, "FA4_AVAILABLE", False):
+        reason = getattr(interface, "FA4_UNAVAILABLE_REASON", "its interface knows no such version")
+        raise Unsupported(f"{NOT_IN_THIS_RELEASE}: FlashAttention 4 ({reason}); versions 2 and 3 are")
+    if run.dry:  # it looks at its tensors' device before it calls anything
+        paged = Paged(run, torch.bfloat16, COMMON[0])
+        call = paged.arguments(run.empty(*paged.query.shape, dtype=torch.bfloat16))
+        inspect.signature(interface.flash_attn_varlen_func).bind(**call, causal=True, fa_version=4)
+        return
+    _flash(run, 4, (torch.bfloat16,), COMMON)
 
 
 @check("attention.triton")

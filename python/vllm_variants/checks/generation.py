@@ -15,6 +15,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import torch
 from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import EngineArgs
 
 from .checking import Run, Skipped, Wrong, check
 from .multicast import MULTICAST_OFF, ONE_HOST
@@ -32,21 +33,17 @@ SMALL: dict[str, Any] = {
     "seed": 0,
 }
 
+_ENGINE: dict[str, Any] = {"load_format": "dummy", "skip_tokenizer_init": True, "dtype": "float16", **SMALL}
+
 
 def _generate(run: Run, label: str, **options: Any) -> None:
-    task = completion(run)
-    if run.dry:
-        return
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(CONFIG))
-        llm = LLM(
-            model=folder,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="float16",
-            **SMALL,
-            **options,
-        )
+        if run.dry:  # the options, and the model's configuration, as the engine takes them
+            EngineArgs(model=folder, **_ENGINE, **options).create_engine_config()
+            return
+        task = completion(run)
+        llm = LLM(model=folder, **_ENGINE, **options)
         replaced = llm.apply_model(lambda module: _replace(module, task.parameters))[0]
         if replaced != len(task.parameters):
             raise Wrong(f"the model took {replaced} of {len(task.parameters)} weights")

@@ -25,7 +25,8 @@ from .checking import Run, Wrong, check
 # The driver's own libraries are the host's, on purpose: they must match its kernel module.
 DRIVER = re.compile(r"^(libcuda\.so|libnvidia-|libcudadebugger|libnvcuvid|libnvoptix)")
 GPU_LIBRARY = re.compile(
-    r"^(libcu|libnv|libnccl|libtorch|libc10|libcaffe2|_C\.|_moe_C\.|_vllm_fa|_flashmla|cumem_allocator)"
+    r"^(libcu|libnv|libnccl|libtorch|libc10|libcaffe2|_C[._]|_moe_C[._]|_vllm_fa|_flashmla|cumem_allocator"
+    r"|_flashkda|_qutlass|_deepselect)"
 )
 
 
@@ -49,7 +50,8 @@ def versions(run: Run) -> None:
 
     installed = {"vllm": vllm.__version__, "torch": torch.__version__, "python": platform.python_version()}
     number = ctypes.c_int()
-    ctypes.CDLL("libcudart.so.12").cudaRuntimeGetVersion(ctypes.byref(number))
+    major = str(torch.version.cuda).partition(".")[0]
+    ctypes.CDLL(f"libcudart.so.{major}").cudaRuntimeGetVersion(ctypes.byref(number))
     installed["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
     run.fact(**installed, torch_built_for_cuda=torch.version.cuda)
     for name, version in installed.items():
@@ -58,27 +60,42 @@ def versions(run: Run) -> None:
             raise Wrong(f"{name} is {version}, and the result says {stated}")
 
 
+_STABLE = "_stable_libtorch"  # vLLM's libraries for torch's stable interface; their namespaces are without it
+
+
+def _plain(name: str) -> str:
+    """A name without what vLLM spells differently in a library's name and in its namespace."""
+    return name.removesuffix(_STABLE).removesuffix("_C").replace("_", "") or "C"
+
+
+def _namespaces(module: str) -> set[str]:
+    """The operator namespaces that a library may have registered: its own name, and its folder's."""
+    parts = module.split(".")
+    names = parts[-2:] if parts[-1] == "_C_extension" else parts[-1:]
+    return {_plain(name) for name in names}
+
+
 @check("import.extensions")
 def extensions(run: Run) -> None:
     """Every extension library of vLLM loads, and leaves operators or functions behind."""
     import vllm
 
     folder = Path(vllm.__file__).parent
-    counts = {}
+    counts, schemas = {}, torch._C._jit_get_all_schemas
     for path in sorted(folder.rglob("*.so")):
         name = ".".join(path.relative_to(folder.parent).parts).split(".abi3")[0].removesuffix(".so")
         try:
             module = importlib.import_module(name)
         except ImportError as error:
             raise Wrong(f"{name} does not load: {error}") from error
-        own = name.rsplit(".", 1)[-1] + "::"
-        operators = sum(schema.name.startswith(own) for schema in torch._C._jit_get_all_schemas())
+        own = _namespaces(name)
+        operators = sum(_plain(schema.name.partition("::")[0]) in own for schema in schemas())
         functions = sum(not attribute.startswith("__") for attribute in vars(module))
         if not operators and not functions:
             raise Wrong(f"{name} loads but registers nothing")
         counts[name] = operators or functions
     for needed in ("vllm._C", "vllm._moe_C"):
-        if needed not in counts:
+        if needed not in counts and needed + _STABLE not in counts:
             raise Wrong(f"{needed} is missing")
     run.fact(operators=counts)
 
@@ -150,8 +167,7 @@ def _driver() -> str | None:
 def libraries(run: Run) -> None:
     """Use every NVIDIA library once, then look where each of them was loaded from."""
     import vllm
-    import vllm._C
-    import vllm._moe_C
+    from vllm import _custom_ops  # noqa: F401  # it loads vLLM's own libraries, whatever they are called
 
     x = torch.randn(64, 64, device="cuda")
     (x @ x, torch.fft.fft(x), torch.linalg.svdvals(x), x.to_sparse_csr() @ x)

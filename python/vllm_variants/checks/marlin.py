@@ -27,6 +27,10 @@ from . import references
 from .checking import Run, Unsupported, check
 from .dtypes import ACCUMULATED, sixteen_bit_types
 
+_GEMM = ops.marlin_gemm if hasattr(ops, "marlin_gemm") else ops.gptq_marlin_gemm  # before 0.14
+# Releases before 0.30 multiply by activation order too, and their functions take it: here, none.
+_ORDERED = "act_order" in inspect.signature(marlin_utils_test.marlin_quantize).parameters
+NO_ORDER: tuple[bool, ...] = (False,) if _ORDERED else ()
 SHAPES = ((1, 1024, 512), (17, 512, 2048), (129, 1024, 1024))  # m, n, k
 
 
@@ -56,7 +60,7 @@ def marlin(
 ) -> Callable[[], torch.Tensor]:
     """A call of Marlin for a [m, k] and packed weights of [k, n], with the arguments that this vLLM knows."""
     none = torch.empty(0, dtype=torch.int32, device=run.device)
-    known = inspect.signature(ops.gptq_marlin_gemm).parameters
+    known = inspect.signature(_GEMM).parameters
     arguments = {
         "a": a,
         "c": None,
@@ -78,9 +82,7 @@ def marlin(
         "use_fp32_reduce": True,
         "is_zp_float": False,
     }
-    return partial(
-        ops.gptq_marlin_gemm, **{name: value for name, value in arguments.items() if name in known}
-    )
+    return partial(_GEMM, **{name: value for name, value in arguments.items() if name in known})
 
 
 def _workspace(run: Run) -> torch.Tensor:
@@ -93,19 +95,21 @@ def _workspace(run: Run) -> torch.Tensor:
 def _gptq(run: Run, kind: ScalarType) -> None:
     require_marlin(run, kind, zero_points=False)
     for dtype in sixteen_bit_types(run):
-        for group, act_order in ((128, False), (-1, False), (64, True)):
+        for group, act_order in ((128, False), (-1, False), (64, _ORDERED)):
             for m, n, k in SHAPES:
                 a = run.normal(m, k, dtype=dtype)
                 # Prepared on the CPU; `w` is what the weights stand for.
-                w, packed, scales, g_idx, order, _ = marlin_utils_test.marlin_quantize(
-                    run.normal(k, n, dtype=dtype, scale=0.05).cpu(), kind, group, act_order,
-                    run.permutation(k, torch.int64).cpu() if act_order else None,
-                )  # fmt: skip
+                drawn = run.normal(k, n, dtype=dtype, scale=0.05).cpu()
+                ordering = (True, run.permutation(k, torch.int64).cpu()) if act_order else NO_ORDER
+                w, packed, scales, *order = marlin_utils_test.marlin_quantize(drawn, kind, group, *ordering)
                 expected = references.matmul(a, w)
-                packed, scales, g_idx, order = (x.to(run.device) for x in (packed, scales, g_idx, order))
+                packed, scales, *order = (x.to(run.device) for x in (packed, scales, *order[:2]))
+                g_idx, permutation = order or (None, None)
                 run.case(
                     f"{dtype} {m}×{n}×{k}, groups of {group}{', activation order' if act_order else ''}",
-                    marlin(run, a, packed, kind=kind, scales=scales, n=n, k=k, g_idx=g_idx, order=order),
+                    marlin(
+                        run, a, packed, kind=kind, scales=scales, n=n, k=k, g_idx=g_idx, order=permutation
+                    ),
                     expected,
                     ACCUMULATED[dtype],
                 )
@@ -120,8 +124,8 @@ def _repack(run: Run, bits: int) -> None:
     expected = marlin_utils_test.marlin_weights(
         codes.cpu(), k, n, bits, marlin_utils_test.get_weight_perm(bits)
     )
-    none = torch.empty(0, dtype=torch.int32, device=run.device)
-    run.case("repack", partial(ops.gptq_marlin_repack, packed, none, k, n, bits), expected, 0.0)
+    order = (torch.empty(0, dtype=torch.int32, device=run.device),) if _ORDERED else ()
+    run.case("repack", partial(ops.gptq_marlin_repack, packed, *order, k, n, bits), expected, 0.0)
 
 
 @check("marlin.gptq_4bit")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from functools import partial
 
 import torch
 from vllm import _custom_ops as ops
-from vllm.model_executor.layers.fused_moe.fused_marlin_moe import fused_marlin_moe
 from vllm.model_executor.layers.fused_moe.fused_moe import fused_experts as triton_experts
 from vllm.model_executor.layers.fused_moe.moe_align_block_size import moe_align_block_size
 from vllm.model_executor.layers.fused_moe.moe_permute_unpermute import moe_permute, moe_unpermute
@@ -15,10 +15,15 @@ from vllm.model_executor.layers.quantization.utils.marlin_utils_test import marl
 from vllm.scalar_type import scalar_types
 
 from . import references
-from .checking import Run, check, require
+from .checking import Run, check, moved, require
 from .dtypes import FP8, ROUNDING, sixteen_bit_types
-from .marlin import require_marlin
+from .marlin import NO_ORDER, require_marlin
 
+# The second is where releases before 0.15 have it.
+fused_marlin_moe = moved(
+    "vllm.model_executor.layers.fused_moe.experts.marlin_moe",
+    "vllm.model_executor.layers.fused_moe.fused_marlin_moe",
+).fused_marlin_moe
 TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 1.2e-2}
 
 
@@ -222,6 +227,7 @@ def cutlass_fp8(run: Run) -> None:
             )  # fmt: skip
 
 
+MARLIN_PARAMETERS = inspect.signature(fused_marlin_moe).parameters
 MARLIN_WEIGHTS, MARLIN_GROUP = scalar_types.uint4b8, 128
 
 
@@ -232,7 +238,7 @@ def _marlin_experts(
     exact, packed, scales = [], [], []
     for _ in range(experts):
         drawn = run.normal(k, n, dtype=dtype, scale=k**-0.5).cpu()
-        w, q, s, *_ = marlin_quantize(drawn, MARLIN_WEIGHTS, MARLIN_GROUP, False)
+        w, q, s, *_ = marlin_quantize(drawn, MARLIN_WEIGHTS, MARLIN_GROUP, *NO_ORDER)
         exact.append(w.T)
         packed.append(q)
         scales.append(s)
@@ -250,12 +256,13 @@ def marlin(run: Run) -> None:
             w1, q1, s1 = _marlin_experts(run, dtype, experts, 2 * inner, hidden)
             w2, q2, s2 = _marlin_experts(run, dtype, experts, hidden, inner)
             weights, ids = _routing(run, tokens, experts, chosen)
+            scores = (None,) if "gating_output" in MARLIN_PARAMETERS else ()  # releases before 0.14
             space = {} if not run.dry else {"workspace": torch.zeros(8, dtype=torch.int32)}
             run.case(
                 f"{dtype} {tokens} tokens, {chosen} of {experts}, {hidden}→{inner}",
                 partial(
-                    fused_marlin_moe, x, q1, q2, None, None, s1, s2, None, weights, ids,
-                    quant_type_id=MARLIN_WEIGHTS.id, global_num_experts=experts, is_k_full=True, **space,
+                    fused_marlin_moe, x, q1, q2, None, None, s1, s2, *scores, weights, ids,
+                    quant_type_id=MARLIN_WEIGHTS.id, global_num_experts=experts, **space,
                 ),
                 references.experts(x, w1, w2, weights, ids),
                 TOLERANCE[dtype],

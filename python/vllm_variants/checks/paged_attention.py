@@ -10,7 +10,7 @@ import torch
 from vllm import _custom_ops as ops
 
 from . import references
-from .checking import Run, check
+from .checking import Run, check, require_operator
 from .dtypes import ACCUMULATED, FP8, floating_types
 
 PARTITION = 512  # keys per partition of paged attention v2 (csrc/attention/paged_attention_v2.cu)
@@ -120,6 +120,8 @@ class Decode:
 
 
 def _paged(run: Run, version: int) -> None:
+    name = f"paged_attention_v{version}"
+    require_operator(ops, name, "vLLM attends over its cache with FlashAttention and Triton alone")
     for dtype in floating_types(run):
         for shape in SHAPES:
             for cache in ("auto", "fp8"):

@@ -72,7 +72,8 @@ def _groups(
     rounding: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
     operator = getattr(torch.ops._C, name)
-    tail = (False,) if kind is FP8 else ()
+    # Of what follows the range, all is about the layout of the scales: rows of floats, as they are here.
+    tail = (False,) * (len(operator.default._schema.arguments) - 7)
     for dtype in sixteen_bit_types(run):
         for tokens, size in SHAPES:
             for group in (64, 128):

@@ -6,7 +6,8 @@ interpreters of the next checks can start while one check has the GPU to itself.
 
 `--facts` is a JSON object with what the result says about itself (see `imports.py`); `--dry` calls
 every operator through its registered schema with kernels that compute nothing, for machines
-without a GPU: the call is proven, the result is not.
+without a GPU: the call is proven, the result is not. `--signatures` does that for many checks at once and
+prints what they call (see `signatures.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -74,10 +75,14 @@ def _imported(arguments: argparse.Namespace) -> ModuleType:
 
 def main() -> None:
     """Print the outcome on the real standard output; whatever libraries print goes to stderr."""
-    arguments = _arguments()
+    signatures = sys.argv[1:2] == ["--signatures"]
+    arguments = argparse.Namespace() if signatures else _arguments()
     stream = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM and its libraries print on stdout; that stream is for JSON lines
     _package()
+    if signatures:
+        _module("signatures").run(stream, sys.argv[2:])
+        _end(stream)
     started = time.monotonic()
     try:
         checking = _imported(arguments)
@@ -96,8 +101,12 @@ def main() -> None:
         stream,
         checking.outcome(arguments.check, function, seed=arguments.seed, facts=facts, dry=arguments.dry),
     )
+    _end(stream)
+
+
+def _end(stream: TextIO) -> NoReturn:
+    """End the process: libraries that hang or crash while it shuts down are not what is being checked."""
     stream.close()
-    # Libraries that hang or crash while the interpreter shuts down are not what is being checked.
     sys.stderr.flush()
     os._exit(0)
 

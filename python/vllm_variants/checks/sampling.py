@@ -123,5 +123,6 @@ def top_k_per_row(run: Run) -> None:
 def _chosen(logits: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
     """A row of ones at the picked positions; -1 means nothing was picked."""
     ones = torch.zeros(logits.shape[0], logits.shape[1] + 1, device=logits.device)
-    index = torch.where(picked < 0, logits.shape[1], picked).long()
+    outside = (picked < 0) | (picked >= logits.shape[1])
+    index = torch.where(outside, logits.shape[1], picked).long()
     return ones.scatter_(1, index, 1.0)[:, : logits.shape[1]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .checking import Run, Wrong, check
+from .checking import Run, Wrong, check, moved
 from .native import NOT_NATIVE, needs_compiler
 from .server import Server, ServerError
 from .tiny_llama import NEW, PROMPTS, Completion, as_text, as_tokens, completion, write
@@ -24,9 +24,23 @@ OPTIONS = ("--gpu-memory-utilization", "0.25", "--kv-cache-memory-bytes", str(64
 @check("serve.openai")
 def openai(run: Run) -> None:
     """Time to /health and to the first token; completions of the tokens that `LLM.generate` must give."""
-    task = completion(run)
-    if not run.dry:
-        serve(run, Path(run.facts.get("vllm_program") or Path(sys.executable).with_name("vllm")), task)
+    if run.dry:
+        _parse_options()
+        return
+    program = Path(run.facts.get("vllm_program") or Path(sys.executable).with_name("vllm"))
+    serve(run, program, completion(run))
+
+
+def _parse_options() -> None:
+    """Let vLLM read the command line that `serve` uses; `Wrong` where it does not know an option."""
+    # The second of each is where earlier releases have it.
+    command_line = moved("vllm.entrypoints.common.cli_args", "vllm.entrypoints.openai.cli_args")
+    arguments = moved("vllm.utils.argparse_utils", "vllm.utils")
+    parser = command_line.make_arg_parser(arguments.FlexibleArgumentParser())
+    try:
+        parser.parse_args(["model", "--host", "127.0.0.1", "--port", "1", *OPTIONS])
+    except SystemExit as error:
+        raise Wrong(f"vllm serve does not take these options: {' '.join(OPTIONS)}") from error
 
 
 def serve(run: Run, program: Path, task: Completion) -> None:

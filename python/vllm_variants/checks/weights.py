@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import torch
 from vllm import _custom_ops as ops
-from vllm.model_executor.layers.quantization.kernels.mixed_precision.machete import MacheteLinearKernel
-from vllm.model_executor.layers.quantization.utils import allspark_utils, quant_utils
+from vllm.model_executor.layers.quantization.utils import quant_utils
 from vllm.scalar_type import ScalarType, scalar_types
 
 from . import references
-from .checking import Run, Unsupported, check
+from .checking import Run, Unsupported, check, moved, require_operator
 from .dtypes import ACCUMULATED, sixteen_bit_types
 from .marlin import SHAPES
+
+# The second is where releases before 0.15 have it.
+MacheteLinearKernel = moved(
+    "vllm.model_executor.kernels.linear.mixed_precision.machete",
+    "vllm.model_executor.layers.quantization.kernels.mixed_precision.machete",
+).MacheteLinearKernel
 
 
 @check("machete.gptq_4bit")
@@ -75,6 +81,9 @@ def _machete(run: Run, kind: ScalarType, zero_points: bool) -> None:
 @check("allspark.w8a16")
 def allspark(run: Run) -> None:
     """8-bit weights, one scale a channel."""
+    require_operator(ops, "allspark_w8a16_gemm", "Marlin takes 8-bit weights on 8.0 to 8.9")
+    from vllm.model_executor.layers.quantization.utils import allspark_utils
+
     kind = scalar_types.uint8b128
     for dtype in sixteen_bit_types(run):
         for m, n, k in SHAPES:
@@ -125,10 +134,12 @@ def gptq_exllama(run: Run) -> None:
         zeros = torch.full((k // group, n // 8), 0x77777777, dtype=torch.int32, device=run.device)
         none = torch.empty(0, dtype=torch.int32, device=run.device)
         scales = scales.to(run.device)
-        ops.gptq_shuffle(packed, none, bits)
+        # Releases before 0.30 take an activation order besides, which is empty here.
+        order = (none,) if "q_perm" in inspect.signature(ops.gptq_shuffle).parameters else ()
+        ops.gptq_shuffle(packed, *order, bits)
         run.case(
             f"{m}×{n}×{k}",
-            partial(ops.gptq_gemm, a, packed, zeros, scales, none, True, False, bits),
+            partial(ops.gptq_gemm, a, packed, zeros, scales, *order, True, False, bits),
             references.matmul(a, w),
             2e-2,  # sums in half precision
         )

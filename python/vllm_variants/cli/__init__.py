@@ -32,6 +32,7 @@ from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import close_streams, complain, err, open_streams
 from vllm_variants.cli.pin import pin
 from vllm_variants.cli.report import report
+from vllm_variants.cli.release import release
 from vllm_variants.cli.slim import slim
 from vllm_variants.cli.test import test
 from vllm_variants.cli.verify import verify
@@ -86,7 +87,7 @@ def _register() -> None:
     app.command("list", cls=Command)(list_variants)
     for command in (detect, build, audit, report, slim, verify, export, doctor, gc):
         app.command(cls=Command)(command)
-    for command in (docs, lock, pin, lint):
+    for command in (docs, lock, pin, release, lint):
         if data.checkout():
             app.command(cls=Command)(command)
         else:

@@ -42,7 +42,7 @@ def versions(matrix: Matrix) -> str:
             r.stack.torch,
             " and ".join(r.stack.cutlass),
             f"≥ {r.stack.driver}",
-            f"`{r.nixpkgs[:7]}`",
+            f"`{r.nixpkgs[:7]}`" if r.nixpkgs else "none: wheels only",
         )
         for r in matrix.releases.values()
     ]

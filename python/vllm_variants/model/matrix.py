@@ -19,7 +19,7 @@ from vllm_variants.model.variants import BUILDERS, Matrix, Related, Release, Sta
 
 T = TypeVar("T")
 _SHORT = re.compile(r"sm\d{2,3}(-arm64)?")
-_RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
+RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
 """A version; it names files, so nothing else may stand in it."""
 _RELEASE_KEYS = (
     "nixpkgs",
@@ -93,7 +93,7 @@ class _Reader:
 
     def _release(self, name: str) -> Release:
         at = ("release", name)
-        if not _RELEASE.fullmatch(name):
+        if not RELEASE.fullmatch(name):
             raise self._refusal(at, None, "is not a version", 'write [release."0.13.0"]')
         self._refuse_unknown_keys(at, _RELEASE_KEYS)
         revision = self._value(at, "nixpkgs", str) if "nixpkgs" in self._tables["release"][name] else None
