@@ -99,10 +99,10 @@ class _Reader:
         revision = self._value(at, "nixpkgs", str) if "nixpkgs" in self._tables["release"][name] else None
         if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
-        stack = Stack(
-            *(self._version(at, key) for key in ("python", "cuda", "driver", "torch")),
-            cutlass=self._strings(at, "cutlass", default=()),
+        python, cuda, driver, torch = (
+            self._version(at, key) for key in ("python", "cuda", "driver", "torch")
         )
+        stack = Stack(python, cuda, driver, torch, self._strings(at, "cutlass", default=()))
         glibc = self._version(at, "glibc", pattern=r"2\.\d+", example="2.34", default=Release.glibc)
         own = self._strings(at, "own-variants", default=())
         return Release(name, revision, stack, self._builders(at, revision), glibc, own)
