@@ -68,6 +68,9 @@ class _Reader:
             raise self._refusal(
                 (), "default-release", f"names {default!r}, which has no table", f'add [release."{default}"]'
             )
+        if releases[default].nixpkgs is None:
+            what = f"names {default!r}, which no nixpkgs packages: the flake is made of the default release"
+            raise self._refusal((), "default-release", what, "name a release with nixpkgs")
         listed = self._own_variants(releases.values(), variants)
         every = {short: variant for short, variant in variants.items() if short not in listed}
         more = {short: variant for short, variant in variants.items() if short in listed}
