@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_variants import data, documents
 from vllm_variants.errors import Error, UsageError
 from vllm_variants.model import matrix as matrix_files
-from vllm_variants.model import results
+from vllm_variants.model import offers, results
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
@@ -110,10 +110,12 @@ def request(
     from vllm_variants.builders.wheels.bytecode import Bytecode
 
     rows = load_matrix()
-    row = variant if isinstance(variant, Variant) else rows.parse(variant).variant
+    chosen = _release(release, rows)
+    row = variant if isinstance(variant, Variant) else rows.parse(variant, release=chosen).variant
+    offers.require(rows, chosen, row)
     interpreter = Path(python) if python is not None else None
     return Request(
-        row, _release(release, rows), Path(links), index, interpreter, slim, keep_ptx,
+        row, chosen, Path(links), index, interpreter, slim, keep_ptx,
         native, _codec(compress), keep_symbols, keep_unread, tuple(without),
         _word("bytecode", bytecode, Bytecode),
     )  # fmt: skip
@@ -426,7 +428,7 @@ def _device(sm: Device, rows: Matrix) -> Capability:
     try:
         return Capability.parse(sm)
     except ValueError:
-        return rows.parse(sm).variant.capability
+        return rows.parse(sm).device
 
 
 def _word(name: str, word: str, words: type[StrEnum]) -> str:

@@ -61,7 +61,7 @@ def model(into: Path, while_building: str = "") -> Path:
     rows = matrix.load()
     for variant in rows.variants.values():
         folder = into / "libraries" / str(variant.capability)
-        for release in rows.releases.values():
+        for release in rows.packaged.values():
             known = expectations.load(release.name, variant.system)
             for name in known.libraries if known else ["vllm/_C.abi3.so"]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def test_flake_check_makes_one_package_set_a_variant_and_a_plain_one_a_system(
 
 
 def test_short_and_full_names_share_their_package_set(nix: Nix, counted: Path) -> None:
-    for release in MATRIX.releases.values():
+    for release in MATRIX.packaged.values():
         both = [(name, variant) for variant in MATRIX.variants.values() for name in
                 (variant.short, variant.name(release))]  # fmt: skip
         wanted = " ".join(f'set.{variant.system}.releases."{release.name}".{name}' for name, variant in both)
@@ -91,7 +91,7 @@ def test_names_and_descriptions_of_all_variants_need_no_package_set(nix: Nix, co
     homed = {
         (variant.system, release.name, name)
         for variant in MATRIX.variants.values()
-        for release in MATRIX.releases.values()
+        for release in MATRIX.packaged.values()
         for name in (variant.short, variant.name(release))
     }
     paths = " ".join(f'set.{system}.releases."{release}".{name}' for system, release, name in sorted(homed))
@@ -121,7 +121,7 @@ def test_what_is_listed_of_a_variant_is_what_its_package_says(nix: Nix, checkout
     listed = "name pname version system type variant capability short release torch"
     both = f"v: map (v: {{ inherit (v) {listed}; inherit (v.meta) description platforms mainProgram; }})"
     for variant in MATRIX.variants.values():
-        for release in MATRIX.releases.values():
+        for release in MATRIX.packaged.values():
             attribute = f'legacyPackages.{variant.system}.releases."{release.name}".{variant.short}'
             named, made = nix.flake(f"path:{checkout}#{attribute}", f"{both} [ v v.package ]")
             assert named == made

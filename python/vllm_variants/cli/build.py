@@ -22,11 +22,14 @@ from vllm_variants.cli.command import with_groups
 from vllm_variants.cli.options import ReleaseName, VariantNames, path_option
 from vllm_variants.cli.output import say
 from vllm_variants.cli.rules import rules
-from vllm_variants.errors import UsageError
+from vllm_variants.errors import Error, UsageError
 from vllm_variants.machine import detection, gpus
-from vllm_variants.model import matrix
+from vllm_variants.model import matrix, offers
 from vllm_variants.model.platforms import SYSTEMS, host_system
 from vllm_variants.model.variants import Matrix, Release, Variant
+
+NEWEST = "newest"
+"""What `--release` takes besides a name: the newest that has what was asked for and runs on this machine."""
 
 
 @rules(*RULES)
@@ -57,8 +60,17 @@ def build(
     from vllm_variants.model.requests import Request
 
     rows = matrix.load()
-    chosen = rows.release(release)
-    requested = tuple(_all(systems or [], rows) if all_variants else _named(variants or [], rows, chosen))
+    if release == NEWEST:
+        chosen = _newest(variants or [], systems or [], rows)
+        say(f"the newest release that fits is {chosen.name}")
+    else:
+        chosen = rows.release(release)
+    chosen.require_builder(via)
+    requested = (
+        _all(systems or [], rows, chosen) if all_variants else tuple(_named(variants or [], rows, chosen))
+    )
+    for variant in requested:
+        offers.require(rows, chosen, variant)
     _require_folder(links)
     without = tuple(name for text in wheels.without for name in text.split(",") if name)
     requests = [
@@ -95,22 +107,38 @@ def _require_folder(links: Path) -> None:
     raise UsageError(f"{links} is a file, not a folder for the links", hint="name its folder: --links DIR")
 
 
-def _all(systems: Sequence[str], rows: Matrix) -> Iterator[Variant]:
-    """Every variant of this host's system and of `systems`; `UsageError` for one that does not exist."""
+def _newest(names: Sequence[str], systems: Sequence[str], rows: Matrix) -> Release:
+    """The newest release that has all that was asked for, and that this machine can run."""
+    asked: dict[str, Sequence[Variant]] = {}
+    refusals = []
+    for release in rows.newest_first:
+        try:
+            asked[release.name] = tuple(_named(names, rows, release, quiet=True)) or _all(
+                systems, rows, release
+            )
+        except Error as refusal:  # another release may have it
+            refusals.append(refusal)
+    if not asked:
+        raise refusals[0]
+    return detection.newest(gpus.machine(), rows, asked)
+
+
+def _all(systems: Sequence[str], rows: Matrix, release: Release) -> tuple[Variant, ...]:
+    """Every variant of `release` for this host's system and `systems`; `UsageError` for an unknown one."""
     for system in systems:
         if system not in SYSTEMS:
             raise UsageError(f"there is no system {system!r}", hint=f"write {' or '.join(SYSTEMS)}")
     chosen = {host_system(), *systems}
-    return (variant for variant in rows.variants.values() if variant.system in chosen)
+    return tuple(variant for variant in offers.of(rows, release).values() if variant.system in chosen)
 
 
-def _named(names: Sequence[str], rows: Matrix, release: Release) -> Iterator[Variant]:
+def _named(names: Sequence[str], rows: Matrix, release: Release, *, quiet: bool = False) -> Iterator[Variant]:
     """The variants that these names mean, saying what a name was taken for when it is no variant's."""
     for name in names:
         if name == "auto":
             yield from detection.detect(gpus.machine(), rows, release).require()
             continue
-        match = rows.parse(name)
-        if match.interpretation != "a variant":
+        match = rows.parse(name, release=release)
+        if match.interpretation != "a variant" and not quiet:
             say(f"{name}: taken as {match.interpretation} → {match.variant.short}")
         yield match.variant

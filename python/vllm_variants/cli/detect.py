@@ -47,6 +47,10 @@ def _show(gpu: GpuDetection, detected: Detection, explain: bool) -> None:
     answer = f"{chosen.variant.name(detected.release)}: {chosen.reason}" if chosen else detected.why_none(gpu)
     out.print(f"GPU {card.index}  {card.name}  {card.capability}  {memory}", markup=False)
     out.print(f"  → {answer}", markup=False)
+    for fit in gpu.releases:
+        name = f"release {fit.release.name}"
+        text = f"{fit.variant.name(fit.release)}: {fit.reason}" if fit.variant else f"no: {fit.reason}"
+        out.print(f"  {name}  {text}", markup=False)
     if explain or not chosen:
         reasons = table("variant", "", "reason")
         for verdict in gpu.candidates:

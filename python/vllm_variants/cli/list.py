@@ -11,7 +11,7 @@ from vllm_variants import documents, store
 from vllm_variants.cli.options import Json, ReleaseName
 from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
-from vllm_variants.model import matrix
+from vllm_variants.model import matrix, offers
 from vllm_variants.model.variants import Matrix, Release, Variant
 
 
@@ -33,7 +33,8 @@ def list_variants(
         print_json(_facts(rows, chosen, needed))
         return
     listing = table("variant", "SM", "architecture", "system", "GPUs", "here")
-    for variant in rows.variants.values():
+    offered = offers.of(rows, chosen).values()
+    for variant in offered:
         names = _lines(variant.all_gpus, max(24, out.width - 56))
         here = "←" if variant in needed else ""
         listing.add_row(
@@ -57,7 +58,14 @@ def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[
     return {
         "schema": documents.LIST,
         "releases": [
-            {"name": r.name, "default": r == rows.default, "nixpkgs": r.nixpkgs, "stack": r.stack.as_dict()}
+            {
+                "name": r.name,
+                "default": r == rows.default,
+                "nixpkgs": r.nixpkgs,
+                "builders": list(r.builders),
+                "glibc": r.glibc,
+                "stack": r.stack.as_dict(),
+            }
             for r in rows.releases.values()
         ],
         "release": release.name,
@@ -70,9 +78,10 @@ def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[
                 "system": v.system,
                 "gpus": list(v.gpus),
                 "related": {str(r.capability): list(r.gpus) for r in v.related},
+                "code": held.as_dict() if (held := offers.code(release, v)) else None,
                 "needed_here": v in needed,
             }
-            for v in rows.variants.values()
+            for v in offers.of(rows, release).values()
         ],
     }
 

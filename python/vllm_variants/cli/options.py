@@ -21,7 +21,7 @@ def device(text: str) -> Capability:
     except ValueError:
         from vllm_variants.model import matrix
 
-        return matrix.load().parse(text).variant.capability
+        return matrix.load().parse(text).device
 
 
 def path_option(*names: str, metavar: str, help: str) -> Any:
@@ -34,7 +34,7 @@ def _variants(incomplete: str) -> list[tuple[str, str]]:
 
     return [
         (variant.short, f"{variant.architecture}: {', '.join(variant.gpus[:3])}")
-        for variant in matrix.load().variants.values()
+        for variant in matrix.load().every_variant
         if variant.short.startswith(incomplete)
     ]
 

@@ -42,6 +42,7 @@ def pin(
     root = checkout.require("pin")
     rows = matrix.load()
     chosen = rows.release(release)
+    chosen.require_builder("nix")
     nix = nix_command.find(str(root), purpose="pin evaluates the new nixpkgs with it")
     say(f"asking for {revision or prefetch.LATEST} of nixpkgs and the hash of its tree …")
     requested = prefetch.revision(revision or prefetch.LATEST)
@@ -80,7 +81,7 @@ def _evaluate(
 def _show(move: Pin, changed: Sequence[str], dry_run: bool, as_json: bool) -> None:
     release, versions = move.release, move.versions
     rows = [
-        ("nixpkgs", release.nixpkgs[:12], move.revision.rev[:12]),
+        ("nixpkgs", (release.nixpkgs or "")[:12], move.revision.rev[:12]),
         ("vLLM", release.name, versions.vllm),
         ("torch", release.stack.torch, versions.torch),
         ("CUDA", release.stack.cuda, release.stack.cuda),

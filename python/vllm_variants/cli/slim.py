@@ -120,7 +120,7 @@ def _known(devices: list[Capability], force: bool) -> list[Capability]:
     """`devices`; `UsageError` for one that no variant of the matrix is for, unless that is meant."""
     from vllm_variants.model import matrix
 
-    rows = matrix.load().variants.values()
+    rows = matrix.load().every_variant
     known = {c for row in rows for c in (row.capability, *(related.capability for related in row.related))}
     for device in devices:
         if not force and device not in known:

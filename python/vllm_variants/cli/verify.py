@@ -95,10 +95,13 @@ def _results(
     from vllm_variants.model import matrix
     from vllm_variants.verify import preflight
 
-    requested = matrix.load().parse(variant).variant if variant else None
+    rows = matrix.load()
+    chosen = rows.release(release)
+    about = chosen if release or path is None else None  # a result's manifest says its own
+    requested = rows.parse(variant, release=about).variant if variant else None
     if path is None:
         assert requested is not None
-        path = Path(f"result-{requested.name(matrix.load().release(release))}")
+        path = Path(f"result-{requested.name(chosen)}")
     result = preflight.result(path, variant=requested.short if requested else None)
     return result, preflight.result(compare, variant=result.manifest.short) if compare else None
 
@@ -231,9 +234,9 @@ def _list(checks: Sequence[Check], variant: str | None, release: str | None, as_
 
     release_name = matrix.load().release(release).name
     sms = (
-        [matrix.load().parse(variant).variant.capability.sm]
+        [matrix.load().parse(variant).device.sm]
         if variant
-        else list(dict.fromkeys(v.capability.sm for v in matrix.load().variants.values()))
+        else list(dict.fromkeys(v.capability.sm for v in matrix.load().every_variant))
     )
     if as_json:
         print_json(

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vllm_variants.errors import Error, ExitCode, MissingError
-from vllm_variants.machine import detection, gpus, interpreters, memory
+from vllm_variants.machine import c_library, detection, gpus, interpreters, memory
 from vllm_variants.model.findings import Finding, State
 from vllm_variants.model.variants import Matrix, Release
 from vllm_variants.store import Store
 from vllm_variants.system import uv
 from vllm_variants.system.folders import free_bytes
-from vllm_variants.versions import numbers
 
 # Measured on a 2-core machine with release 0.13.0 (docs/measurements.md): uv's unpacked wheels plus
 # the files that slimming rewrites, and the peak of uv's memory while it unpacks.
@@ -84,16 +83,11 @@ def _uv() -> Finding:
 
 
 def _glibc(release: Release) -> Finding:
-    name, version = platform.libc_ver()
-    needed = release.glibc
-    if name != "glibc":
-        return Finding(
-            "C library", State.PROBLEM, f"the wheels need glibc {needed}, this system has {name or 'another'}"
-        )
-    new_enough = numbers(version) >= numbers(needed)
-    state = State.OK if new_enough else State.PROBLEM
-    hint = None if new_enough else "use a newer distribution, or a container of one"
-    return Finding("C library", state, f"glibc {version} (the wheels need {needed})", hint)
+    if reason := c_library.problem(release):
+        hint = "use a newer distribution, or a container of one"
+        return Finding("C library", State.PROBLEM, reason, hint)
+    _, version = platform.libc_ver()
+    return Finding("C library", State.OK, f"glibc {version} (the wheels need {release.glibc})")
 
 
 def _disk(folder: Path) -> Finding:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vllm_variants import documents
 from vllm_variants.errors import UnsupportedError
+from vllm_variants.machine import c_library
 from vllm_variants.machine.gpus import Gpu, Machine
-from vllm_variants.model import toolkits
+from vllm_variants.model import offers, toolkits
 from vllm_variants.model.capability import Capability, Fit, Kind, Target, fit
 from vllm_variants.model.variants import Matrix, Release, Variant
 
@@ -32,11 +34,29 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class ReleaseFit:
+    """Whether a release serves a GPU: with which variant, None for none; and why, as a clause."""
+
+    release: Release
+    variant: Variant | None
+    reason: str
+
+    def as_dict(self) -> dict[str, object]:
+        """The release as JSON: one of a GPU's `releases`."""
+        name = self.variant.name(self.release) if self.variant else None
+        return {"release": self.release.name, "variant": name, "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class GpuDetection:
-    """One GPU, with every variant of the matrix as a candidate, accepted or not."""
+    """One GPU, with every variant of a release as a candidate, accepted or not.
+
+    `releases` has all releases, newest first, and whether they serve this GPU.
+    """
 
     gpu: Gpu
     candidates: tuple[Candidate, ...]
+    releases: tuple[ReleaseFit, ...] = ()
 
     @property
     def chosen(self) -> Candidate | None:
@@ -82,6 +102,7 @@ class Detection:
                     **detected.gpu.as_dict(),
                     "variant": detected.chosen.variant.name(self.release) if detected.chosen else None,
                     "verdicts": [candidate.as_dict() for candidate in detected.candidates],
+                    "releases": [release.as_dict() for release in detected.releases],
                 }
                 for detected in self.gpus
             ],
@@ -95,7 +116,15 @@ class Detection:
             raise UnsupportedError(
                 self.machine.problem, hint="name a variant instead, e.g. `vllm-variants build sm90`"
             )
-        raise UnsupportedError(self.explain())
+        raise UnsupportedError(self.explain(), hint=self._another_release())
+
+    def _another_release(self) -> str | None:
+        """The newest release that serves every GPU, as the command that builds it; None: there is none."""
+        for served in zip(*(gpu.releases for gpu in self.gpus), strict=True):
+            if all(release.variant for release in served):
+                name = served[0].release.name
+                return f"release {name} serves it: vllm-variants build auto --release {name}"
+        return None
 
     def explain(self) -> str:
         """Why the GPUs that get no variant get none."""
@@ -125,10 +154,53 @@ class Detection:
 def detect(machine: Machine, matrix: Matrix, release: Release) -> Detection:
     """Judge every variant for every GPU of `machine`."""
     gpus = tuple(
-        GpuDetection(gpu, tuple(judge(gpu.capability, v, machine, release) for v in matrix.variants.values()))
+        replace(
+            _detected(gpu, machine, matrix, release),
+            releases=tuple(_release_fit(gpu, machine, matrix, other) for other in matrix.newest_first),
+        )
         for gpu in machine.gpus
     )
     return Detection(machine, release, gpus)
+
+
+def newest(machine: Machine, matrix: Matrix, variants: Mapping[str, Sequence[Variant]]) -> Release:
+    """The newest release that fits: `variants` has what was asked for, of each release that has it at all.
+
+    A release fits when it has code for all of them, and this machine's driver and C library run those of
+    its own system. Raises `UnsupportedError` with the reason of each release.
+    """
+    reasons = []
+    for release in matrix.newest_first:
+        rows = variants.get(release.name)
+        obstacles = [_obstacle_to_build(row, machine, release) for row in rows or ()]
+        if rows and not any(obstacles):
+            return release
+        reason = next(filter(None, obstacles), f"release {release.name} has no such variant")
+        reasons.append(reason)
+    raise UnsupportedError("no release fits: " + "; ".join(reasons))
+
+
+def _obstacle_to_build(variant: Variant, machine: Machine, release: Release) -> str | None:
+    if without_code := offers.obstacle(release, variant):
+        return without_code
+    if variant.system != machine.system:
+        return None  # built here, run elsewhere
+    older = machine.driver is not None and machine.older_than(release.stack.driver)
+    return _needs_driver(machine, release) if older else c_library.problem(release)
+
+
+def _detected(gpu: Gpu, machine: Machine, matrix: Matrix, release: Release) -> GpuDetection:
+    rows = matrix.of(release).values()
+    return GpuDetection(gpu, tuple(judge(gpu.capability, row, machine, release) for row in rows))
+
+
+def _release_fit(gpu: Gpu, machine: Machine, matrix: Matrix, release: Release) -> ReleaseFit:
+    detected = _detected(gpu, machine, matrix, release)
+    if chosen := detected.chosen:
+        return ReleaseFit(release, chosen.variant, chosen.reason)
+    near = detected.nearest
+    reason = f"the nearest is {near.variant.short}, but {near.reason}" if near else "it has no variant"
+    return ReleaseFit(release, None, reason)
 
 
 def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Candidate:
@@ -140,7 +212,9 @@ def judge(capability: Capability, variant: Variant, machine: Machine, release: R
     if obstacle:
         return Candidate(variant, False, fits, obstacle)
     if fits is Fit.NATIVE:
-        return Candidate(variant, True, fits, f"built for exactly {capability}")
+        return Candidate(
+            variant, True, fits, f"built for exactly {capability}{_without_native(variant, release)}"
+        )
     note = f"its {variant.capability} images run on {capability}, but those with an `a` suffix do not"
     return Candidate(variant, True, fits, note)
 
@@ -149,8 +223,20 @@ def _obstacle(variant: Variant, machine: Machine, release: Release) -> str | Non
     if variant.system != machine.system:
         return f"it is for {variant.system} and this host is {machine.system}"
     if machine.older_than(release.stack.driver):
-        return (
-            f"release {release.name} (CUDA {release.stack.cuda}) needs driver {release.stack.driver} "
-            f"or later and this host has {machine.driver}"
-        )
-    return None
+        return _needs_driver(machine, release)
+    return offers.obstacle(release, variant)
+
+
+def _needs_driver(machine: Machine, release: Release) -> str:
+    return (
+        f"release {release.name} (CUDA {release.stack.cuda}) needs driver {release.stack.driver} "
+        f"or later and this host has {machine.driver}"
+    )
+
+
+def _without_native(variant: Variant, release: Release) -> str:
+    """How a release's own variant serves an SM that it has no machine code of exactly; empty: it has some."""
+    held = offers.code(release, variant)
+    if not held or held.by_fit.get(Fit.NATIVE) or variant.short not in release.own_variants:
+        return ""
+    return f", of {offers.fits(held)} containers of vLLM's, none native"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.maintain import flox
+from vllm_variants.model import offers
 from vllm_variants.model.variants import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -40,19 +41,36 @@ def versions(matrix: Matrix) -> str:
             r.stack.python,
             r.stack.cuda,
             r.stack.torch,
-            " and ".join(r.stack.cutlass),
+            " and ".join(r.stack.cutlass) or "–",
             f"≥ {r.stack.driver}",
+            f"≥ {r.glibc}",
             f"`{r.nixpkgs[:7]}`" if r.nixpkgs else "none: wheels only",
         )
         for r in matrix.releases.values()
     ]
-    return _table(("release (vLLM)", "Python", "CUDA", "torch", "CUTLASS", "driver", "nixpkgs"), rows)
+    return _table(
+        ("release (vLLM)", "Python", "CUDA", "torch", "CUTLASS", "driver", "glibc", "nixpkgs"), rows
+    )
 
 
 def names(matrix: Matrix) -> str:
     """The full names of the default release's variants."""
     rows = [(f"`{v.short}`", f"`{v.name(matrix.default)}`") for v in matrix.variants.values()]
     return _table(("short name", "full name: Nix package, Flox build, result link"), rows)
+
+
+def code(matrix: Matrix) -> str:
+    """How the code in vLLM's published libraries fits each variant of each release, in containers."""
+    rows = []
+    for release in matrix.newest_first:
+        for short, variant in matrix.of(release).items():
+            if held := offers.code(release, variant):
+                facts = held.as_dict()
+                counts = [str(facts[key]) for key in ("native", "same-major", "family", "jit", "none")]
+                note = "" if held.usable else " (not offered)"
+                rows.append((release.name, f"`{short}`{note}", str(variant.capability), *counts))
+    head = ("release", "variant", "capability", "native", "same major", "family", "PTX only", "nothing")
+    return _table(head, rows)
 
 
 def exit_codes() -> str:
@@ -68,6 +86,7 @@ def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
     return {
         "variants": lambda: variants(matrix),
         "versions": lambda: versions(matrix),
+        "code": lambda: code(matrix),
         "names": lambda: names(matrix),
         "exit-codes": exit_codes,
         "runs": lambda: _table(*evidence.runs(recorded)),

@@ -70,12 +70,14 @@ class Expectations:
         return sum(rows[1:], rows[0]) if rows else None
 
 
-@functools.cache
 def load(release: str, system: str) -> Expectations | None:
     """The expectations of a release on a system (`x86_64-linux`); None when there are none."""
     path = data.root() / "expectations" / f"{release}.toml"
-    if not path.is_file():
-        return None
+    return _load(path, release, system) if path.is_file() else None
+
+
+@functools.cache
+def _load(path: Path, release: str, system: str) -> Expectations | None:
     return read(toml_file.load(path), release, system, path)
 
 

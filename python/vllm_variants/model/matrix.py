@@ -68,6 +68,9 @@ class _Reader:
             raise self._refusal(
                 (), "default-release", f"names {default!r}, which has no table", f'add [release."{default}"]'
             )
+        if releases[default].nixpkgs is None:
+            what = f"names {default!r}, which no nixpkgs packages: the flake is made of the default release"
+            raise self._refusal((), "default-release", what, "name a release with nixpkgs")
         listed = self._own_variants(releases.values(), variants)
         every = {short: variant for short, variant in variants.items() if short not in listed}
         more = {short: variant for short, variant in variants.items() if short in listed}
@@ -99,10 +102,10 @@ class _Reader:
         revision = self._value(at, "nixpkgs", str) if "nixpkgs" in self._tables["release"][name] else None
         if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise self._refusal(at, "nixpkgs", f"is {revision!r}", "write the full commit, 40 hex digits")
-        stack = Stack(
-            *(self._version(at, key) for key in ("python", "cuda", "driver", "torch")),
-            cutlass=self._strings(at, "cutlass", default=()),
+        python, cuda, driver, torch = (
+            self._version(at, key) for key in ("python", "cuda", "driver", "torch")
         )
+        stack = Stack(python, cuda, driver, torch, self._strings(at, "cutlass", default=()))
         glibc = self._version(at, "glibc", pattern=r"2\.\d+", example="2.34", default=Release.glibc)
         own = self._strings(at, "own-variants", default=())
         return Release(name, revision, stack, self._builders(at, revision), glibc, own)

@@ -140,6 +140,11 @@ class Matrix:
         """The releases, by version."""
         return tuple(sorted(self.releases.values(), key=lambda r: numbers(r.name), reverse=True))
 
+    @property
+    def packaged(self) -> Mapping[str, Release]:
+        """The releases that a nixpkgs packages, by name: what the flake knows."""
+        return {name: release for name, release in self.releases.items() if release.nixpkgs}
+
     def of(self, release: Release) -> Mapping[str, Variant]:
         """The variants that `release` is declared to have, by short name.
 

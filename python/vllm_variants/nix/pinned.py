@@ -36,8 +36,8 @@ class Evaluated:
 
 def examine(nix: Nix, root: Path, matrix: Matrix) -> Iterator[Finding]:
     """A finding for every variant of every release in the checkout at `root`, as it is made."""
-    for release in matrix.releases.values():
-        for variant in matrix.variants.values():
+    for release in matrix.packaged.values():
+        for variant in matrix.of(release).values():
             yield _finding(nix, root, matrix, release, variant)
 
 

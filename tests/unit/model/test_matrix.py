@@ -158,6 +158,13 @@ def test_the_small_matrix_is_whole(tmp_path: Path) -> None:
         ("[release", "[releases.x]\n[release", 3, "write release"),
         ('python = "3.12"', 'python = "3.12"\npyton = "3.12"', 6, "write python"),
         ('capability = "9.0"', 'capability = "9.0"\ndriver = "560"', 13, "known are: capability"),
+        ('cuda = "12.9"', 'cuda = "12.9"\nglibc = "musl"', 7, 'such as "2.34"'),
+        ('cuda = "12.9"', 'cuda = "12.9"\nbuilders = ["pip"]', 7, "known are: wheels, nix, flox"),
+        ('cuda = "12.9"', 'cuda = "12.9"\nown-variants = ["sm999"]', 7, "add [variant.sm999]"),
+        ('cuda = "12.9"', 'cuda = "12.9"\nown-variants = "sm90"', 7, "a list"),
+        ("[variant.sm90]", "[variant.sm910]", 12, "call the table [variant.sm90]"),
+        ("[variant.sm90]", "[variant.sm9]", 11, "[variant.sm90]"),
+        ('nixpkgs = "0123456789012345678901234567890123456789"', 'builders = ["nix"]', 4, "needs a nixpkgs"),
         ('[release."1.0"]', '[release."../x"]', 3, "is not a version"),
         ('[release."1.0"]', '[release.".."]', 3, "is not a version"),
         ('[release."1.0"]', '[release."1.0/2"]', 3, "is not a version"),
@@ -223,3 +230,43 @@ def test_an_unknown_release_gets_the_nearest_name() -> None:
         MATRIX.release("0.31.0")
     with pytest.raises(UsageError, match="hint: choose one of"):
         MATRIX.release("nightly")
+
+
+def test_a_release_has_variants_of_its_own_and_the_others_do_not() -> None:
+    newest = MATRIX.releases["0.33.0"]
+    assert list(MATRIX.of(MATRIX.default)) == SHORTS
+    assert list(MATRIX.of(newest)) == [*SHORTS, "sm103", "sm103-arm64", "sm121-arm64"]
+    assert newest.nixpkgs is None
+    assert newest.builders == ("wheels",)
+    assert list(MATRIX.packaged) == ["0.13.0", "0.11.2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "release", "short"),
+    [
+        ("B300", "0.13.0", "sm100"),
+        ("B300", "0.33.0", "sm103"),
+        ("GB300", "0.33.0", "sm103-arm64"),
+        ("NVIDIA GB10", "0.33.0", "sm121-arm64"),
+        ("vllm-python312-cuda13_0-sm90", "0.33.0", "sm90"),
+    ],
+)
+def test_a_name_means_the_variant_that_the_release_has_for_it(word: str, release: str, short: str) -> None:
+    assert MATRIX.parse(word, release=MATRIX.releases[release]).variant.short == short
+
+
+def test_a_related_gpu_is_a_device_of_its_own_capability() -> None:
+    assert MATRIX.parse("B300").device == Capability(10, 3)
+
+
+@pytest.mark.parametrize("word", ["GB10", "sm121-arm64", "12.1", "vllm-python312-cuda13_0-sm90"])
+def test_what_only_another_release_has_names_that_release(word: str) -> None:
+    with pytest.raises(UsageError, match=r"release 0\.33\.0 has it"):
+        MATRIX.parse(word, release=MATRIX.default)
+
+
+def test_the_default_release_is_one_that_nixpkgs_packages(tmp_path: Path) -> None:
+    """The flake's packages are those of the default release."""
+    text = WHOLE.replace('nixpkgs = "0123456789012345678901234567890123456789"\n', "")
+    with pytest.raises(InputError, match="no nixpkgs packages"):
+        read(tmp_path, text)

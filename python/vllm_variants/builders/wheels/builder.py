@@ -33,7 +33,7 @@ from vllm_variants.builders.wheels.bytecode import Bytecode
 from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, UnsupportedError, resource_error
 from vllm_variants.fatbin.native.compiler import Compiler
-from vllm_variants.machine import interpreters
+from vllm_variants.machine import c_library, interpreters
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.platforms import host_system
 from vllm_variants.model.requests import Request
@@ -111,6 +111,9 @@ class Wheels:
     def build(self, request: Request, say: Say) -> Result:
         """Build, or find built, one variant and link it. Raises an `errors.Error`."""
         links.require_free(request.link)  # now, not after all the work
+        request.release.require_builder("wheels")
+        if request.variant.system == host_system():
+            c_library.require(request.release)
         inputs = _inputs(request, self.store)
         if inputs.lock.index_only and not request.index:
             raise UnsupportedError(
