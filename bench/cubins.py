@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 from vllm_variants.errors import Error
 from vllm_variants.fatbin import codecs
+from vllm_variants.fatbin.native import cache as caches
 from vllm_variants.fatbin.native import queue
 from vllm_variants.fatbin.native.cache import Cache
 from vllm_variants.fatbin.native.compiler import Compiler
@@ -76,6 +77,15 @@ def planned(release: str, tree: Path, devices: Sequence[Capability]) -> Iterator
                 place = f"{release} {need.device.sm} {plan.path.name} at {need.container.offset:#x}"
                 digest = hashlib.sha256(text).hexdigest()
                 yield Text(digest, len(text), need.target.sm, options, (place,)), text
+
+
+def missing(release: str, tree: Path, device: Capability, compiler: Compiler) -> int:
+    """How many cubins of a device the cache that builds use lacks."""
+    cache = Cache(caches.default_folder())
+    return sum(
+        not cache.path(caches.key_of(content, Target.parse(text.target), text.options, compiler)).exists()
+        for text, content in planned(release, tree, [device])
+    )
 
 
 def export(given: argparse.Namespace) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def _bytes(release: Published, report: SlimReport) -> dict[str, Any]:
     result = files + release.bytecode
     return {
         "installed": release.installed, "images": images, "compress": compress, "symbols": symbols,
-        "files": files, "after": report.after, "before": report.before, "result": result, "ratio": round(result / release.installed, 4), "saved": saved,
+        "files": files, "after": report.after, "before": report.before, "result": result,
+        "ratio": round(result / release.installed, 4), "saved": saved,
         "libraries": sum(file.changed for file in report.files),
     }  # fmt: skip
 
@@ -239,7 +240,9 @@ def main() -> None:
     parser.add_argument("--native", action="store_true")
     parser.add_argument("--compile", action="store_true", help="what the cache of cubins lacks, hours of it")
     parser.add_argument("--times", nargs="*", type=Path, default=[], help="reports of bench/cubins.py")
-    parser.add_argument("--against", nargs="*", type=Path, default=[], help="results that were built")
+    parser.add_argument(
+        "--against", nargs="*", type=Path, default=[], help="results that were built, or their manifests"
+    )
     given = parser.parse_args()
     rows, times = matrix.load(), times_of(given.times)
     document: dict[str, Any] = {"schema": SCHEMA, "rows": {}}
@@ -261,7 +264,8 @@ def main() -> None:
                 given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
                 print(release.name, variant.short, json.dumps(facts), flush=True)
     for result in given.against:
-        manifest = json.loads((result / "share/vllm-variants/manifest.json").read_text(encoding="utf-8"))
+        path = result if result.is_file() else result / "share/vllm-variants/manifest.json"
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         found = differences(document["rows"][manifest["release"]][manifest["short"]], manifest)
         print(result.name, found or "same as planned", flush=True)
 
