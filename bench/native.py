@@ -6,7 +6,7 @@
 1. The PTX of some libraries (`--subset`, a pattern of names; for `--subset-sm`) is compiled into an empty
    cache by as many compilers at once as `--at-once` says, each number in turn, and once more from the full
    cache: seconds by the clock and of CPU, peak memory of a compiler, PTX and cubin bytes.
-2. All PTX of `--variant` is looked up in the cache that `VLLM_VARIANTS_CUBINS` names: what a full cache costs.
+2. All PTX of `--variant` is looked up in the cache that `VLLM_VARIANTS_CUBINS` names.
 3. The variant is built without and with `--native`, in turns, in a store of its own, deleted at once. Refused
    where the cache lacks a cubin, since that would compile for an hour: `bench/cubins.py` fills it.
 

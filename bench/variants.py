@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="what the cache of cubins lacks, hours of it")
     parser.add_argument("--times", nargs="*", type=Path, default=[], help="reports of bench/cubins.py")
     parser.add_argument(
-        "--against", nargs="*", type=Path, default=[], help="results that were built, or their manifests"
+        "--against", nargs="*", type=Path, default=[], help="built results, or their manifests"
     )
     given = parser.parse_args()
     rows, times = matrix.load(), times_of(given.times)
