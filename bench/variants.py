@@ -59,7 +59,7 @@ from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability, Fit, Target
 from vllm_variants.model.requests import Request
-from vllm_variants.model.variants import Release, Variant
+from vllm_variants.model.variants import Matrix, Release, Variant
 from vllm_variants.store import disk_use
 
 DOCUMENT = checkout.ROOT / "docs" / "measurements-variants.json"
@@ -223,6 +223,15 @@ def differences(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[s
     return found | ({"rest of the result": rest} if abs(rest) > 3_000_000 else {})
 
 
+def _in_order(found: Mapping[str, Any], rows: Matrix) -> dict[str, Any]:
+    """Releases and variants in the matrix's order."""
+    return {
+        release: {variant: found[release][variant] for variant in rows.variants if variant in found[release]}
+        for release in rows.releases
+        if release in found
+    }
+
+
 def _cpu() -> float:
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
@@ -261,6 +270,7 @@ def main() -> None:
                 if given.native:
                     facts["native"] = planned_native(installed, variant, facts, times, given.compile)
                 where[variant.short] = facts
+                document["rows"] = _in_order(document["rows"], rows)
                 given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
                 print(release.name, variant.short, json.dumps(facts), flush=True)
     for result in given.against:
