@@ -68,7 +68,8 @@ def _native_containers(native: Mapping[str, Any]) -> tuple[str, str, str]:
         held = native["containers"]
         made = f"{_count(held['native'])}, {_count(held['jit'])}, `{native['verdict']}`"
     known = native["cpu_seconds_known_for"] == native["compilations"]
-    took = f"{native['cpu_seconds'] / 60:.0f} min" if known else ""
+    seconds = native["cpu_seconds"]
+    took = (f"{seconds} s" if seconds < 90 else f"{seconds / 60:.0f} min") if known else ""
     return made, f"{native['ptx_bytes'] / 1e6:.0f} MB", took
 
 
