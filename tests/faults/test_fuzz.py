@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HOPPER = Asked((Capability(9, 0),), False, True, 0x1000, True)
 
 
+@pytest.fixture(autouse=True)
+def _own_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `examine` sets for an execution ends with the test."""
+    monkeypatch.setattr(planning, "SMALLEST_HOLE", planning.SMALLEST_HOLE)
+
+
 def test_no_input_of_a_short_run_shows_a_defect() -> None:
     command = [sys.executable, str(ROOT / "bench" / "fuzz.py"), "--executions", "1500", "--seed", "1"]
     done = subprocess.run([*command, "--processes", "2"], capture_output=True, text=True, check=False)
