@@ -1,4 +1,4 @@
-"""Compile the PTX of releases on another machine: written to one file here, compiled into a cache of cubins there.
+"""The PTX of releases: written to one file here, compiled into a cache of cubins on another machine.
 
     python bench/cubins.py export FILE [--release V …] [--sm 90 …] [--tree DIR] [--work DIR]
     python bench/cubins.py compile FILE --cache DIR --ptxas PATH [--only-sm 90,100] [--only PATTERN]
@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 from vllm_variants.errors import Error
 from vllm_variants.fatbin import codecs
+from vllm_variants.fatbin.native import cache as caches
 from vllm_variants.fatbin.native import queue
 from vllm_variants.fatbin.native.cache import Cache
 from vllm_variants.fatbin.native.compiler import Compiler
@@ -78,9 +79,19 @@ def planned(release: str, tree: Path, devices: Sequence[Capability]) -> Iterator
                 yield Text(digest, len(text), need.target.sm, options, (place,)), text
 
 
+def missing(release: str, tree: Path, device: Capability, compiler: Compiler) -> int:
+    """How many cubins of a device the cache that builds use lacks."""
+    cache = Cache(caches.default_folder())
+    return sum(
+        not cache.path(caches.key_of(content, Target.parse(text.target), text.options, compiler)).exists()
+        for text, content in planned(release, tree, [device])
+    )
+
+
 def export(given: argparse.Namespace) -> dict[str, Any]:
     """Write FILE; what is in it."""
     import published
+
     from vllm_variants.builders.wheels import compilers
     from vllm_variants.model import matrix
 
@@ -205,7 +216,8 @@ def _compile(jobs: Sequence[Job], compiler: Compiler, given: argparse.Namespace)
         "each": [
             {"name": one.job.name, "target": one.job.target.sm, "options": list(one.job.options),
              "ptx_sha256": hashlib.sha256(one.job.read()).hexdigest(), "ptx": one.job.size,
-             "cubin": len(one.cubin), "kernels": len(one.ptx.entries), "cpu_seconds": round(one.seconds, 2), "peak_bytes": one.peak}
+             "cubin": len(one.cubin), "kernels": len(one.ptx.entries), "cpu_seconds": round(one.seconds, 2),
+             "peak_bytes": one.peak}
             for one in fresh
         ],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The published wheels of a release, installed as they are: hard links into uv's cache, so that it costs no disk."""
+"""The published wheels of a release, installed as they are: hard links into uv's cache cost no disk."""
 
 from __future__ import annotations
 

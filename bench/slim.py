@@ -1,19 +1,21 @@
 """Slim a hard-linked copy of a tree, against `cp -r` of the tree: paired, in turns, in one run.
 
-    python bench/slim.py TREE [--sm 90] [--rounds 3] [--work FOLDER] [--jobs N] [--durable]
+    python bench/slim.py TREE [--sm 90] [--rules images|all] [--rounds 3] [--work DIR] [--jobs N] [--durable]
 
 The tree is never written to. Each round makes a hard-linked copy (not counted), slims it, and
 copies the tree with `cp -r`, in turns; the disk is synced before each. Slimming includes the proof
 of every file; with `--durable` each new file is on the disk before it replaces an old one, as the
-command does in place (a build does not: it syncs its whole result once). Prints seconds, the ratio
-of the medians, and the peak of the memory of all processes together (resident, sampled every 20 ms;
-shared pages count in each).
+command does in place (a build does not: it syncs its whole result once). `--rules images` drops
+images and nothing else; `all`, the default, compresses and strips too, as a build does. Prints
+seconds by the clock and of CPU, the ratios of the medians, and the peak of the memory of all processes
+together (resident, sampled every 20 ms; shared pages count in each).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -25,8 +27,12 @@ from pathlib import Path
 import checkout  # noqa: F401 - puts the checkout's code on the path
 
 from vllm_variants.audit import audit_tree
+from vllm_variants.fatbin.codecs import Codec
+from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.tree import slim_tree
 from vllm_variants.model.capability import Capability
+
+RULES = {"images": Rules(), "all": Rules(compress=Codec.ZSTD, keep_symbols=False)}
 
 
 class Memory(threading.Thread):
@@ -62,6 +68,12 @@ def _family(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in _family(int(child)))]
 
 
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended; workers of an earlier slimming included."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
 def timed(work: Callable[[], object]) -> float:
     os.sync()
     start = time.perf_counter()
@@ -75,6 +87,7 @@ def main() -> None:
     )
     parser.add_argument("tree", type=Path)
     parser.add_argument("--sm", type=Capability.parse, default=Capability(9, 0))
+    parser.add_argument("--rules", choices=sorted(RULES), default="all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=None, help="a folder on the tree's file system")
     parser.add_argument("--jobs", type=int, default=None)
@@ -83,6 +96,7 @@ def main() -> None:
     work: Path = given.work or given.tree.parent
     linked, copied = work / "bench-linked", work / "bench-copied"
     slimming, copying, sizes, peaks = [], [], (0, 0), []
+    busy: list[tuple[float, float]] = []
     for _ in range(given.rounds):
         for folder in (linked, copied):
             shutil.rmtree(folder, ignore_errors=True)
@@ -90,14 +104,18 @@ def main() -> None:
         memory = Memory()
         memory.start()
         os.sync()
-        start = time.perf_counter()
-        report = slim_tree(linked, [given.sm], jobs=given.jobs, durable=given.durable)
+        start, cpu = time.perf_counter(), cpu_seconds()
+        rules = RULES[given.rules]
+        report = slim_tree(linked, [given.sm], rules, jobs=given.jobs, durable=given.durable)
         slimming.append(time.perf_counter() - start)
+        slim_cpu, cpu = cpu_seconds() - cpu, cpu_seconds()
         peaks.append(memory.stop())
         sizes = report.before, report.after
         copying.append(timed(lambda: subprocess.run(["cp", "-r", str(given.tree), str(copied)], check=True)))
+        busy.append((slim_cpu, cpu_seconds() - cpu))
         print(
-            f"slim {slimming[-1]:6.2f} s   cp -r {copying[-1]:6.2f} s   peak {peaks[-1] / 1e6:.0f} MB",
+            f"slim {slimming[-1]:6.2f} s ({slim_cpu:.1f} of CPU)   cp -r {copying[-1]:6.2f} s"
+            f" ({busy[-1][1]:.1f})   peak {peaks[-1] / 1e6:.0f} MB",
             flush=True,
         )
     memory = Memory()
@@ -109,6 +127,8 @@ def main() -> None:
     ratio = statistics.median(slimming) / statistics.median(copying)
     print(f"size {sizes[0] / 1e9:.2f} → {sizes[1] / 1e9:.2f} GB: ratio {sizes[1] / sizes[0]:.3f}")
     print(f"time slim / cp -r (medians): ratio {ratio:.3f}")
+    cpu_ratio = statistics.median(a for a, _ in busy) / statistics.median(b for _, b in busy)
+    print(f"CPU slim / cp -r (medians): ratio {cpu_ratio:.3f}")
     print(f"peak memory while slimming: {max(peaks) / 1e6:.0f} MB")
     print(f"audit of the tree: {auditing:.2f} s, peak {audit_peak / 1e6:.0f} MB")
 

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +49,25 @@ from vllm_variants.builders.wheels import (
 from vllm_variants.builders.wheels.builder import PIPELINE
 from vllm_variants.builders.wheels.bytecode import Bytecode
 from vllm_variants.fatbin import elf as elfs
+from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import cache as caches
-from vllm_variants.fatbin.native.compiler import Compiler
-from vllm_variants.fatbin.native.queue import Job
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.rewrite import device_sections, rewrites
 from vllm_variants.fatbin.source import opened
-from vllm_variants.fatbin.tree import SlimReport, elf_files, slim_tree
+from vllm_variants.fatbin.tree import SlimReport, slim_tree
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
-from vllm_variants.model.capability import Capability, Fit
+from vllm_variants.model.capability import Capability, Fit, Target
 from vllm_variants.model.requests import Request
-from vllm_variants.model.variants import Release, Variant
+from vllm_variants.model.variants import Matrix, Release, Variant
 from vllm_variants.store import disk_use
 
 DOCUMENT = checkout.ROOT / "docs" / "measurements-variants.json"
 SCHEMA = 1
 Key = tuple[str, str, tuple[str, ...]]
 """A compilation: the PTX's sha256, the target, the options."""
+Times = Mapping[str, float]
+"""CPU seconds of compilations, by the names that `bench/cubins.py` gives them."""
 
 
 class Published:
@@ -115,7 +116,9 @@ def planned(release: Published, variant: Variant) -> dict[str, Any]:
         foreign = max(foreign, _foreign_left(release.tree / library.path, variant.capability))
     missing = judge((), audited, variant.capability, known).missing
     facts["containers"] = dict(fits) | {"jit": jit}
-    facts["verdict"] = "missing" if missing else "foreign" if foreign >= WORTH_DROPPING else "jit" if jit else "pass"
+    facts["verdict"] = (
+        "missing" if missing else "foreign" if foreign >= WORTH_DROPPING else "jit" if jit else "pass"
+    )
     waiting = native.waiting(release.tree, variant.capability).as_dict()
     shared = {"unread": release.files, "bytecode": release.bytecode, "identity": release.identity(variant)}
     return {**facts, **shared, "waiting": waiting}
@@ -132,7 +135,8 @@ def _bytes(release: Published, report: SlimReport) -> dict[str, Any]:
     result = files + release.bytecode
     return {
         "installed": release.installed, "images": images, "compress": compress, "symbols": symbols,
-        "files": files, "after": report.after, "before": report.before, "result": result, "ratio": round(result / release.installed, 4), "saved": saved,
+        "files": files, "after": report.after, "before": report.before, "result": result,
+        "ratio": round(result / release.installed, 4), "saved": saved,
         "libraries": sum(file.changed for file in report.files),
     }  # fmt: skip
 
@@ -144,25 +148,31 @@ def _foreign_left(path: Path, device: Capability) -> int:
         for section in device_sections(elfs.parse(source)) if elfs.is_elf64(source) else ():
             for change in rewrites(source, section, [device]):
                 kept = kept_images(change.container, [device])
-                left += sum(image.size for image in change.images if image.kind and image not in kept)
+                images = [image for image in change.images if isinstance(image, Image) and image.known]
+                left += sum(image.size for image in images if image not in kept)
     return left
 
 
 def planned_native(
-    release: Published, variant: Variant, facts: dict[str, Any], times: Mapping[Key, float], compiling: bool
+    release: Published, variant: Variant, facts: dict[str, Any], times: Times, compiling: bool
 ) -> dict[str, Any]:
     """The same with `--native`; `facts` are those without. Only counts what the cache lacks."""
     compiler = compilers.compiler(release.release.stack.cuda)
-    needed = dict(_needed(release, variant))
-    cache = caches.Cache(caches.default_folder())
-    absent = [key for key, text in needed.items() if not cache.path(_cache_key(key, text, compiler)).exists()]
-    known = [times[key] for key in needed if key in times]
+    needed: dict[Key, int] = {}
+    known: dict[Key, float] = {}
+    cache, absent = caches.Cache(caches.default_folder()), set[Key]()
+    for text, content in cubins.planned(release.release.name, release.tree, [variant.capability]):
+        key = text.sha256, text.target, text.options
+        needed[key] = text.size
+        name = f"{text.wanted_by[0]} for {text.target}"
+        known |= {key: times[name]} if name in times else {}
+        if not cache.path(caches.key_of(content, Target.parse(text.target), text.options, compiler)).exists():
+            absent.add(key)
     counts = {
-        "ptx": facts["containers"]["jit"], "compilations": len(needed),
-        "ptx_bytes": sum(map(len, needed.values())), "cpu_seconds": round(sum(known)),
-        "cpu_seconds_known_for": len(known), "in_cache": len(needed) - len(absent),
+        "ptx": facts["containers"]["jit"], "compilations": len(needed), "ptx_bytes": sum(needed.values()),
+        "cpu_seconds": round(sum(known.values())), "cpu_seconds_known_for": len(known),
+        "in_cache": len(needed) - len(absent),
     }  # fmt: skip
-    needed.clear()
     if absent and not compiling:
         return counts
     started = time.monotonic()
@@ -182,22 +192,13 @@ def planned_native(
     }  # fmt: skip
 
 
-def _needed(release: Published, variant: Variant) -> Iterator[tuple[Key, bytes]]:
-    for text, content in cubins.planned(release.release.name, release.tree, [variant.capability]):
-        yield (text.sha256, text.target, text.options), content
-
-
-def _cache_key(key: Key, text: bytes, compiler: Compiler) -> str:
-    job = Job("", len(text), cubins.Target.parse(key[1]), key[2], lambda: text)
-    return caches.key_of(text, job.target, job.options, compiler)
-
-
-def times_of(reports: Sequence[Path]) -> dict[Key, float]:
-    """CPU seconds of each compilation that reports of `bench/cubins.py compile` know."""
-    found = {}
+def times_of(reports: Sequence[Path]) -> Times:
+    """What reports of `bench/cubins.py compile` know."""
+    found: dict[str, float] = {}
     for path in reports:
-        for one in json.loads(path.read_text(encoding="utf-8"))["each"]:
-            found[one["ptx_sha256"], one["target"], tuple(one["options"])] = one["cpu_seconds"]
+        found |= {
+            job["name"]: job["cpu_seconds"] for job in json.loads(path.read_text(encoding="utf-8"))["each"]
+        }
     return found
 
 
@@ -222,6 +223,15 @@ def differences(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[s
     return found | ({"rest of the result": rest} if abs(rest) > 3_000_000 else {})
 
 
+def _in_order(found: Mapping[str, Any], rows: Matrix) -> dict[str, Any]:
+    """Releases and variants in the matrix's order."""
+    return {
+        release: {variant: found[release][variant] for variant in rows.variants if variant in found[release]}
+        for release in rows.releases
+        if release in found
+    }
+
+
 def _cpu() -> float:
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
@@ -239,10 +249,14 @@ def main() -> None:
     parser.add_argument("--native", action="store_true")
     parser.add_argument("--compile", action="store_true", help="what the cache of cubins lacks, hours of it")
     parser.add_argument("--times", nargs="*", type=Path, default=[], help="reports of bench/cubins.py")
-    parser.add_argument("--against", nargs="*", type=Path, default=[], help="results that were built")
+    parser.add_argument(
+        "--against", nargs="*", type=Path, default=[], help="built results, or their manifests"
+    )
     given = parser.parse_args()
     rows, times = matrix.load(), times_of(given.times)
-    document = json.loads(given.out.read_text()) if given.out.exists() else {"schema": SCHEMA, "rows": {}}
+    document: dict[str, Any] = {"schema": SCHEMA, "rows": {}}
+    if given.out.exists():
+        document = json.loads(given.out.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="vllm-variants-bench.", dir=given.work) as work:
         for release in [rows.release(name) for name in given.release or rows.releases]:
             installed = Published(release, Path(work))
@@ -256,10 +270,12 @@ def main() -> None:
                 if given.native:
                     facts["native"] = planned_native(installed, variant, facts, times, given.compile)
                 where[variant.short] = facts
+                document["rows"] = _in_order(document["rows"], rows)
                 given.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
                 print(release.name, variant.short, json.dumps(facts), flush=True)
     for result in given.against:
-        manifest = json.loads((result / "share/vllm-variants/manifest.json").read_text(encoding="utf-8"))
+        path = result if result.is_file() else result / "share/vllm-variants/manifest.json"
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         found = differences(document["rows"][manifest["release"]][manifest["short"]], manifest)
         print(result.name, found or "same as planned", flush=True)
 

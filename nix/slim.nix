@@ -1,7 +1,11 @@
 /**
   `slim = true`: the torch wheel and the CUDA libraries of the set keep the images of the variant's
-  SM only, as vLLM's own do by being compiled for it. Off by default until it was seen in a real
-  build.
+  SM only, as vLLM's own do by being compiled for it: compressed as the release's oldest driver reads
+  them, and without the sections that nothing loads, with the defaults of `vllm-variants slim`. Off by
+  default until it was seen in a real build.
+
+  Files that nothing opens are the wheels builder's affair: its list knows them by the hashes of
+  published wheels, which a package set does not install, or patches.
 
   The phase is the last one: autoPatchelf and patchelf before it move program headers, and would
   undo what the slimmer laid out. Libraries that nixpkgs compiles for the set's capabilities (NCCL,
@@ -25,6 +29,10 @@ let
     "libcusparse_lt"
     "libnpp"
   ];
+  # What decides the codec; a release of one's own has the default's stack.
+  released = lib.optionalString (
+    (import ./matrix.nix).releases ? ${plan.release.name}
+  ) "--release ${plan.release.name} ";
   devices = lib.concatMapStringsSep " " (capability: "--sm ${capability}") plan.capabilities;
 
   slimmed =
@@ -36,7 +44,7 @@ let
         for output in $(getAllOutputNames); do
           eval "path=\$$output"
           chmod -R u+w "$path"
-          vllm-variants slim "$path" --in-place ${devices}${lib.optionalString plan.ptx " --keep-ptx"}
+          vllm-variants slim "$path" ${released}--in-place ${devices}${lib.optionalString plan.ptx " --keep-ptx"}
         done
       '';
     });

@@ -137,3 +137,15 @@ def test_the_checks_arithmetic_holds_with_the_results_torch(result: Result) -> N
         "print(int(status))"
     )
     assert _python(result, code) == "0"
+
+
+def test_what_loads_and_imports_is_what_the_published_wheels_do(result: Result, folder: Path) -> None:
+    """Every library and every package with native code, without uv's cache; both trees at once."""
+    bench = Path(__file__).parents[2] / "bench" / "dlopen.py"
+    command = [sys.executable, str(bench), str(result.path), "--work", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["differences"] == {}
+    assert facts["libraries"] > 400 and facts["load"] + facts["load_beside_torch"] > 400
+    assert facts["packages"] > 50 and facts["import"] > 45

@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import lz4.block
+import zstandard
 from shapes import PAGES
 
 from vllm_variants.audit import collect
@@ -22,6 +24,7 @@ from vllm_variants.audit.library import LibraryAudit, audit_library
 from vllm_variants.errors import Error
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin import library, planning
+from vllm_variants.fatbin.codecs import Codec
 from vllm_variants.fatbin.container import Container
 from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.proof import Wrong
@@ -52,12 +55,21 @@ class Asked:
     resources: bool
     hole: int
     whole: bool
+    compress: str = "none"
+    keep_symbols: bool = True
+
+    @property
+    def rules(self) -> Rules:
+        """The slimmer's."""
+        return Rules(self.keep_ptx, self.resources, Codec(self.compress), self.keep_symbols)
 
     @classmethod
     def drawn(cls, chance: random.Random, whole: bool) -> Asked:
         """Chosen at random."""
         devices = tuple(chance.sample(_DEVICES, chance.choice((1, 1, 1, 2, 3))))
-        return cls(devices, chance.random() < 0.2, chance.random() < 0.8, chance.choice(HOLES), whole)
+        keep_ptx, resources, hole = chance.random() < 0.2, chance.random() < 0.8, chance.choice(HOLES)
+        compress, keep_symbols = chance.choice(("none", "lz4", "zstd")), chance.random() < 0.4
+        return cls(devices, keep_ptx, resources, hole, whole, compress, keep_symbols)
 
     def as_dict(self) -> dict[str, object]:
         """As JSON, to repeat it."""
@@ -89,7 +101,7 @@ def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     if audit and audit.problem:
         _told(audit.problem, "input.so")
     try:
-        report = library.slim_file(path, asked.devices, Rules(asked.keep_ptx, asked.resources), to=new)
+        report = library.slim_file(path, asked.devices, asked.rules, to=new)
     except Error as error:
         return _refused(error, asked, audit)
     if not report.changed:
@@ -102,9 +114,7 @@ def examine(data: bytes, asked: Asked, folder: Path) -> Outcome:
     slimmed = new.read_bytes()
     judge(data, slimmed, path, new, asked)
     _audited(audit, new, asked)
-    again = library.slim_file(
-        new, asked.devices, Rules(asked.keep_ptx, asked.resources), to=folder / "again.so"
-    )
+    again = library.slim_file(new, asked.devices, asked.rules, to=folder / "again.so")
     if again.changed:
         raise Defect(
             f"slimming again drops {again.dropped_images} more images, {again.before - again.after} bytes"
@@ -206,10 +216,36 @@ def _audited(before: LibraryAudit | None, new: Path, asked: Asked) -> None:
 
 def judge(old: bytes, new: bytes, old_path: Path, new_path: Path, asked: Asked) -> None:
     """Raise `Defect` unless `new` is `old` without what the plan drops, to a loader's eyes."""
-    edits = _containers(old_path, new_path, asked, _loads(old))
+    edits = _containers(old_path, new_path, asked, _loads(old)) if _dropped(old_path, new_path, asked) else []
+    _sections(old, new, asked)
+    if not asked.keep_symbols:  # the program headers say other offsets, where they lie in memory
+        table, size = int.from_bytes(old[32:40], "little"), 56 * int.from_bytes(old[56:58], "little")
+        edits += [
+            (table - offset + address, table + size - offset + address)
+            for _, offset, address, length, _, _ in _loads(old)
+            if offset <= table < offset + length
+        ]
     page = PAGES[int.from_bytes(old[18:20], "little")]
     _mappable(old, new, page)
     _memory(old, new, edits)
+
+
+def _dropped(old_path: Path, new_path: Path, asked: Asked) -> bool:
+    """Whether any container changed: where that frees no page, symbols alone may have gone."""
+    if asked.keep_symbols:
+        return True
+    names = (*DEVICE_SECTIONS, *RESOURCE_SECTIONS)
+    with opened(old_path) as old, opened(new_path) as new:
+        held = [
+            [
+                [source.at(image.offset, image.size) for image in found.images]
+                for section in elfs.parse(source).sections
+                if section.name in names and section.file_size
+                for found in containers_in(source, section)
+            ]
+            for source in (old, new)
+        ]
+    return held[0] != held[1]
 
 
 def _containers(
@@ -238,7 +274,7 @@ def _containers(
                     following = was.end
                 if not loaded:  # nothing of it has an address, so nothing of it may go
                     kept = list(was.images)
-                if _changed(source, was, slimmed, now, kept):
+                if _changed(source, was, slimmed, now, kept, asked):
                     edits += [
                         (was.offset - offset + address, following - offset + address)
                         for _, offset, address, size, _, _ in loads
@@ -248,9 +284,14 @@ def _containers(
 
 
 def _changed(
-    source: elfs.Source, was: Container, slimmed: elfs.Source, now: Container, kept: Sequence[object]
+    source: elfs.Source,
+    was: Container,
+    slimmed: elfs.Source,
+    now: Container,
+    kept: Sequence[object],
+    asked: Asked,
 ) -> bool:
-    """Whether a container lost images, as it should: the kept ones are byte for byte what they were."""
+    """Whether a container changed, as it should: the kept images are what they were, however stored."""
     images = [image for image in was.images if image in kept] if kept else []
     if len(images) == len(was.images):
         expected = list(was.images)
@@ -263,14 +304,89 @@ def _changed(
         return True
     else:
         expected = list(was.images)
-    if [(i.code, i.architecture, i.flags, i.size) for i in expected] != [
-        (i.code, i.architecture, i.flags, i.size) for i in now.images
-    ]:
+    if [(i.code, i.architecture) for i in expected] != [(i.code, i.architecture) for i in now.images]:
         raise Defect(f"the container at {was.offset:#x} does not hold what the plan keeps")
+    same = len(expected) == len(was.images)
     for image, found in zip(expected, now.images, strict=True):
-        if source.at(image.offset, image.size) != slimmed.at(found.offset, found.size):
-            raise Defect(f"an image of the container at {was.offset:#x} changed")
-    return len(expected) != len(was.images)
+        old, new = source.at(image.offset, image.size), slimmed.at(found.offset, found.size)
+        if old != new:
+            same = False
+            if (
+                asked.compress == "none"
+                or len(new) >= len(old)
+                or _described(old) != _described(new)
+                or _raw(old) != _raw(new)
+            ):
+                raise Defect(f"an image of the container at {was.offset:#x} changed")
+    return not same
+
+
+_COMPRESSED = {0x2000: "lz4", 0x8000: "zstd"}
+
+
+def _described(image: bytes) -> bytes:
+    """An image's header without how its payload is stored: sizes and two flags."""
+    header = bytearray(image[: int.from_bytes(image[4:8], "little")])
+    flags = int.from_bytes(header[40:48], "little")
+    header[8:20], header[56:64] = bytes(12), bytes(8)
+    header[40:48] = (flags & ~0xA000).to_bytes(8, "little")
+    return bytes(header)
+
+
+def _raw(image: bytes) -> bytes:
+    """An image's payload as a driver has it, by the libraries of the codecs alone."""
+    start, size = int.from_bytes(image[4:8], "little"), int.from_bytes(image[16:20], "little")
+    payload, plain = image[start:], int.from_bytes(image[56:64], "little")
+    codec = _COMPRESSED.get(int.from_bytes(image[40:48], "little") & 0xA000)
+    if codec is None:
+        return payload
+    if any(payload[size:]) or not 0 <= len(payload) - size < 8:
+        raise Defect("a payload is not padded with zeros to eight bytes")
+    if codec == "lz4":
+        return bytes(lz4.block.decompress(payload[:size], uncompressed_size=plain))
+    raw = zstandard.ZstdDecompressor().decompress(payload[:size], max_output_size=plain)
+    if len(raw) != plain:
+        raise Defect("a zstd frame does not hold what its header says")
+    return raw
+
+
+def _headers(data: bytes) -> list[tuple[int, ...]]:
+    at, count = int.from_bytes(data[40:48], "little"), int.from_bytes(data[60:62], "little")
+    return [_SECTION.unpack_from(data, at + 64 * number) for number in range(count)] if at else []
+
+
+def _sections(old: bytes, new: bytes, asked: Asked) -> None:
+    """Sections keep their numbers; one goes only where it has no address and may, whole and unreferenced."""
+    gone = set()
+    were, are = _headers(old), _headers(new)
+    if len(were) != len(are):
+        raise Defect(f"{len(were)} sections became {len(are)}")
+    index = int.from_bytes(old[62:64], "little")
+    names = were[were[0][6] if index == 0xFFFF else index] if were else ()
+    for number, (was, now) in enumerate(zip(were, are, strict=True)):
+        if any(was) and not any(now):
+            gone.add(number)
+            end = old.find(b"\0", names[4] + was[0])
+            name = old[names[4] + was[0] : end]
+            if asked.keep_symbols or was[2] & 2 or was == names:
+                raise Defect(f"section {number} may not go")
+            if was[1] not in _SYMBOLS and not name.startswith(_DEBUG):
+                raise Defect(f"section {number} is neither symbols nor debug information")
+        elif was[2] & 2 or was[1] == 8 or _is_loaded(was, old):
+            continue  # those are judged by their addresses
+        elif old[was[4] : was[4] + was[5]] != new[now[4] : now[4] + now[5]]:
+            raise Defect(f"section {number}, which is not loaded, changed")
+    if any(now[6] in gone for number, now in enumerate(are) if number not in gone):
+        raise Defect("a section that stays refers to one that went")
+
+
+_SYMBOLS = (2, 3, 4, 9, 18)
+_DEBUG = (b".debug", b".zdebug", b".gnu", b".stab", b".line", b".gdb_index")
+
+
+def _is_loaded(section: Sequence[int], data: bytes) -> bool:
+    start, end = section[4], section[4] + section[5]
+    return any(offset < end and start < offset + size for _, offset, _, size, _, _ in _loads(data))
 
 
 def _loads(data: bytes) -> list[tuple[int, int, int, int, int, int]]:

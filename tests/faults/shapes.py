@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import lz4.block
+import zstandard
+
 from vllm_variants.fatbin.stub import empty_cubin, empty_ptx
 from vllm_variants.model.capability import Target
 
@@ -26,6 +29,7 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _IMAGE = struct.Struct("<HHIQIIHHIIIQQQ")
 _FILLING = (bytes(range(1, 256)) * 3000)[: 3 << 18]
+_NOISE = random.Random(0).randbytes(3 << 18)
 _TARGETS = (
     "sm_50", "sm_52", "sm_70", "sm_72", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_90a",
     "sm_100", "sm_100a", "sm_100f", "sm_101", "sm_103a", "sm_110", "sm_120", "sm_120a", "sm_120f",
@@ -35,13 +39,17 @@ _LZ4, _ZSTD, _A, _F, _BLACKWELL = 0x2000, 0x8000, 1 << 20, 1 << 21, 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A section to be laid out: `flags` 2 is in memory, 3 also writable; `memory`: bytes not in the file."""
+    """A section to be laid out: `flags` 2 is in memory, 3 also writable; `memory`: bytes not in the file.
+
+    `type` is 1 for bytes, 2 for symbols, 3 for strings.
+    """
 
     name: str
     data: bytes
     flags: int = 2
     align: int = 16
     memory: int = 0
+    type: int = 1
 
 
 @cache
@@ -67,12 +75,24 @@ def image(chance: random.Random, big: int, stub: bool = False) -> bytes:
     version = (
         (chance.choice((0, 4, 8)), chance.choice((7, 8, 9))) if code == 1 else (chance.choice((2, 7, 8)), 1)
     )
-    compressed, uncompressed = (
-        (max(len(payload) - 3, 0), len(payload) * 4) if compression & 0xA000 else (0, 0)
-    )
+    compressed, uncompressed = 0, 0
+    if compression & (_LZ4 | _ZSTD):
+        uncompressed = len(payload)
+        payload = _stored(
+            payload[: size // 2] + _NOISE[: uncompressed - len(payload[: size // 2])], compression
+        )
+        compressed = len(payload)
+        payload += bytes(-compressed % 8)
     fields = (code, 0x101, header, len(payload), compressed, 64 if header > 64 else 0, *version, int(digits))
     head = _IMAGE.pack(*fields, 0, 0, flags | compression, 0, uncompressed)
     return head.ljust(header, b"\0") + payload
+
+
+def _stored(raw: bytes, compression: int) -> bytes:
+    """As compilers store it: an LZ4 block, or one zstd frame."""
+    if compression == _LZ4:
+        return bytes(lz4.block.compress(raw, store_size=False))
+    return zstandard.ZstdCompressor(level=1).compress(raw)
 
 
 def container(images: Sequence[bytes]) -> bytes:
@@ -130,11 +150,22 @@ def library(chance: random.Random) -> bytes:
     loose = [Part(".comment", b"not loaded, not to be lost".ljust(40, b"."), 0)]
     if chance.random() < 0.2:
         loose.append(Part(".nv_fatbin_debug", _FILLING[:999], 0))
-    return laid_out(machine, groups, loose, chance.choice((page, page, 4 * page, 16 * page, 512 * page)))
+    if chance.random() < 0.5:
+        loose += [Part(".symtab", _FILLING[: 24 * chance.randint(1, 400)], 0, type=2)]
+        loose += [Part(".strtab", _FILLING[:700], 0, type=3), Part(".debug_info", _NOISE[:5000], 0)]
+        chance.shuffle(loose)
+    gap = chance.choice((0, 0, 0, 40, page, 3 * page + 9))
+    align = chance.choice((page, page, 4 * page, 16 * page, 512 * page))
+    return laid_out(machine, groups, loose, align, gap)
 
 
-def laid_out(machine: int, groups: Sequence[Sequence[Part]], loose: Sequence[Part], align: int) -> bytes:
-    """An ELF64 shared library: a PT_LOAD for each group, with `align`, and sections outside of memory."""
+def laid_out(
+    machine: int, groups: Sequence[Sequence[Part]], loose: Sequence[Part], align: int, gap: int = 0
+) -> bytes:
+    """An ELF64 shared library: a PT_LOAD for each group, with `align`, and sections outside of memory.
+
+    Between two segments are `gap` bytes that nothing describes, as patchelf leaves them.
+    """
     page = PAGES[machine]
     groups = [group for group in groups if group]
     align = max([align if align > page else page, *(part.align for group in groups for part in group)])
@@ -144,6 +175,7 @@ def laid_out(machine: int, groups: Sequence[Sequence[Part]], loose: Sequence[Par
     segments = []
     for number, group in enumerate(groups):
         if number:
+            content += _NOISE[:gap]
             content += bytes(-len(content) % 16)
         base = 0 if number == 0 else len(content)
         # In memory each segment starts where its offset, modulo the alignment, says.
@@ -164,7 +196,7 @@ def laid_out(machine: int, groups: Sequence[Sequence[Part]], loose: Sequence[Par
         )
         segments.append((1, flags, base, address, address, length, length + memory, align))
     for part in loose:
-        sections.append((part.name, 1, 0, 0, len(content), len(part.data), 1))
+        sections.append((part.name, part.type, 0, 0, len(content), len(part.data), 1))
         content += part.data
     names = b"\0" + b"".join(name.encode() + b"\0" for name, *_ in sections) + b".shstrtab\0"
     sections.append((".shstrtab", 3, 0, 0, len(content), len(names), 1))

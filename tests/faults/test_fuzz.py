@@ -7,10 +7,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import shapes
+import zstandard
 from oracle import Asked, Defect, examine, judge
 
 from vllm_variants.fatbin import library, planning
@@ -19,6 +21,12 @@ from vllm_variants.model.capability import Capability
 
 ROOT = Path(__file__).resolve().parents[2]
 HOPPER = Asked((Capability(9, 0),), False, True, 0x1000, True)
+
+
+@pytest.fixture(autouse=True)
+def _own_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `examine` sets for an execution ends with the test."""
+    monkeypatch.setattr(planning, "SMALLEST_HOLE", planning.SMALLEST_HOLE)
 
 
 def test_no_input_of_a_short_run_shows_a_defect() -> None:
@@ -83,6 +91,73 @@ def test_harm_is_seen(pair: tuple[Path, Path], harm: Callable[[bytes], bytes], w
 
     with pytest.raises(Defect, match=what):
         judged(pair)
+
+
+def test_an_empty_segment_where_pages_are_cut_is_no_obstacle(tmp_path: Path) -> None:
+    """Its offset must be its address's modulo the alignment; it lies among pages that nothing maps."""
+    text, data = shapes.Part(".text", b"x" * 99, 6), shapes.Part(".data", b"data" * 99, 3)
+    groups = [[text], [shapes.Part(".nv_fatbin", b"")], [data]]
+    made = shapes.laid_out(shapes.X86_64, groups, [], 0x4000, 0x3009)
+    outcome = examine(made, replace(HOPPER, keep_symbols=False), tmp_path)
+    assert outcome.kind == "slimmed"
+
+
+@pytest.fixture
+def stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Asked]:
+    """A library with symbols, and what compressing and stripping make of it."""
+    monkeypatch.setattr(planning, "SMALLEST_HOLE", 0x1000)
+    code = shapes.container([image("sm_90", 30_000)])
+    loose = [shapes.Part(".debug_info", b"d" * 9000, 0), shapes.Part(".comment", b"comment" * 9, 0)]
+    parts = [[shapes.Part(".nv_fatbin", code), shapes.Part(".text", b"x" * 99, 6)]]
+    (tmp_path / "old.so").write_bytes(shapes.laid_out(shapes.X86_64, parts, loose, 0x1000))
+    asked = replace(HOPPER, compress="zstd", keep_symbols=False)
+    report = slim_file(tmp_path / "old.so", asked.devices, asked.rules, to=tmp_path / "new.so")
+    assert report.compressed_images == 1 and report.sections == (".debug_info",)
+    return tmp_path / "old.so", tmp_path / "new.so", asked
+
+
+def test_what_compressing_and_stripping_make_is_whole(stripped: tuple[Path, Path, Asked]) -> None:
+    old, new, asked = stripped
+    judge(old.read_bytes(), new.read_bytes(), old, new, asked)
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (lambda data: data.replace(b"x" * 99, b"x" * 98 + b"y"), "changed"),
+        (lambda data: data.replace(b"comment" * 9, b"comment" * 8 + b"COMMENT"), "section 4, which is not"),
+        (lambda data: without_a_section(data, 2), "section 2 may not go"),
+        (lambda data: without_a_section(data, 4), "section 4 is neither symbols nor debug"),
+        (lambda data: recompressed(data), "an image of the container"),
+    ],
+)
+def test_harm_to_what_was_compressed_or_stripped_is_seen(
+    stripped: tuple[Path, Path, Asked], harm: Callable[[bytes], bytes], what: str
+) -> None:
+    old, new, asked = stripped
+    harmed = harm(new.read_bytes())
+    assert harmed != new.read_bytes()
+    new.write_bytes(harmed)
+    with pytest.raises(Defect, match=what):
+        judge(old.read_bytes(), harmed, old, new, asked)
+
+
+def without_a_section(data: bytes, number: int) -> bytes:
+    """A section's header made inactive."""
+    at = int.from_bytes(data[40:48], "little") + 64 * number
+    return data[:at] + bytes(64) + data[at + 64 :]
+
+
+def recompressed(data: bytes) -> bytes:
+    """The zstd frame replaced by one of other bytes of the same length, as long as the old one at most."""
+    start = data.index(b"\x28\xb5\x2f\xfd")
+    at = data.rindex(b"\x02\x00\x01\x01", 0, start)
+    size, plain = (int.from_bytes(data[at + f : at + f + n], "little") for f, n in ((16, 4), (56, 8)))
+    other = zstandard.ZstdCompressor(level=9).compress(bytes(plain))
+    assert len(other) <= size
+    padded = other.ljust(-(-size // 8) * 8, b"\0")
+    head = data[:at] + data[at : at + 16] + len(other).to_bytes(4, "little") + data[at + 20 : start]
+    return head + padded + data[start + len(padded) :]
 
 
 def test_a_whole_library_may_not_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import making
@@ -13,6 +14,7 @@ from vllm_variants.fatbin.codecs import raw_payload
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.stub import is_stub
+from vllm_variants.model import matrix
 
 SET = f"""(slim: changes:
   let library = import {ROOT}/nix; in library.packageSet {{
@@ -29,7 +31,13 @@ def test_the_wheel_and_the_closed_libraries_pass_through_it_and_nothing_else(nix
     phases = nix.value(f"{PHASES} ({SET} true {{ }})")
     slimmed = {name for name, phase in phases.items() if phase}
     assert slimmed == {"torch", "cudnn", "libcublas", "libcufft", "libcusparse_lt"}
-    assert all("--in-place --sm 10.0\n" in phases[name] for name in slimmed)
+    default = matrix.load().default.name
+    assert all(f"--release {default} --in-place --sm 10.0\n" in phases[name] for name in slimmed)
+
+
+def test_a_release_of_ones_own_is_slimmed_for_the_defaults_driver(nix: Nix) -> None:
+    own = '{ release = { name = "9.9.9"; }; }'
+    assert 'slim "$path" --in-place --sm' in nix.value(f"{PHASES} ({SET} true {own})")["cudnn"]
 
 
 def test_it_is_off_by_default(nix: Nix) -> None:
@@ -69,6 +77,17 @@ def test_a_slim_variant_builds_and_runs(building_nix: Nix, checkout: Path) -> No
     assert "0 B → 0 B" in said or "for sm90" in said
 
 
+def add_debug_information(path: Path) -> None:
+    """Make `.comment` a section `.debug_x` of 9,000 bytes, at the file's end."""
+    with opened(path) as source:
+        headers = elf.parse(source)
+    data = bytearray(path.read_bytes().replace(b".comment", b".debug_x"))
+    number = next(n for n, section in enumerate(headers.sections) if section.name == ".comment")
+    at = headers.section_headers_at + number * elf.SECTION_HEADER.size
+    struct.pack_into("<QQ", data, at + 0x18, len(data), 9000)
+    path.write_bytes(data + b"d" * 9000)
+
+
 def test_a_library_of_the_set_keeps_the_variants_images(
     building_nix: Nix, checkout: Path, tmp_path: Path
 ) -> None:
@@ -76,6 +95,7 @@ def test_a_library_of_the_set_keeps_the_variants_images(
     kept = making.cubin("sm_100", size)
     both = making.section([making.cubin("sm_90", size), kept])
     whole = making.library(tmp_path / "libcudnn_graph.so.9", both)
+    add_debug_information(whole)
     slimmed = building_nix.build(
         "--impure",
         "--expr",
@@ -102,5 +122,9 @@ def test_a_library_of_the_set_keeps_the_variants_images(
             for container in containers_in(source, section)
             for image in container.images
         ]
-        (code,) = (raw_payload(source, image) for image in images if not is_stub(source, image))
+        (image,) = (image for image in images if not is_stub(source, image))
+        code = raw_payload(source, image)
+        names = [section.name for section in elf.parse(source).sections]
     assert code == kept.payload
+    assert (image.compression, image.size < size // 10) == ("zstd", True)
+    assert ".debug_x" not in names

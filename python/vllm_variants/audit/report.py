@@ -17,7 +17,6 @@ from vllm_variants.audit.judging import JudgedFeature, State, judge_features, li
 from vllm_variants.audit.library import LibraryAudit, jit_bytes, jit_driver
 from vllm_variants.model.capability import Capability
 
-
 WORTH_DROPPING = 0x10000
 """Bytes of a library; strays of the compiler's default target are less."""
 

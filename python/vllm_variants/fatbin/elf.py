@@ -11,11 +11,13 @@ HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 
-ET_REL, ET_DYN = 1, 3
-PT_NULL, PT_LOAD, PT_PHDR = 0, 1, 6
+ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
+PT_NULL, PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_PHDR = 0, 1, 2, 3, 6
 SHT_NOBITS, SHF_ALLOC = 8, 2
 PN_XNUM = 0xFFFF
 
+_DYNAMIC = struct.Struct("<QQ")
+_DT_FLAGS_1, _DF_1_PIE = 0x6FFFFFFB, 0x08000000
 _ADDRESSES = 1 << 64
 _PADDING = 1 << 18
 _MOST_HEADERS = 1 << 18
@@ -139,6 +141,22 @@ def parse(source: Source) -> Elf:
     segments = tuple(_segments(source, phoff, phnum))
     sections = tuple(_sections(source, shoff, shnum if shoff else 0, names_at))
     return Elf(kind, machine, phoff, shoff, segments, sections, source.size)
+
+
+def is_program(source: Source, elf: Elf) -> bool:
+    """Whether the kernel may start this file, as it does some libraries (libc.so.6).
+
+    A program's start-up code finds its program headers in memory, where the kernel says they are; a
+    library's are read from the file. Static ones that can move name no loader: a flag tells them.
+    """
+    if elf.type == ET_EXEC or any(segment.type == PT_INTERP for segment in elf.segments):
+        return True
+    return any(
+        tag == _DT_FLAGS_1 and value & _DF_1_PIE
+        for segment in elf.segments
+        if segment.type == PT_DYNAMIC
+        for tag, value in _DYNAMIC.iter_unpack(source.at(segment.offset, segment.file_size // 16 * 16))
+    )
 
 
 def _segments(source: Source, at: int, count: int) -> list[Segment]:

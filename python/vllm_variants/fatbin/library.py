@@ -115,7 +115,7 @@ def _fill(source: OpenFile, plan: FilePlan, descriptor: int) -> None:
 
 def _report(path: Path, before: int, plan: FilePlan) -> FileReport:
     if not plan.worthwhile:
-        return FileReport(str(path), before, before, kept=plan.symbols_kept or "nothing to drop")
+        return FileReport(str(path), before, before, kept=plan.why or "nothing to drop")
     new = [image for change in plan.changes for image in change.images if isinstance(image, NewImage)]
     compiled = sum(image.compiled for image in new)
     return FileReport(

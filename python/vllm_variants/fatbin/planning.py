@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_variants.fatbin import layout, strip
-from vllm_variants.fatbin.elf import HEADER, Elf, Section
+from vllm_variants.fatbin.elf import HEADER, Elf, Section, is_program
 from vllm_variants.fatbin.layout import Hole, Layout
 from vllm_variants.fatbin.rewrite import (
     Images,
@@ -30,6 +30,7 @@ from vllm_variants.model.capability import Capability
 
 SMALLEST_HOLE = 0x4000
 """Bytes; smaller holes would save another 0.05 % of a result, and double the segments of some libraries."""
+PROGRAM = "a program: in more segments it would not find its own headers, so its device code stays"
 MOST_HOLES = 4000
 """Program headers are counted in 16 bits, and glibc keeps them on the stack while loading."""
 
@@ -45,8 +46,8 @@ class FilePlan:
     sections: tuple[str, ...]
     layout: Layout
     saved: Mapping[str, int]
-    symbols_kept: str = ""
-    """Why what no segment maps stays, where the rules would have it cut."""
+    why: str = ""
+    """Why code, or what no segment maps, stays where the rules would have it cut."""
 
     @property
     def worthwhile(self) -> bool:
@@ -61,8 +62,10 @@ def plan_file(
 
     `compiled` are the images of containers that got cubins of their own, by offset.
     """
+    program = is_program(source, elf)
     before = _holes(elf, _changed(_rewrites(source, elf, devices, rules, {}))) if compiled else None
-    kept = _rewrites(source, elf, devices, rules, compiled)
+    kept = _rewrites(source, elf, devices, rules, compiled)  # also where it is not used: it may be malformed
+    kept = [] if program else kept
     holes = _holes(elf, _changed(kept))
     final, final_holes = kept, holes
     if len(rules.encodings) > 1:
@@ -86,6 +89,8 @@ def plan_file(
         "symbols": symbols,
     }
     saved["images"] += elf.size - result.size - sum(saved.values())  # the new file's own headers
+    if program and device_sections(elf):
+        why = why or PROGRAM
     if result.size >= elf.size and not any(change.compiled for change in changes):
         return FilePlan((), None, (), result, dict.fromkeys(saved, 0), why)
     sections = tuple(elf.sections[index].name for index in sorted(unread or ()))

@@ -35,6 +35,7 @@ from vllm_variants.fatbin.elf import (
     Section,
     Segment,
     appended,
+    is_program,
 )
 from vllm_variants.fatbin.layout import (
     INERT,
@@ -48,7 +49,6 @@ from vllm_variants.fatbin.layout import (
 )
 from vllm_variants.fatbin.source import Source
 
-ET_EXEC, PT_INTERP = 2, 3
 SHT_NULL, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_REL, SHT_SYMTAB_SHNDX = 0, 2, 3, 4, 9, 18
 _SYMBOLS = (SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_REL, SHT_SYMTAB_SHNDX)
 _DEBUG = re.compile(
@@ -66,6 +66,8 @@ def refusal(source: Source, elf: Elf) -> str:
         return "an object file: its symbols are what a linker reads"
     if not elf.loads:
         return "nothing in it is loaded"
+    if not elf.sections:
+        return "no section table says what lies in it"
     if extra := appended(source, elf):
         return f"signed, or with other data appended: {extra} bytes behind its last section"
     if any((load.address - load.offset) % elf.page for load in elf.loads):
@@ -77,8 +79,9 @@ def refusal(source: Source, elf: Elf) -> str:
     for section in elf.sections:
         if section.flags & SHF_ALLOC and section.file_size and not _in(mapped, section):
             return f"section {section.name} should be loaded, and no segment does it"
-    is_program = elf.type == ET_EXEC or any(segment.type == PT_INTERP for segment in elf.segments)
-    if is_program and not _in(mapped, _program_headers(elf)):
+        if section.file_size and _touches(mapped, section) and not _in(mapped, section):
+            return f"section {section.name} is loaded in part"
+    if is_program(source, elf) and not _in(mapped, _program_headers(elf)):
         return "a program whose headers are not loaded"
     return ""
 
@@ -158,20 +161,34 @@ def _placed_sections(
             start = shift(section.offset)
             sections.append(replace(section, offset=start, size=shift(section.end) - start))
         else:
-            at = _aligned(at, section.align)
+            at = _aligned(at, section.align if _follows_alignment(section, elf) else 1)
             tail.append(Copy(at, section.offset, section.size))
             sections.append(replace(section, offset=at))
             at += section.size
     return sections, tail, at
 
 
+def _follows_alignment(section: Section, elf: Elf) -> bool:
+    """Whether an unloaded section lies in the source as it asks: a header may ask for anything."""
+    return 1 < section.align <= elf.page and section.offset % section.align == 0
+
+
 def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> list[Segment]:
-    """A segment in the new file; a `PT_LOAD` with holes in it becomes several."""
-    if segment.type != PT_LOAD or not segment.file_size:
+    """A segment in the new file; a `PT_LOAD` with holes in it becomes several.
+
+    One without bytes may lie anywhere in the source, also where a hole is cut; loaders want its offset
+    on the address's place in a page all the same.
+    """
+    if segment.type != PT_LOAD:
         return [replace(segment, offset=shift(segment.offset))]
-    if any(segment.offset <= hole.start and hole.end <= segment.end for hole in holes):
+    if segment.file_size and any(segment.offset <= h.start and h.end <= segment.end for h in holes):
         return split(segment, holes, shift, elf.alignment)
     offset, align = shift(segment.offset), max(segment.align, 1)
+    if not segment.file_size:
+        aligned = (segment.address - segment.offset) % elf.alignment == 0
+        step = elf.alignment if aligned else elf.page
+        offset = shift(min(segment.offset, elf.size))
+        offset += segment.address % step - offset % step
     while (offset - segment.address) % align:
         align //= 2
     return [replace(segment, offset=offset, align=segment.align if align == 1 else align)]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vllm_variants.errors import ExitCode, InputError
-from vllm_variants.maintain import flox
+
 from vllm_variants.model import offers
+from vllm_variants.maintain import flox, measurements
 from vllm_variants.model.variants import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -92,6 +93,8 @@ def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
         "runs": lambda: _table(*evidence.runs(recorded)),
         "outcomes": lambda: _table(*evidence.outcomes(recorded)),
         "first-calls": lambda: _table(*evidence.first_calls(recorded)),
+        "sizes": lambda: _table(*measurements.sizes(root / "docs")),
+        "containers": lambda: _table(*measurements.containers(root / "docs")),
     }
 
 

@@ -291,6 +291,44 @@ def contents(path: Path, name: str) -> bytes:
     return bytes(found.data()) if found else b""
 
 
+def patched(path: Path, name: str, field: int, value: int) -> Path:
+    """Set the 8 bytes at `field` of a section's header."""
+    data = bytearray(path.read_bytes())
+    elf = ELFFile(io.BytesIO(bytes(data)))
+    at = elf.header["e_shoff"] + 64 * elf.get_section_index(name)
+    data[at + field : at + field + 8] = value.to_bytes(8, "little")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("align", [1 << 40, (1 << 64) - 1, 3])
+def test_an_unloaded_section_that_asks_for_any_alignment_makes_no_large_file(
+    align: int, tmp_path: Path
+) -> None:
+    built = patched(compiled(tmp_path / "lib.so"), ".comment", 0x30, align)
+    before, comment = built.stat().st_size, contents(built, ".comment")
+    assert strip_file(built).changed
+    assert built.stat().st_size < before
+    assert contents(built, ".comment") == comment
+
+
+def test_a_section_that_is_loaded_in_part_leaves_the_file_alone(tmp_path: Path) -> None:
+    built = compiled(tmp_path / "lib.so")
+    comment = ELFFile(io.BytesIO(built.read_bytes())).get_section_by_name(".comment")
+    patched(built, ".comment", 0x20, comment["sh_size"] + 64)
+    patched(built, ".comment", 0x18, comment["sh_offset"] - 64)
+    assert "section .comment is loaded in part" in strip_file(built).kept
+
+
+def test_a_file_without_a_section_table_is_left_alone(tmp_path: Path) -> None:
+    built = compiled(tmp_path / "lib.so")
+    data = bytearray(built.read_bytes())
+    end = max(s["p_offset"] + s["p_filesz"] for s in ELFFile(io.BytesIO(bytes(data))).iter_segments())
+    data[0x28:0x30], data[0x3C:0x40] = bytes(8), bytes(4)
+    built.write_bytes(data[:end])
+    assert strip_file(built).kept == "no section table says what lies in it"
+
+
 def test_a_large_alignment_holds(tmp_path: Path) -> None:
     built = compiled(tmp_path / "lib.so", aligned=0x8000)
     before = answer(built)

@@ -146,7 +146,8 @@ def _planned(
 ) -> tuple[list[tuple[Need, tuple[str, ...]]], list[Left]]:
     found: list[tuple[Need, tuple[str, ...]]] = []
     left: list[Left] = []
-    for section in device_sections(elfs.parse(source)):
+    elf = elfs.parse(source)
+    for section in device_sections(elf):
         for container in containers_in(source, section):
             wanted, ambiguous = needs(container, devices)
             left += ambiguous
@@ -154,6 +155,8 @@ def _planned(
                 if is_stub(source, need.image):
                     continue
                 try:
+                    if elfs.is_program(source, elf):
+                        raise InputError("it is in a program, whose device code stays as it is")
                     if section.name != _SECTION:
                         raise InputError(f"it is in {section.name}: code to be linked, which no driver loads")
                     options = ptxs.compiler_options(ptxs.stored_options(source, need.image))
