@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -37,9 +36,12 @@ def exported(results: Sequence[Path], to: str, options: Sequence[str]) -> dict[s
     named = [word for path in results for word in ("--result", str(path))]
     command = [sys.executable, "-m", "vllm_variants", "export", *named, "--to", to, "--json", *options]
     started = time.monotonic()
-    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    document: dict[str, Any] = json.loads(completed.stdout)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        document: dict[str, Any] = json.loads(process.stdout.read())
+        _, status, usage = os.wait4(process.pid, 0)  # of this process and those that it waited for
+        process.returncode = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * 1024
     return {**document, "seconds": round(time.monotonic() - started, 1), "peak": peak}
 
 
