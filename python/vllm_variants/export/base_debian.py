@@ -65,7 +65,7 @@ _LEFT_OUT = (
 """What is of the machine that fetched it, or nothing that vLLM or a compiler opens."""
 _DOCS, _COPYRIGHT = "usr/share/doc/*", "usr/share/doc/*/copyright"
 _MADE = (
-    Text("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nvllm:x:1000:0:vLLM:/home/vllm:/bin/sh\n"),
+    Text("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nvllm:x:1000:0:vLLM:/srv/vllm:/bin/sh\n"),
     Text("etc/group", b"root:x:0:\nvllm:x:1000:\n"),
     Text("etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\n"),
 )

@@ -210,7 +210,7 @@ def _home(layout: Layout, compression: Compression) -> tuple[Descriptor, str]:
     with layout.new_blob() as file:
         packed = Packed(file, compression)
         with tarring.writing(packed) as writer:
-            writer.add_folder("home")
+            writer.add_folder("srv")
             writer.add_folder(image.HOME.lstrip("/"), 0o775, image.USER)
             writer.add_folder(f"{image.HOME.lstrip('/')}/.cache", 0o775, image.USER)
             writer.add_folder("tmp", 0o1777)

@@ -75,7 +75,7 @@ def test_an_image_holds_the_base_and_the_tree_and_starts_serving_as_a_user(
     for layer in manifest["layers"]:
         files |= members(layout, layer)
     assert {"etc/issue", "opt/vllm/bin/vllm", f"opt/vllm/{SITE}/vllm/_C.abi3.so"} <= files.keys()
-    home = files["home/vllm"]
+    home = files["srv/vllm"]
     assert (home.uid, home.gid, home.mode) == (1000, 0, 0o775)
     assert files["tmp"].mode == 0o1777
 
