@@ -142,5 +142,5 @@ def test_buildah_takes_an_image_as_it_is(tmp_path: Path, base: str) -> None:
     folder = Path(run("buildah", *storage, "mount", "taken").strip())
     assert (folder / "etc" / "issue").read_text() == "base"
     assert (folder / "opt" / "vllm" / "bin" / "python").is_file()
-    assert (folder / "home" / "vllm").stat().st_uid == 1000
+    assert (folder / "srv" / "vllm").stat().st_uid == 1000
     run("buildah", *storage, "rm", "taken")

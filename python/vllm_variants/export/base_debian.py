@@ -65,7 +65,7 @@ _LEFT_OUT = (
 """What is of the machine that fetched it, or nothing that vLLM or a compiler opens."""
 _DOCS, _COPYRIGHT = "usr/share/doc/*", "usr/share/doc/*/copyright"
 _MADE = (
-    Text("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nvllm:x:1000:0:vLLM:/home/vllm:/bin/sh\n"),
+    Text("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nvllm:x:1000:0:vLLM:/srv/vllm:/bin/sh\n"),
     Text("etc/group", b"root:x:0:\nvllm:x:1000:\n"),
     Text("etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\n"),
 )
@@ -104,12 +104,13 @@ def taken(text: str, system: str, layout: Layout, compression: Compression, say:
             packed = Packed(file, compression)
             with tarfile.open(archive) as source, tarring.writing(packed) as writer:
                 _write(source, versions, writer)
+                glibc = _glibc(source)
             packed.finish()
             layout.keep(file, packed.digest)
     kind = f"{LAYER}+{compression}"
     history = [{"created": "1980-01-01T00:00:00Z", "created_by": "vllm-variants export", "comment": text}]
     layer = Descriptor(kind, packed.digest, packed.size)
-    return Base(text, (layer,), (packed.inner_digest,), {"history": history})
+    return Base(text, (layer,), (packed.inner_digest,), {"history": history}, glibc)
 
 
 def _fetch(text: str, system: str, archive: Path) -> list[str]:
@@ -176,6 +177,16 @@ def _copy(source: tarfile.TarFile, member: tarfile.TarInfo, name: str, writer: T
     assert data is not None
     with data:
         writer.add_stream(name, data, target.size, executable=bool(target.mode & 0o100))
+
+
+def _glibc(source: tarfile.TarFile) -> str:
+    """The version of glibc in an archive, as the library itself says it; empty without one."""
+    for member in source:
+        if fnmatchcase(member.name, "*/libc.so.6") and member.isfile():
+            data = source.extractfile(member)
+            found = re.search(rb"GNU C Library .* version (\d+\.\d+)", data.read() if data else b"")
+            return found[1].decode() if found else ""
+    return ""
 
 
 def _is_kept(name: str) -> bool:

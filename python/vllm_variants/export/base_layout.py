@@ -20,13 +20,14 @@ _NESTED = "application/vnd.oci.image.index.v1+json"
 class Base:
     """What an image stands on: its layers, which the layout holds by now, their diff IDs, its configuration.
 
-    `name` says what it is, to people.
+    `name` says what it is, to people; `glibc` is the version in it, where that is known.
     """
 
     name: str
     layers: tuple[Descriptor, ...]
     diff_ids: tuple[str, ...]
     config: Mapping[str, Any]
+    glibc: str = ""
 
 
 def find(text: str, platform: Mapping[str, str]) -> tuple[Path, dict[str, Any], dict[str, Any]]:

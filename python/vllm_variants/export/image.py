@@ -8,7 +8,7 @@ from typing import Any
 from vllm_variants.export.portable import Portable
 from vllm_variants.model.results import Manifest
 
-HOME = "/home/vllm"
+HOME = "/srv/vllm"
 USER = 1000
 PREFIX = "opt/vllm/"
 """Where the tree lies in the image, relative to its root."""

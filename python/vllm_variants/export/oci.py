@@ -36,6 +36,7 @@ from vllm_variants.export.tarring import Compression, Packed
 from vllm_variants.model.results import Result
 from vllm_variants.store import disk
 from vllm_variants.system import atomic, new_folder
+from vllm_variants.versions import numbers
 
 _RATIO = 0.75
 _BASE = 200_000_000
@@ -137,6 +138,8 @@ def _images(
         stands_on = base_debian.taken(base, made[0].result.manifest.system, layout, compression, talk.say)
     else:
         stands_on = base_layout.taken(base, platform, layout)
+    for each in made:
+        _require_glibc(each, stands_on)
     progress = _Progress(talk, sum(each.tree.size for each in made))
     images = [_image(each, stands_on, layout, compression, progress) for each in made]
     facts = {
@@ -146,6 +149,15 @@ def _images(
         "images": [{"tag": i.tag, "digest": i.manifest["digest"], "layers": i.layers} for i in images],
     }
     return images, facts
+
+
+def _require_glibc(made: Portable, base: Base) -> None:
+    """Raise `UsageError` for a base whose glibc is older than the Python that comes along wants."""
+    if base.glibc and numbers(base.glibc) < numbers(made.runtime.glibc):
+        raise UsageError(
+            f"{base.name} has glibc {base.glibc}, and the Python to include needs {made.runtime.glibc}",
+            hint="name a newer base, or a Python that needs less: uv's",
+        )
 
 
 def _image(
@@ -198,7 +210,7 @@ def _home(layout: Layout, compression: Compression) -> tuple[Descriptor, str]:
     with layout.new_blob() as file:
         packed = Packed(file, compression)
         with tarring.writing(packed) as writer:
-            writer.add_folder("home")
+            writer.add_folder("srv")
             writer.add_folder(image.HOME.lstrip("/"), 0o775, image.USER)
             writer.add_folder(f"{image.HOME.lstrip('/')}/.cache", 0o775, image.USER)
             writer.add_folder("tmp", 0o1777)

@@ -45,7 +45,7 @@ def prepared(results: Sequence[Result], form: Form, options: Options, talk: Talk
     """
     with tempfile.TemporaryDirectory(prefix="vllm-variants-export.") as folder:
         runtimes: dict[Interpreter, Runtime] = {}
-        made = []
+        made: list[Portable] = []
         for result in results:
             sources.require_this_platform(result)
             python = interpreter.chosen(result, options.python, talk.say)

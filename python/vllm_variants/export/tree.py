@@ -31,6 +31,11 @@ PYTHONNOUSERSITE=1
 # The tree has its bytecode; nothing is written into it unless that is asked for (an empty value).
 PYTHONDONTWRITEBYTECODE=${{PYTHONDONTWRITEBYTECODE-1}}
 export PYTHONNOUSERSITE PYTHONDONTWRITEBYTECODE
+# torch asks for the user's name, and a user that this machine does not know (a cluster's, NFS) has none.
+[ -n "${{LOGNAME-}}${{USER-}}" ] || {{
+  LOGNAME=$(id -un 2>/dev/null) || LOGNAME=$(id -u)
+  export LOGNAME
+}}
 exec "$here/python{minor}" "$@"
 """
 _LIBRARIES = '''\

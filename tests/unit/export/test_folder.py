@@ -48,6 +48,7 @@ def test_it_runs_after_a_move_with_nothing_of_the_host(
     assert run(moved / "bin" / "python", "-c", script, env=foreign).split("\n")[0] == (
         f"{moved} {moved / SITE}/idna/__init__.py 1"
     )
+    assert run(moved / "bin" / "python", "-c", "import os; print(os.environ['LOGNAME'])").strip()
     (tmp_path / "linked").symlink_to(moved / "bin" / "vllm")
     assert run(tmp_path / "linked").strip() == f"{moved / SITE}/vllm/__init__.py"
 

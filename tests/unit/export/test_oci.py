@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from unit.export.conftest import SITE, contents, write_base, write_result
 from unit.validating import require_valid
 from vllm_variants import documents
 from vllm_variants.errors import Error, InputError, MissingError, UsageError
-from vllm_variants.export import layers, push
+from vllm_variants.export import layers, oci, push
 from vllm_variants.export.base_debian import _is_kept
+from vllm_variants.export.base_layout import Base
+from vllm_variants.export.interpreter import Runtime
 
 pytestmark = pytest.mark.usefixtures("made_before")
 
@@ -72,7 +75,7 @@ def test_an_image_holds_the_base_and_the_tree_and_starts_serving_as_a_user(
     for layer in manifest["layers"]:
         files |= members(layout, layer)
     assert {"etc/issue", "opt/vllm/bin/vllm", f"opt/vllm/{SITE}/vllm/_C.abi3.so"} <= files.keys()
-    home = files["home/vllm"]
+    home = files["srv/vllm"]
     assert (home.uid, home.gid, home.mode) == (1000, 0, 0o775)
     assert files["tmp"].mode == 0o1777
 
@@ -189,6 +192,13 @@ def test_what_is_no_base_is_refused_with_what_is(base: str, tmp_path: Path) -> N
 def test_a_path_with_a_colon_is_refused(tmp_path: Path, base: str) -> None:
     with pytest.raises(UsageError, match="colon"):
         vllm_variants.export_results(write_result(tmp_path / "r"), f"oci:{tmp_path / 'image:1'}", base=base)
+
+
+def test_a_base_with_an_older_glibc_than_python_wants_is_refused(small_python: Runtime) -> None:
+    made: Any = SimpleNamespace(runtime=small_python)
+    oci._require_glibc(made, Base("debian:old", (), (), {}, "2.28"))
+    with pytest.raises(UsageError, match=r"has glibc 2\.27, and .* needs 2\.28"):
+        oci._require_glibc(made, Base("debian:old", (), (), {}, "2.27"))
 
 
 @pytest.mark.parametrize("where", ["registry/name", "docker://", "docker://name", "docker://a/b@sha256:0"])
