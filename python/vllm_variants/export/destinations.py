@@ -69,6 +69,11 @@ def require_new(destination: Destination) -> None:
         ) from error
 
 
+def require_absent(destination: Destination) -> None:
+    """Raise `UsageError` where something came to be there while the export was made."""
+    new_folder.refuse_existing(destination.path)
+
+
 def require_room(destination: Destination, needed: int) -> None:
     """Raise `ResourceError` unless the disk of the destination has `needed` bytes free."""
     folder = destination.path.absolute().parent

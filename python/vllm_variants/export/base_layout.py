@@ -1,0 +1,119 @@
+"""The base of an image from an image layout on disk, as `skopeo copy docker://… oci:DIR` makes one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_variants.errors import InputError, MissingError
+from vllm_variants.export.layout import LAYER, REF_NAME, Descriptor, Layout
+
+_BLOCK = 1 << 20
+_NESTED = "application/vnd.oci.image.index.v1+json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an image stands on: its layers, which the layout holds by now, their diff IDs, its configuration.
+
+    `name` says what it is, to people.
+    """
+
+    name: str
+    layers: tuple[Descriptor, ...]
+    diff_ids: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+def find(text: str, platform: Mapping[str, str]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The layout that `oci:DIR[:TAG]` names, with the manifest and the configuration of its image.
+
+    Raises `MissingError` where there is no layout or no such image, `InputError` for what is broken or of
+    another platform.
+    """
+    name = text.removeprefix("oci:")
+    folder, tag = Path(name), ""
+    if not folder.is_dir() and ":" in name:
+        folder, tag = Path(name.rpartition(":")[0]), name.rpartition(":")[2]
+    if not (folder / "oci-layout").is_file():
+        raise MissingError(
+            f"{folder} is no image layout",
+            hint=f"make one: skopeo copy docker://debian:stable-slim oci:{folder}",
+        )
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        manifest = _image(folder, index["manifests"], tag, platform)
+        config = _document(folder, manifest["config"])
+        if config["architecture"] != platform["architecture"]:
+            raise InputError(
+                f"the base {text} is for {config['architecture']}", hint="name one of this platform"
+            )
+        _ = [layer["digest"] for layer in manifest["layers"]], config["rootfs"]["diff_ids"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is no image layout that can be read: {error!r}") from error
+    return folder, manifest, config
+
+
+def taken(text: str, platform: Mapping[str, str], layout: Layout) -> Base:
+    """The base that `oci:DIR[:TAG]` names, its layers copied into `layout`; raises as `find` does."""
+    folder, manifest, config = find(text, platform)
+    layers = []
+    for layer in manifest["layers"]:
+        kind = str(layer["mediaType"])
+        if not kind.startswith(LAYER):
+            raise InputError(
+                f"{folder} has a layer of the kind {kind}", hint="copy it with skopeo --format oci"
+            )
+        _copy(folder, layer, layout)
+        layers.append(Descriptor(kind, layer["digest"], layer["size"]))
+    return Base(text, tuple(layers), tuple(config["rootfs"]["diff_ids"]), config)
+
+
+def _image(
+    folder: Path, manifests: Sequence[Mapping[str, Any]], tag: str, platform: Mapping[str, str]
+) -> dict[str, Any]:
+    """The manifest of the image with that tag, or of the only one."""
+    named = [m for m in manifests if not tag or (m.get("annotations") or {}).get(REF_NAME) == tag]
+    fitting = [
+        m
+        for m in named
+        if {**platform, **(m.get("platform") or {})}["architecture"] == platform["architecture"]
+    ]
+    if len(fitting) != 1:
+        raise MissingError(
+            f"{folder} has {len(fitting)} images{f' called {tag}' if tag else ''} of this platform",
+            hint=f"name one: --base oci:{folder}:TAG",
+        )
+    document = _document(folder, fitting[0])
+    nested = fitting[0].get("mediaType") == _NESTED
+    return _image(folder, document["manifests"], "", platform) if nested else document
+
+
+def _document(folder: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+    data = _path(folder, descriptor).read_bytes()
+    if f"sha256:{hashlib.sha256(data).hexdigest()}" != descriptor["digest"]:
+        raise InputError(f"{folder}: the blob {descriptor['digest']} is damaged", hint="copy the base anew")
+    document: dict[str, Any] = json.loads(data)
+    return document
+
+
+def _copy(folder: Path, descriptor: Mapping[str, Any], layout: Layout) -> None:
+    found = hashlib.sha256()
+    with _path(folder, descriptor).open("rb") as source, layout.new_blob() as target:
+        while block := source.read(_BLOCK):
+            found.update(block)
+            target.write(block)
+        if f"sha256:{found.hexdigest()}" != descriptor["digest"]:
+            raise InputError(
+                f"{folder}: the blob {descriptor['digest']} is damaged", hint="copy the base anew"
+            )
+        layout.keep(target, descriptor["digest"])
+
+
+def _path(folder: Path, descriptor: Mapping[str, Any]) -> Path:
+    algorithm, _, digest = str(descriptor["digest"]).partition(":")
+    return folder / "blobs" / algorithm / digest

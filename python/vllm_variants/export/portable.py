@@ -1,0 +1,72 @@
+"""What folders, archives and images share: a result's tree with a Python of its own, and facts about it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vllm_variants.export import facts as facts_of_parts
+from vllm_variants.export import interpreter, licences, report, sources, tree
+from vllm_variants.export.destinations import Form
+from vllm_variants.export.interpreter import Runtime
+from vllm_variants.export.options import Options, Talk
+from vllm_variants.export.sbom import Other
+from vllm_variants.export.tree import Text, Tree
+from vllm_variants.machine.interpreters import Interpreter
+from vllm_variants.model.results import Result
+
+_FORMS = {Form.TAR: Form.FOLDER, Form.OCI_ARCHIVE: Form.OCI}
+"""What is in an archive is what is in a folder: the same bytes, with the same manifest."""
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A result, the Python that it runs with, and the plan of both in one tree."""
+
+    result: Result
+    runtime: Runtime
+    tree: Tree
+
+    @property
+    def name(self) -> str:
+        """`vllm-python312-cuda12_9-sm90-0.13.0`: what it is called where it lies beside others."""
+        return f"{self.result.manifest.variant}-{self.result.manifest.release}"
+
+
+@contextmanager
+def prepared(results: Sequence[Result], form: Form, options: Options, talk: Talk) -> Iterator[list[Portable]]:
+    """The results, each with its Python beside it until the block ends, and all that an export carries.
+
+    Results of one Python version share it. Raises `UnsupportedError` for one of another platform, and what
+    `interpreter` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="vllm-variants-export.") as folder:
+        runtimes: dict[Interpreter, Runtime] = {}
+        made = []
+        for result in results:
+            sources.require_this_platform(result)
+            python = interpreter.chosen(result, options.python, talk.say)
+            if python not in runtimes:
+                talk.say(f"taking Python {python.version} along ({python.path}) …")
+                place = Path(folder, f"python{len(runtimes)}")
+                runtimes[python] = interpreter.take(python, place, talk.say)
+            planned = Portable(result, runtimes[python], tree.plan(result, runtimes[python]))
+            made.append(_with_facts(planned, form, Path(folder, f"facts{len(made)}")))
+        talk.say(licences.NOTICE)
+        yield made
+
+
+def _with_facts(portable: Portable, form: Form, folder: Path) -> Portable:
+    """With the manifest of the export, the bill of materials and the licences of what is in it."""
+    folder.mkdir()
+    version = portable.runtime.version
+    python = Other("cpython", version, f"pkg:generic/cpython@{version}", "Python-2.0.1")
+    facts_of_parts.write([portable.result], folder, [python])
+    facts = report.document(_FORMS.get(form, form), [portable.result], {"python": portable.runtime.as_dict()})
+    manifest = Text(str(report.MANIFEST), report.text(facts).encode())
+    about = tree.scanned(folder, str(report.MANIFEST.parent))
+    launchers = sorted((*portable.tree.launchers, manifest, *about), key=lambda entry: entry.path)
+    return replace(portable, tree=replace(portable.tree, launchers=tuple(launchers)))
