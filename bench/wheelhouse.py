@@ -3,7 +3,7 @@
     python bench/wheelhouse.py RESULT [--folder DIR] [--published NAME …]
 
 Exports the result, and a copy of it (hard links) from another folder, and compares both byte for byte. With
-`--published` the published wheels of these packages are downloaded and held to the repacked ones, file by file.
+`--published` the published wheels of these packages are downloaded, and the repacked ones held to them.
 Prints a JSON object: seconds and peak memory (bytes) of each export, bytes of the repacked wheels and of the
 published ones that they stand for, whether both exports are the same, and for each package the files that
 differ from the published ones.
