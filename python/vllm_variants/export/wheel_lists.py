@@ -1,4 +1,4 @@
-"""What a wheelhouse says of its wheels: a hash-locked requirements.txt, a page of links, where each came from.
+"""What a wheelhouse says of its wheels: a hash-locked requirements.txt, a page of links, their sources.
 
 The page is for web servers, and for uv: of the files in a folder it knows no hashes before it has read them,
 and so prefers a published wheel, whose hash the index tells, to a variant wheel that fits better.
