@@ -292,6 +292,7 @@ def test_a_key_that_goes_missing_is_noticed(commands: Commands, tree: Path) -> N
             for key in at(document, place):
                 changed = copy.deepcopy(document)
                 del at(changed, place)[key]
-                if place[-1:] not in [("fits",), ("elsewhere",), ("containers",)]:  # what there is none of is left out
+                # what there is none of is left out
+                if place[-1:] not in [("fits",), ("elsewhere",), ("containers",)]:
                     with pytest.raises(AssertionError):
                         require_valid(changed, document["schema"])

@@ -87,7 +87,9 @@ def mistakes(folder: Path) -> Path:
     layout(folder / "s390x", [files], "s390x")
     layout(folder / "encrypted", [files], kind=f"{LAYER}+gzip+encrypted")
     short = layout(folder / "short", [files], how="gzip")
-    largest = max((short / "blobs" / "sha256").iterdir(), key=lambda blob: blob.read_bytes()[:2] == b"\x1f\x8b")
+    largest = max(
+        (short / "blobs" / "sha256").iterdir(), key=lambda blob: blob.read_bytes()[:2] == b"\x1f\x8b"
+    )
     largest.write_bytes(largest.read_bytes()[:-9])
     (layout(folder / "odd", [files]) / "index.json").write_text("{")
     return folder

@@ -34,7 +34,16 @@ class Index:
     @classmethod
     def of_settings(cls) -> Index:
         """The indexes that uv would ask, by its settings and its own default."""
-        asked = ["pip", "compile", "--emit-index-url", "--no-header", "--quiet", "--python-version", "3.12", "-"]
+        asked = [
+            "pip",
+            "compile",
+            "--emit-index-url",
+            "--no-header",
+            "--quiet",
+            "--python-version",
+            "3.12",
+            "-",
+        ]
         said = uv.capture(asked).stdout
         return cls(tuple(re.findall(r"^--(?:extra-)?index-url\s+(\S+)", said, re.MULTILINE)))
 
