@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent / "audit"))
+import imaging
+
 from vllm_variants.errors import ExitCode
 
 TESTS = Path(__file__).parents[1]
@@ -33,6 +36,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "bin").mkdir()
+    imaging.mistakes(tmp_path / "audits")
     return tmp_path
 
 

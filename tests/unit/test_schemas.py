@@ -143,15 +143,26 @@ def test_every_recorded_machine(commands: Commands, machine: Path, monkeypatch: 
     assert commands.document("detect")["schema"] == documents.DETECT
 
 
-def test_audits(commands: Commands, tree: Path) -> None:
+def test_audits(commands: Commands, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = commands.document("audit", tree, "--sm", "sm90")
     assert judged["schema"] == documents.AUDIT
     assert judged["verdict"] == "missing", "a file is broken"
     assert {"native", "jit"} <= judged["libraries"][0]["fits"].keys()
     assert judged["libraries"][0]["jit"] and judged["libraries"][2]["elsewhere"]
+    here = commands.document("audit", tree)
+    assert (here["capability"], here["driver"], here["kind"]) == ("9.0", "580.82.07", "folder")
+    monkeypatch.setenv("VLLM_VARIANTS_MACHINE", str(MACHINES[0].with_name("no-gpu.json")))
     assert commands.document("audit", tree)["capability"] is None
     both = commands.document("audit", tree, tree / "vllm" / "_C.abi3.so", "--sm", "sm89")
     assert both["schema"] == documents.AUDITS
+
+
+def test_an_audit_for_every_sm(commands: Commands, tree: Path) -> None:
+    matrix = commands.document("audit", tree, "--all-sms")
+    assert matrix["schema"] == documents.AUDIT_MATRIX
+    cells = {library["path"]: library["fits"] for library in matrix["libraries"]}
+    assert cells["vllm/_C.abi3.so"]["sm90"]["fit"] == "jit" and cells["vllm/broken.so"] == {}
+    assert {answer["word"] for answer in matrix["answers"].values()} == {"no"}, "a file is broken"
 
 
 def test_the_reasons_of_an_audit(commands: Commands, tree: Path) -> None:
@@ -281,6 +292,7 @@ def test_a_key_that_goes_missing_is_noticed(commands: Commands, tree: Path) -> N
             for key in at(document, place):
                 changed = copy.deepcopy(document)
                 del at(changed, place)[key]
-                if place[-1:] not in [("fits",), ("elsewhere",), ("containers",)]:  # what there is none of is left out
+                # what there is none of is left out
+                if place[-1:] not in [("fits",), ("elsewhere",), ("containers",)]:
                     with pytest.raises(AssertionError):
                         require_valid(changed, document["schema"])

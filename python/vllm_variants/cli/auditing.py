@@ -85,11 +85,14 @@ def _subjects(
 ) -> list[AuditedPath]:
     """What is judged: every path for every device, those of one path together."""
     from vllm_variants.audit.audited_path import audited_paths
+    from vllm_variants.audit.find import examined
 
     for device in request.devices:
         if not rows.knows(device):
             say(f"note: no variant of the matrix is for {device} or serves it; is it what you mean?")
     paths = request.named()
+    for path in paths:
+        examined(path)
     here = tuple(dict.fromkeys(gpu.capability for gpu in machine.gpus))
     judged: list[AuditedPath] = []
     requested: Sequence[Capability | None] = request.devices or [None]

@@ -19,6 +19,7 @@ from typing import Any
 from vllm_variants.audit.targets.archives import Blobs, open_archive
 from vllm_variants.audit.targets.found import Found, Kind, Progress, release_in
 from vllm_variants.audit.targets.layers import DAMAGED, Layer, merged, read_layer, reason
+from vllm_variants.audit.targets.ranges import Blob
 from vllm_variants.errors import InputError
 
 _PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -26,11 +27,14 @@ _PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class Image:
-    """One image: its layers' names in the archive, the lowest first, and the platform it is for."""
+    """One image: its layers' names in the archive, the lowest first, and the platform it is for.
+
+    `sizes` are those that its manifest says its layers have, in bytes.
+    """
 
     layers: tuple[str, ...]
     platform: str
-    name: str = ""
+    sizes: tuple[int | None, ...] = ()
 
 
 def read_layout(folder: Path, progress: Progress) -> Found:
@@ -50,18 +54,24 @@ def _read(blobs: Blobs, kind: Kind, progress: Progress) -> Found:
     layers = []
     for number, name in enumerate(image.layers, 1):
         progress(f"layer {number} of {len(image.layers)}")
-        layers.append(_layer(blobs, name, number))
+        size = image.sizes[number - 1] if image.sizes else None
+        layers.append(_layer(blobs, name, number, size))
     files = merged(layers)
     return Found(kind, tuple(files.libraries), release_in(files.names), notes)
 
 
-def _layer(blobs: Blobs, name: str, number: int) -> Layer:
+def _layer(blobs: Blobs, name: str, number: int, size: int | None) -> Layer:
     if name in blobs.layers:
         return blobs.layers[name]
     blob = io.BytesIO(blobs.documents[name]) if name in blobs.documents else blobs.get(name)
     if blob is None:
         raise InputError(
             f"{blobs.path} has no layer {name}, which its manifest names",
+            hint="save or copy the image again",
+        )
+    if size is not None and isinstance(blob, Blob) and blob.size != size:
+        raise InputError(
+            f"layer {number} of {blobs.path} has {blob.size} bytes, and its manifest says {size}",
             hint="save or copy the image again",
         )
     try:
@@ -129,14 +139,15 @@ def _of_manifest(blobs: Blobs, manifest: Any) -> Image:
                 hint="skopeo copy --decryption-key KEY oci:… oci:… makes an image that can be read",
             )
     config = _json(blobs, _blob_name(blobs, manifest.get("config", {}))) or {}
-    return Image(tuple(_blob_name(blobs, layer) for layer in layers), _platform(config))
+    sizes = tuple(size if isinstance(size := layer.get("size"), int) else None for layer in layers)
+    return Image(tuple(_blob_name(blobs, layer) for layer in layers), _platform(config), sizes)
 
 
 def _of_docker(blobs: Blobs, entry: Any) -> Image:
     if not isinstance(entry, dict) or not isinstance(entry.get("Layers"), list):
         raise _odd(blobs, "manifest.json")
     config = _json(blobs, str(entry.get("Config", ""))) or {}
-    return Image(tuple(map(str, entry["Layers"])), _platform(config), ", ".join(entry.get("RepoTags") or ()))
+    return Image(tuple(map(str, entry["Layers"])), _platform(config))
 
 
 def _platform(config: Any) -> str:

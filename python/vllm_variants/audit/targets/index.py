@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-from vllm_variants.system import http
+from vllm_variants.system import http, uv
 from vllm_variants.system.http import Unreachable
 
-_DEFAULT = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _LINK = re.compile(r"<a\b[^>]*\bhref\s*=\s*[\"']([^\"']+)[\"']", re.IGNORECASE)
 
@@ -35,20 +33,23 @@ class Index:
 
     @classmethod
     def of_settings(cls) -> Index:
-        """The indexes that uv's variables name: UV_INDEX and UV_EXTRA_INDEX_URL, then the default one."""
-        named = [
-            url.rpartition("=")[2] if url.partition("=")[0].isidentifier() else url
-            for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL")
-            for url in os.environ.get(name, "").split()
+        """The indexes that uv would ask, by its settings and its own default."""
+        asked = [
+            "pip",
+            "compile",
+            "--emit-index-url",
+            "--no-header",
+            "--quiet",
+            "--python-version",
+            "3.12",
+            "-",
         ]
-        default = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL") or _DEFAULT
-        return cls(
-            (*named, default.rpartition("=")[2] if default.partition("=")[0].isidentifier() else default)
-        )
+        said = uv.capture(asked).stdout
+        return cls(tuple(re.findall(r"^--(?:extra-)?index-url\s+(\S+)", said, re.MULTILINE)))
 
     def files(self, package: str) -> list[Listed]:
         """The files of a package; raise `Unreachable` where no index has it."""
-        why = "no index has it"
+        why = "no index has it" if self.urls else "uv names no index"
         for url in self.urls:
             try:
                 found = self._page(url, package)

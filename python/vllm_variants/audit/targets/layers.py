@@ -114,6 +114,38 @@ class Gunzip(io.RawIOBase):
                 return len(data)
 
 
+class Padded(io.RawIOBase):
+    """A tar archive with zeros up to a whole block, which `umoci insert` leaves out after the last file."""
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        super().__init__()
+        self._stream, self._position = stream, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Where what it pads is."""
+        return self._stream.seekable()
+
+    def tell(self) -> int:
+        """Where the next byte is read from."""
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, as files do."""
+        self._position = self._stream.seek(position, whence)
+        return self._position
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        """Read on into a buffer."""
+        data = self._stream.read(len(buffer)) or bytes(min(-self._position % tarfile.BLOCKSIZE, len(buffer)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
 def read_layer(blob: Blob | IO[bytes], name: str = "") -> Layer:
     """Read one layer. In one that is not compressed, and a blob of a file, libraries are read where they lie.
 
@@ -129,7 +161,7 @@ def read_layer(blob: Blob | IO[bytes], name: str = "") -> Layer:
 
 def _in_place(blob: Blob, stream: FileRange) -> Layer:
     layer = Layer()
-    with tarfile.open(fileobj=io.BufferedReader(stream, _CHUNK), mode="r:") as archive:
+    with tarfile.open(fileobj=io.BufferedReader(Padded(stream), _CHUNK), mode="r:") as archive:
         for member in archive:
             path = _enter(layer, member)
             if path is None:
@@ -146,7 +178,8 @@ def _in_place(blob: Blob, stream: FileRange) -> Layer:
 
 def _streamed(stream: IO[bytes], name: str) -> Layer:
     layer = Layer()
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as archive:
+    whole = io.BufferedReader(Padded(cast("io.RawIOBase", stream)), _CHUNK)
+    with tarfile.open(fileobj=whole, mode="r|", bufsize=_CHUNK) as archive:
         for member in archive:
             path = _enter(layer, member)
             data = archive.extractfile(member) if path is not None and member.size else None
@@ -154,9 +187,9 @@ def _streamed(stream: IO[bytes], name: str) -> Layer:
                 continue
             head = data.read(4)
             if begins_as_elf(head):
-                whole = cast("IO[bytes]", _Again(head, data))
-                _add(layer, path, summarise_stream(whole, member.size, f"{name}!{path}", path))
-        while stream.read(_CHUNK):  # padding, and what shows that the compressed stream is whole
+                again = cast("IO[bytes]", _Again(head, data))
+                _add(layer, path, summarise_stream(again, member.size, f"{name}!{path}", path))
+        while whole.read(_CHUNK):  # padding, and what shows that the compressed stream is whole
             pass
     return layer
 
