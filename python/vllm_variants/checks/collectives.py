@@ -1,4 +1,4 @@
-"""NCCL of the result between cards: all-reduce, all-gather, reduce-scatter, by torch and by vLLM's binding."""
+"""NCCL of the result between cards: all-reduce, all-gather, reduce-scatter, by torch and by vLLM itself."""
 
 from __future__ import annotations
 
