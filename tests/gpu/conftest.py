@@ -58,7 +58,7 @@ class FittingResult:
 
 
 def _machine(config: pytest.Config) -> Machine:
-    """The machine as the run found it: a worker of pytest-xdist is told, so that all collect the same tests."""
+    """The machine as the run found it: a worker of pytest-xdist is told, so that all collect the same."""
     given = getattr(config, "workerinput", {}).get("vllm_variants_machine")
     return Machine.from_dict(given) if given else gpus.machine()
 

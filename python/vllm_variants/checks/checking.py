@@ -292,9 +292,7 @@ def outcome(
     }
 
 
-def status_of(
-    run: Run, function: CheckFunction, *, judged: bool = True
-) -> tuple[Status, str | None]:
+def status_of(run: Run, function: CheckFunction, *, judged: bool = True) -> tuple[Status, str | None]:
     """Run the check; (its status, the reason unless it is ok).
 
     Unless its cases are `judged`, a wrong one among them is no failure yet.

@@ -1,4 +1,4 @@
-"""NCCL of the result between cards: all-reduce, all-gather, reduce-scatter, by torch and by vLLM's own binding."""
+"""NCCL of the result between cards: all-reduce, all-gather, reduce-scatter, by torch and by vLLM itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .ranks import Body, Rank, cards, in_step
 COUNTS = (1, 7, 1000, 65_536, (1 << 21) + 3)  # values a rank gives, odd ones among them
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.uint8, torch.int8, torch.int32, torch.int64)
-SECONDS = 120.0
+SECONDS = 240.0
 
 Collective = Callable[[torch.Tensor, torch.Tensor], object]
 """Works on (output, input)."""
@@ -149,7 +149,7 @@ def _case(
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """A view of a flat tensor in rows of a divisor of its length, 64 at most: one wrong value is a wrong row."""
+    """A flat tensor in rows of a divisor of its length, 64 at most: one wrong value is a wrong row."""
     width = max(width for width in range(1, 65) if x.numel() % width == 0)
     return x.view(-1, width)
 

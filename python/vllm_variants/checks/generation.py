@@ -160,7 +160,7 @@ def _on_two_cards(run: Run, **options: Any) -> None:
 def _all_reduces(llm: LLM) -> list[str]:
     """What each worker's all-reduce goes through, in its own words; why that is not known, if so."""
     try:
-        answers: list[str] = llm.apply_model(_all_reduce)
+        answers: list[str] = llm.collective_rpc("apply_model", timeout=60.0, args=(_all_reduce,))
     except Exception as error:  # a fact for the report: the tokens are what is checked
         return [f"not known: {type(error).__name__}: {error}"[:200]]
     return answers

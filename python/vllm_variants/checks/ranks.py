@@ -31,7 +31,7 @@ from .comparing import Case
 from .multicast import MULTICAST_OFF, ONE_HOST
 
 GRACE = 5.0  # seconds that the others may go on once one rank has failed
-COLLECTIVE = 120  # seconds after which torch gives up waiting for a rank
+COLLECTIVE = 300  # seconds after which torch gives up waiting for a rank
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class _Order:
 
 def cards() -> int:
     """How many cards this process may use."""
-    return torch.cuda.device_count()
+    count: int = torch.cuda.device_count()
+    return count
 
 
 def in_step(run: Run, world: int, body: Body, seconds: float) -> None:
@@ -232,7 +233,7 @@ def _rank(order: _Order, number: int, pipe: Connection) -> None:
 
 
 def _join(order: _Order, number: int) -> None:
-    """Become a member of the group of all ranks: NCCL with gloo beside it, as vLLM has it; dry, gloo alone."""
+    """Join the group of all ranks: NCCL with gloo beside it, as vLLM has it; dry, gloo alone."""
     method = f"file://{Path(order.folder, 'rendezvous')}"
     patience = datetime.timedelta(seconds=COLLECTIVE)
     if order.dry:

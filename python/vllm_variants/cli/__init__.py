@@ -31,8 +31,8 @@ from vllm_variants.cli.list import list_variants
 from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import close_streams, complain, err, open_streams
 from vllm_variants.cli.pin import pin
-from vllm_variants.cli.report import report
 from vllm_variants.cli.release import release
+from vllm_variants.cli.report import report
 from vllm_variants.cli.slim import slim
 from vllm_variants.cli.test import test
 from vllm_variants.cli.verify import verify

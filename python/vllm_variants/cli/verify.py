@@ -123,6 +123,7 @@ def _machine(result: Result, native: bool) -> tuple[CheckedResult, dict[str, Any
         "builder": result.manifest.builder,
         "native": native,
         "gpu": fitting[0].as_dict(),
+        **({"gpus": [gpu.as_dict() for gpu in fitting]} if len(fitting) > 1 else {}),
         "driver": machine.driver,
         "tool": __version__,
         "command": " ".join(sys.argv),

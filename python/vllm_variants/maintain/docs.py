@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vllm_variants.errors import ExitCode, InputError
-
-from vllm_variants.model import offers
 from vllm_variants.maintain import flox, measurements
+from vllm_variants.model import offers
 from vllm_variants.model.variants import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)

@@ -62,7 +62,8 @@ def features(audit: Document | None, matrix: Document | None) -> list[dict[str, 
     """A row for each feature; a cell is None where nothing is known for its device."""
     if matrix:
         return [
-            _feature(feature, [feature["fits"].get(sm) for sm in matrix["sms"]]) for feature in matrix["features"]
+            _feature(feature, [feature["fits"].get(sm) for sm in matrix["sms"]])
+            for feature in matrix["features"]
         ]
     return [_feature(feature, [feature]) for feature in (audit or {}).get("features", ())]
 

@@ -15,7 +15,18 @@ from vllm_variants.errors import InputError
 from vllm_variants.reports import reading
 
 Run = Mapping[str, Any]
-_CHECK = ("check", "status", "verdict", "reason", "sentence", "first_ms", "median_ms", "error", "tolerance", "image")
+_CHECK = (
+    "check",
+    "status",
+    "verdict",
+    "reason",
+    "sentence",
+    "first_ms",
+    "median_ms",
+    "error",
+    "tolerance",
+    "image",
+)
 _COMPARED = ("check", "likeness", "sentence", "first_ms", "median_ms")
 _RUN = ("driver", "finished", "seed", "tool", "commit", "command", "summary", "excerpt", "against")
 

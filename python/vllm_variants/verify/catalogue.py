@@ -34,7 +34,8 @@ class Support:
 class Check:
     """One check: its name, the script that defines it, its time limit in seconds, the GPUs it needs.
 
-    `most_gpus`: how many it can use where there are more. `says` is what it proves, in a clause; `support` holds for releases that `releases` does not name.
+    `most_gpus`: how many it can use where there are more. `says` is what it proves, in a clause;
+    `support` holds for releases that `releases` does not name.
     `compiles` says why it needs the driver's compiler even where a result is native; empty: it does not.
     """
 

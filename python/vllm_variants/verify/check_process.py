@@ -32,8 +32,8 @@ class CheckedResult:
     """What is checked: an interpreter, the facts it must agree with, and the GPUs it may see.
 
     `facts` are listed in `checks/imports.py`. `gpus` are names for CUDA_VISIBLE_DEVICES, the one to
-    check on first; empty: whatever is set. No check may use NVLink multicast. With `native` the driver may compile nothing, except for
-    checks that say why they need it.
+    check on first; empty: whatever is set. No check may use NVLink multicast. With `native` the driver
+    may compile nothing, except for checks that say why they need it.
     """
 
     python: Path
@@ -55,19 +55,23 @@ class CheckedResult:
             environment["CUDA_DISABLE_PTX_JIT"] = "1"
         if together > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // together))
-        return environment | MULTICAST_OFF | {
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "CUDA_CACHE_PATH": str(scratch / "driver"),
-            "TRITON_CACHE_DIR": str(scratch / "triton"),
-            "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
-            "VLLM_CACHE_ROOT": str(scratch / "vllm"),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_HOST_IP": "127.0.0.1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONNOUSERSITE": "1",
-        }
+        return (
+            environment
+            | MULTICAST_OFF
+            | {
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                "CUDA_CACHE_PATH": str(scratch / "driver"),
+                "TRITON_CACHE_DIR": str(scratch / "triton"),
+                "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+                "VLLM_CACHE_ROOT": str(scratch / "vllm"),
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_HOST_IP": "127.0.0.1",
+                "VLLM_NO_USAGE_STATS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONNOUSERSITE": "1",
+            }
+        )
 
 
 class CheckProcess:

@@ -8,6 +8,7 @@ they ran (`schemas/evidence-1.json`): a later run's outcome of a check stands fo
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,18 @@ def _column(run: Document) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _cards(run: Document) -> str:
+    """The same with how many of each kind of card there were, where there were several."""
+    cards = Counter(gpu["name"] for gpu in run.get("gpus", ()))
+    counted = " and ".join(f"{count} × {name}" for name, count in cards.items())
+    return _column(run).replace(run["gpu"]["name"], counted or run["gpu"]["name"])
+
+
 def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
     """(head, rows) of a table: what ran where and when, and how it ended."""
     rows: Rows = [
         (
-            _column(run), run["driver"], run["finished"], str(run["seed"]),
+            _cards(run), run["driver"], run["finished"], str(run["seed"]),
             run["summary"] + (f" ({run['excerpt']})" if "excerpt" in run else ""),
         )
         for run in documents(folder)
@@ -69,11 +77,16 @@ def runs(folder: Path) -> tuple[tuple[str, ...], Rows]:
 
 
 def outcomes(folder: Path) -> tuple[tuple[str, ...], Rows]:
-    """(head, rows) of a table: every check, with what it showed for each release on each GPU."""
+    """(head, rows) of a table: every check, with what it showed for each release on each GPU.
+
+    What a run could not try (a check of two cards on one) takes nothing from what another has shown.
+    """
     columns: dict[str, dict[str, Document]] = {}
     for run in documents(folder):
+        column = columns.setdefault(_column(run), {})
         for check in run["checks"]:
-            columns.setdefault(_column(run), {})[check["check"]] = check
+            if check["status"] != "skipped" or check["check"] not in column:
+                column[check["check"]] = check
     names = sorted({name for outcomes in columns.values() for name in outcomes})
     rows: Rows = [(f"`{name}`", *(_cell(column.get(name)) for column in columns.values())) for name in names]
     return ("check", *columns), rows
@@ -105,4 +118,5 @@ def _cell(outcome: Document | None) -> str:
     error, times, image = reports.figures(outcome)
     cases = len(outcome["cases"])
     counted = f"{cases} case{'s' if cases > 1 else ''}: {error}" if cases else ""
-    return " · ".join(filter(None, ("ok", counted, times, image)))
+    cards = f"{outcome['cards']} cards" if "cards" in outcome else ""
+    return " · ".join(filter(None, ("ok", cards, counted, times, image)))

@@ -76,7 +76,9 @@ def fitting(result: Result, machine: Machine) -> tuple[Gpu, ...]:
 def _hidden(capability: Capability, machine: Machine, chosen: str | None) -> str | None:
     """What to do where CUDA_VISIBLE_DEVICES leaves out a GPU that would fit; None where none does."""
     fits = [gpu for gpu in machine.gpus if gpu.capability == capability]
-    return f"CUDA_VISIBLE_DEVICES={chosen} hides one that fits: GPU {fits[0].index}, {fits[0].name}" if fits else None
+    if not fits:
+        return None
+    return f"CUDA_VISIBLE_DEVICES={chosen} hides one that fits: GPU {fits[0].index}, {fits[0].name}"
 
 
 def _require_driver(result: Result, machine: Machine) -> None:

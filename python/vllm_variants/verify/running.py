@@ -77,7 +77,7 @@ def _no_time(check: Check) -> CheckOutcome:
 
 
 def _place(check: Check) -> tuple[bool, float]:
-    """Where checks that run together have their places: the longest first, those that run alone at the end."""
+    """The order of checks that run together: the longest first, those that run alone at the end."""
     return check.gpus > 1, -check.limit
 
 

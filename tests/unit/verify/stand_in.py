@@ -136,7 +136,7 @@ def seen(root: Path) -> list[dict[str, Any]]:
 
 
 def turns(root: Path) -> list[dict[str, Any]]:
-    """When each check had its turn: `check`, `devices`, `began` and `ended` in seconds of the machine's clock."""
+    """When each check had its turn: `check`, `devices`, and `began` and `ended` in seconds of one clock."""
     return [record for record in _records(root) if "began" in record]
 
 

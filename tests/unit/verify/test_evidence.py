@@ -95,6 +95,18 @@ def test_every_run_is_listed_with_its_outcome(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_on_several_cards_says_how_many_and_shares_their_column(tmp_path: Path) -> None:
+    card = {"name": "NVIDIA H100", "capability": "9.0", "memory": 80 << 30}
+    both = run("0.13.0", check("all_reduce.custom", cards=2), gpus=[card, card])
+    skipped = check("all_reduce.custom", status="skipped", verdict="skipped", reason="it needs two cards")
+    write(tmp_path, "1.json", runs(run("0.13.0", check("a.b"), skipped), both))
+    write(tmp_path, "2.json", run("0.13.0", check("a.b"), skipped))
+    head, rows = evidence.outcomes(tmp_path)
+    assert head == ("check", "0.13.0, NVIDIA H100")
+    assert dict(rows)["`all_reduce.custom`"].startswith("ok · 2 cards · 2 cases: ")
+    assert [row[0] for row in evidence.runs(tmp_path)[1]].count("0.13.0, 2 × NVIDIA H100") == 1
+
+
 def test_native_runs_and_those_of_another_environment_have_columns_of_their_own(tmp_path: Path) -> None:
     eager = run("0.13.0", check("a.b"), native=True, environment="CUDA_MODULE_LOADING=EAGER")
     write(

@@ -78,6 +78,29 @@ def test_cuda_visible_devices_chooses_among_the_cards(
     assert "CUDA_VISIBLE_DEVICES= leaves no GPU of this machine to use" in completed.stderr
 
 
+def test_checks_of_two_cards_get_those_that_fit_and_the_report_names_both(tmp_path: Path) -> None:
+    result = stand_in.make(tmp_path / "sm89", {"scaled_mm.fp8": {"does": "ok"}}, short="sm89")
+    arguments = ("--result", "sm89", "--only", "nccl.all_reduce", "--only", "norm.rms_norm", "--json")
+    completed = verify(tmp_path, *arguments, machine="mixed")
+    assert completed.returncode == 0, completed.stderr
+    document = json.loads(completed.stdout)
+    assert [gpu["index"] for gpu in document["gpus"]] == [0, 2]
+    both, one = sorted(document["checks"], key=lambda check: check["check"])
+    assert both["cards"] == 2 and "cards" not in one
+    assert {call["check"]: call["devices"] for call in stand_in.seen(result)} == {
+        "nccl.all_reduce": "0,2", "norm.rms_norm": "0",
+    }  # fmt: skip
+
+
+def test_a_card_that_fits_and_is_hidden_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.make(tmp_path / "sm86", short="sm86")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    completed = verify(tmp_path, "--result", "sm86", machine="mixed")
+    assert completed.returncode == 3
+    assert "this machine has NVIDIA GeForce RTX 4090 (8.9)" in completed.stderr
+    assert "CUDA_VISIBLE_DEVICES=0 hides one that fits: GPU 1, NVIDIA GeForce RTX 3090" in completed.stderr
+
+
 def test_json_is_one_document_with_everything(tmp_path: Path, result: Path) -> None:
     completed = verify(tmp_path, "sm90", *FEW, "--json", "--seed", "11")
     document = json.loads(completed.stdout)
