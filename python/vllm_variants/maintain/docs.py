@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.maintain import flox
+from vllm_variants.model import advisories
 from vllm_variants.model.variants import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -55,6 +56,12 @@ def names(matrix: Matrix) -> str:
     return _table(("short name", "full name: Nix package, Flox build, result link"), rows)
 
 
+def known_advisories(matrix: Matrix) -> str:
+    """A row a release: what is known about its vulnerabilities, from the files in `advisories/`."""
+    rows = [(f"**{r.name}**", advisories.of(r.name).sentence) for r in matrix.releases.values()]
+    return _table(("release (vLLM)", "advisories, never complete"), rows)
+
+
 def exit_codes() -> str:
     """The exit codes of the command line."""
     return _table(("code", "meaning"), [(str(int(code)), code.meaning) for code in ExitCode])
@@ -69,6 +76,7 @@ def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
         "variants": lambda: variants(matrix),
         "versions": lambda: versions(matrix),
         "names": lambda: names(matrix),
+        "advisories": lambda: known_advisories(matrix),
         "exit-codes": exit_codes,
         "runs": lambda: _table(*evidence.runs(recorded)),
         "outcomes": lambda: _table(*evidence.outcomes(recorded)),
