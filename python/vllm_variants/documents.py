@@ -14,6 +14,7 @@ from typing import Any
 from vllm_variants import data
 from vllm_variants.errors import UsageError
 
+ADVISORIES = "vllm-variants/advisories/1"
 AUDIT = "vllm-variants/audit/1"
 AUDIT_MATRIX = "vllm-variants/audit-matrix/1"
 AUDIT_WHY = "vllm-variants/audit-why/1"

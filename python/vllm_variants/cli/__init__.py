@@ -18,6 +18,7 @@ import typer
 
 from vllm_variants import __version__, data
 from vllm_variants.cli import checkout
+from vllm_variants.cli.advisories import advisories
 from vllm_variants.cli.audit import audit
 from vllm_variants.cli.build import build
 from vllm_variants.cli.command import NOT_UNDERSTOOD, Command
@@ -85,7 +86,7 @@ _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 def _register() -> None:
     """Add every command to the application; those that work on a checkout are hidden where there is none."""
     app.command("list", cls=Command)(list_variants)
-    for command in (detect, build, audit, report, slim, verify, export, doctor, gc):
+    for command in (detect, build, audit, report, slim, verify, export, doctor, gc, advisories):
         app.command(cls=Command)(command)
     for command in (docs, lock, pin, release, lint):
         if data.checkout():

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_variants.cli import known_advisories
 from vllm_variants.cli.build_options import (
     RULES,
     NixOptions,
@@ -44,6 +45,9 @@ def build(
     via: Annotated[
         Via, typer.Option(help="How: wheels installs published wheels; nix and flox compile from source.")
     ] = Via.WHEELS,
+    no_vulnerable: Annotated[
+        bool, typer.Option("--no-vulnerable", help="Refuse a release with known advisories.")
+    ] = False,
     links: Annotated[
         Path, path_option("--links", metavar="DIR", help="The folder that gets the result-… links.")
     ] = Path(),
@@ -66,6 +70,8 @@ def build(
     else:
         chosen = rows.release(release)
     chosen.require_builder(via)
+    if no_vulnerable:
+        known_advisories.require_none(chosen)
     requested = (
         _all(systems or [], rows, chosen) if all_variants else tuple(_named(variants or [], rows, chosen))
     )
@@ -83,6 +89,8 @@ def build(
     ]  # fmt: skip
     with BatchReport(requests, reports) as report:
         builder = building.builder(via, keep_going, source, nix)
+        if sentence := known_advisories.note(chosen):
+            say(f"note: {sentence}")
         builder.build_all(requests, say, report.take)
 
 

@@ -16,7 +16,7 @@ from vllm_variants.store import Store
 
 if TYPE_CHECKING:
     from vllm_variants.model.findings import Finding
-    from vllm_variants.model.variants import Matrix
+    from vllm_variants.model.variants import Matrix, Release
 
 _MARK = {"ok": "[green]ok[/green]     ", "note": "[yellow]note[/yellow]   ", "problem": "[red]problem[/red]"}
 
@@ -36,12 +36,11 @@ def doctor(
     Problems end in the exit code of the first one: 6 for disk, memory and network, 4 for a missing
     Python or uv, 3 for what this machine cannot do.
     """
-    from vllm_variants.doctor.wheels import examine
     from vllm_variants.model.findings import State
 
     rows = matrix.load()
     findings = []
-    for finding in _pinned(rows) if nixpkgs else examine(rows, rows.release(release), Store.default()):
+    for finding in _pinned(rows) if nixpkgs else _examined(rows, rows.release(release)):
         findings.append(finding)
         if not as_json:
             out.print(_MARK[finding.state.value], end=" ")
@@ -53,6 +52,14 @@ def doctor(
     problems = [finding for finding in findings if finding.state is State.PROBLEM]
     if problems:
         raise typer.Exit(problems[0].code)
+
+
+def _examined(rows: Matrix, release: Release) -> Iterator[Finding]:
+    from vllm_variants.cli import known_advisories
+    from vllm_variants.doctor.wheels import examine
+
+    yield from examine(rows, release, Store.default())
+    yield known_advisories.finding(release)
 
 
 def _pinned(rows: Matrix) -> Iterator[Finding]:

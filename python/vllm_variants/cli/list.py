@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vllm_variants import documents, store
+from vllm_variants.cli import known_advisories
 from vllm_variants.cli.options import Json, ReleaseName
 from vllm_variants.cli.output import out, print_json, say, size, table
 from vllm_variants.machine import detection, gpus
@@ -46,6 +47,7 @@ def list_variants(
         f"release {chosen.name}: Python {stack.python}, CUDA {stack.cuda}, torch {stack.torch}, "
         f"driver ≥ {stack.driver}"
     )
+    say(f"advisories for vLLM {chosen.name}: {known_advisories.of(chosen.name).sentence}")
 
 
 def _lines(names: tuple[str, ...], width: int) -> str:
@@ -65,6 +67,7 @@ def _facts(rows: Matrix, release: Release, needed: tuple[Variant, ...]) -> dict[
                 "builders": list(r.builders),
                 "glibc": r.glibc,
                 "stack": r.stack.as_dict(),
+                "advisories": known_advisories.of(r.name).summary(),
             }
             for r in rows.releases.values()
         ],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_variants.errors import ExitCode, InputError
 from vllm_variants.maintain import flox, measurements
-from vllm_variants.model import offers
+from vllm_variants.model import advisories, offers
 from vllm_variants.model.variants import Matrix, Related
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -73,6 +73,12 @@ def code(matrix: Matrix) -> str:
     return _table(head, rows)
 
 
+def known_advisories(matrix: Matrix) -> str:
+    """A row a release: what is known about its vulnerabilities, from the files in `advisories/`."""
+    rows = [(f"**{r.name}**", advisories.of(r.name).sentence) for r in matrix.releases.values()]
+    return _table(("release (vLLM)", "advisories, never complete"), rows)
+
+
 def exit_codes() -> str:
     """The exit codes of the command line."""
     return _table(("code", "meaning"), [(str(int(code)), code.meaning) for code in ExitCode])
@@ -88,6 +94,7 @@ def _tables(root: Path, matrix: Matrix) -> Mapping[str, Callable[[], str]]:
         "versions": lambda: versions(matrix),
         "code": lambda: code(matrix),
         "names": lambda: names(matrix),
+        "advisories": lambda: known_advisories(matrix),
         "exit-codes": exit_codes,
         "runs": lambda: _table(*evidence.runs(recorded)),
         "outcomes": lambda: _table(*evidence.outcomes(recorded)),
