@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_variants.audit import Verdict
 from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.results import Manifest, Result
@@ -117,7 +118,7 @@ def of_outcome(outcome: Mapping[str, Any]) -> Subject:
         audit: Mapping[str, Any] = next((step for step in facts["steps"] if step["name"] == "audit"), {})
         return Subject(
             name, about(manifest), audit.get("verdict"), None, str(outcome["status"]),
-            manifest.bytes or None, tuple(sizes.savings(facts)), totals=audit.get("totals"),
+            manifest.bytes or None, tuple(sizes.savings(facts)), totals=_totals(audit) if "totals" in audit else None,
         )  # fmt: skip
 
 
@@ -130,6 +131,8 @@ def _subject(
     manifest: Mapping[str, Any] | None,
 ) -> Subject:
     measured = dict(manifest.get("bytes", {})) if manifest else {}
+    if audit["verdict"] is not None:
+        Verdict(audit["verdict"])
     return Subject(
         name, facts, audit["verdict"], audit.get("answer"), "built" if manifest else "", measured or None,
         tuple(sizes.savings(manifest)) if manifest else (),
@@ -138,13 +141,19 @@ def _subject(
         libraries=tuple(columns.libraries(audit, matrix)),
         features=tuple(columns.features(audit, matrix)),
         waiting=tuple(waiting(audit)),
-        totals={name: audit["totals"].get(name) for name in _TOTALS},
+        totals=_totals(audit),
         findings=tuple(audit["findings"]),
         advice=tuple(audit.get("advice", ())),
     )  # fmt: skip
 
 
 _TOTALS = ("libraries", "size", "device", "foreign", "jit_containers", "jit_bytes", "jit_driver")
+
+
+def _totals(audit: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: audit["totals"].get(name) for name in _TOTALS}
+
+
 _NOTHING: Mapping[str, Any] = {
     "variant": None, "short": None, "capability": None, "system": None, "release": None, "builder": None,
     "native": None, "python": None, "cuda": None, "torch": None, "driver": None, "tool": None, "created": None,
