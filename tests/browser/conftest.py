@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium (or Google's), driven by playwright; without either these tests are skipped."""
+"""A real browser: Debian's Chromium or Google's, driven by playwright; without them tests are skipped."""
 
 from __future__ import annotations
 

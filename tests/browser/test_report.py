@@ -1,4 +1,4 @@
-"""The HTML report in a real browser, without a network: what it shows is what its JSON says, for everybody."""
+"""The HTML report in a real browser, without a network: it shows what its JSON says, to everybody."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dic
     made = {}
     for kind, words in kinds.items():
         named = [inputs.read(str(word), Capability(9, 0), lambda name: None) for word in words]
-        document = report(named, Extra([sample_result.run_of_checks()], (), [advisory], "vllm-variants report"))
+        document = report(
+            named, Extra([sample_result.run_of_checks()], (), [advisory], "vllm-variants report")
+        )
         (folder / f"{kind}.html").write_text(html_of(document), encoding="utf-8")
         made[kind] = (folder / f"{kind}.html", document)
     return made
@@ -141,7 +143,7 @@ def test_everybody_can_read_it(opened: Open, files: Any, kind: str, scheme: str,
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate(
         "tags => axe.run(document, {runOnly: tags}).then(({violations, passes}) =>"
-        " [violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120)).slice(0, 4)]), passes.map(p => p.id)])",
+        " [violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120))]), passes.map(p => p.id)])",
         RULES,
     )
     assert found[0] == []

@@ -56,7 +56,9 @@ def report(
     ] = None,
     advisories: Annotated[
         list[Path] | None,
-        path_option("--advisories", metavar="FILE", help="Known advisories to show, JSON or TOML. Repeatable."),
+        path_option(
+            "--advisories", metavar="FILE", help="Known advisories to show, JSON or TOML. Repeatable."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +72,9 @@ def report(
     from vllm_variants.reports.document import report as document
 
     if len(subjects) > 2:
-        raise UsageError(f"a report is of one thing or of two, and these are {len(subjects)}", hint="name two")
+        raise UsageError(
+            f"a report is of one thing or of two, and these are {len(subjects)}", hint="name two"
+        )
     given, kept = _runs(evidence or ())
     listed = [advisory for path in advisories or () for advisory in lists.read(path)]
     extra = Extra(given, kept, listed, shlex.join(["vllm-variants", *sys.argv[1:]]))

@@ -55,12 +55,17 @@ def _for_every_sm(subject: Subject) -> tuple[Answer, str]:
     for feature in subject.features:
         for column, cell in enumerate(feature["cells"]):
             lost[column] |= bool(cell and cell["state"] in ("missing", "driver"))
-    served = [Capability.parse(device).sm for device, gone in zip(subject.devices, lost, strict=True) if not gone]
+    served = [
+        Capability.parse(device).sm for device, gone in zip(subject.devices, lost, strict=True) if not gone
+    ]
     if not subject.features or subject.findings:
         return Answer.UNKNOWN, "No GPU was named, so its code was only counted. Add --sm SM for an answer."
     if not served:
         return Answer.NO, "No. There is no SM on which everything that is needed runs."
-    return Answer.UNKNOWN, f"For which GPU? What is needed runs on {', '.join(served)}. Add --sm SM for an answer."
+    return (
+        Answer.UNKNOWN,
+        f"For which GPU? What is needed runs on {', '.join(served)}. Add --sm SM for an answer.",
+    )
 
 
 def _jit_containers(subject: Subject) -> int:
@@ -85,7 +90,10 @@ def batch(subjects: Sequence[Subject]) -> tuple[Answer, str]:
     if len(built) == len(subjects):
         return Answer.YES, f"Yes. {_all_of(len(subjects))} built."
     missing = [str(subject.name) for subject in subjects if subject.status != "built"]
-    return Answer.NO, f"No. {len(built)} of {len(subjects)} variants were built; missing: {', '.join(missing)}."
+    return (
+        Answer.NO,
+        f"No. {len(built)} of {len(subjects)} variants were built; missing: {', '.join(missing)}.",
+    )
 
 
 def _all_of(count: int) -> str:

@@ -85,8 +85,13 @@ def _difference(subjects: Sequence[Subject]) -> str:
     first, second = (_bytes(subject) for subject in subjects)
     waits = [sum(library.containers for library in subject.waiting) for subject in subjects]
     word = "smaller" if second < first else "larger"
-    sizes = f"The second is {abs(first - second) / 1e6:,.1f} MB {word}" if first != second else "Both are as large"
-    return f"{sizes}; {waits[0]} fat binaries wait for the driver's compiler in the first, {waits[1]} in the second."
+    sizes = (
+        f"The second is {abs(first - second) / 1e6:,.1f} MB {word}"
+        if first != second
+        else "Both are as large"
+    )
+    waiting = f"{waits[0]} fat binaries wait for the driver's compiler in the first, {waits[1]} in the second"
+    return f"{sizes}; {waiting}."
 
 
 def _differences(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -34,13 +34,17 @@ def page(document: Mapping[str, Any]) -> str:
     """The HTML file of a report's document, as text that UTF-8 can hold."""
     library = (_HERE / "vendor" / "echarts.min.js").read_text(encoding="utf-8")
     script = (_HERE / "page" / "report.js").read_text(encoding="utf-8")
-    html = _environment().get_template("report.html").render(
-        report=document,
-        style=(_HERE / "page" / "report.css").read_text(encoding="utf-8"),
-        library=library,
-        script=script,
-        policy=" ".join(f"'sha256-{_digest(text)}'" for text in (library, script)),
-        embedded=embedded(document),
+    html = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=document,
+            style=(_HERE / "page" / "report.css").read_text(encoding="utf-8"),
+            library=library,
+            script=script,
+            policy=" ".join(f"'sha256-{_digest(text)}'" for text in (library, script)),
+            embedded=embedded(document),
+        )
     )
     return html.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files that are no UTF-8
 
@@ -64,9 +68,18 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "size": size, "duration": duration, "milliseconds": call_time, "short": _short, "breakable": _breakable, "file": _file,
-        "readable": readable, "percent": _percent, "sm": _sm, "log_share": _log_share, "figure": _figure,
-    }  # fmt: skip
+        "size": size,
+        "duration": duration,
+        "milliseconds": call_time,
+        "short": _short,
+        "breakable": _breakable,
+        "file": _file,
+        "readable": readable,
+        "percent": _percent,
+        "sm": _sm,
+        "log_share": _log_share,
+        "figure": _figure,
+    }
     return environment
 
 

@@ -45,7 +45,10 @@ def test_its_packages_add_up_to_what_was_installed_and_to_what_is_there(result: 
     (subject,) = read(result)["subjects"]
     there = sum(path.stat().st_size for path in result.rglob("*") if path.is_file() and not path.is_symlink())
     assert sum(package["after"] for package in subject["packages"]) == there
-    brought = sum((result / name).stat().st_size for name in ("share/vllm-variants/slim.json", "share/vllm-variants/manifest.json"))
+    brought = sum(
+        (result / name).stat().st_size
+        for name in ("share/vllm-variants/slim.json", "share/vllm-variants/manifest.json")
+    )
     installed = sum(package["before"] for package in subject["packages"])
     assert installed == subject["sizes"]["installed"] - 3000 + brought
 
@@ -66,7 +69,9 @@ def test_files_belong_to_the_package_whose_record_has_them(result: Path) -> None
     (subject,) = read(result)["subjects"]
     owned = {p["name"]: {part["path"].rpartition("/")[2] for part in p["parts"]} for p in subject["packages"]}
     assert "libtorch_cuda.so" in owned["torch"] and "protoc" in owned["torch"]
-    assert {package["name"]: package["version"] for package in subject["packages"]}["vllm"] == sample_result.RELEASE
+    assert {package["name"]: package["version"] for package in subject["packages"]}[
+        "vllm"
+    ] == sample_result.RELEASE
     assert packages.NO_PACKAGE in owned
 
 
@@ -158,11 +163,13 @@ def test_what_cannot_be_read_is_never_fine(tmp_path: Path) -> None:
 # ── bad input ──
 
 
-@pytest.mark.parametrize("damage", ["", "[", "[]", "{}", '{"schema": "vllm-variants/gc/1"}', "\x00", "[" * 100_000])
+@pytest.mark.parametrize(
+    "damage", ["", "[", "[]", "{}", '{"schema": "vllm-variants/gc/1"}', "\x00", "[" * 100_000]
+)
 def test_a_file_that_is_no_document_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(damage)
-    if not damage[:1] in ("{", "["):
+    if damage[:1] not in ("{", "["):
         assert read(path)["subjects"][0]["libraries"] == []  # a file without device code, as audit says
         return
     with pytest.raises(InputError, match=r"x\.json"):
@@ -194,7 +201,9 @@ def test_what_is_not_there_or_too_much_is_refused(result: Path, tmp_path: Path) 
         read(lone, result)
 
 
-@pytest.mark.parametrize("content", ["7", '{"runs": 3}', '{"checks": []}', '{"runs": [{"checks": [{}]}]}', "{"])
+@pytest.mark.parametrize(
+    "content", ["7", '{"runs": 3}', '{"checks": []}', '{"runs": [{"checks": [{}]}]}', "{"]
+)
 def test_evidence_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "runs.json").write_text(content)
     with pytest.raises(InputError, match=r"runs\.json"):
@@ -205,7 +214,9 @@ def test_evidence_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_advisories_come_as_json_and_as_toml(tmp_path: Path) -> None:
-    (tmp_path / "a.toml").write_text('[[advisories]]\nid = "CVE-1"\nsummary = "bad"\nurl = "https://x.test/1"\n')
+    (tmp_path / "a.toml").write_text(
+        '[[advisories]]\nid = "CVE-1"\nsummary = "bad"\nurl = "https://x.test/1"\n'
+    )
     assert advisories.read(tmp_path / "a.toml") == [
         {"id": "CVE-1", "sentence": "bad", "url": "https://x.test/1"}
     ]
