@@ -17,11 +17,11 @@ from playwright.sync_api import sync_playwright
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 # A picture's name → width, scheme, where it begins and how far it goes down.
 SHOTS = {
-    "report": (1280, "light", "body", 1240),
-    "report-dark": (1280, "dark", "body", 1240),
+    "report": (1280, "light", "body", 1690),
+    "report-dark": (1280, "dark", "body", 1690),
     "report-features": (1280, "light", "#features", 900),
     "report-checks": (1280, "light", "#checks", 900),
-    "report-phone": (400, "light", "body", 1500),
+    "report-phone": (400, "light", "body", 1780),
 }
 
 
@@ -43,7 +43,7 @@ def main(report: Path) -> None:
             path = PICTURES / f"{name}.png"
             page.screenshot(path=path, full_page=True, clip=clip)
             subprocess.run(
-                ["pngquant", "--force", "--strip", "--speed", "1", "--output", path, "64", path], check=True
+                ["pngquant", "--force", "--strip", "--speed", "1", "--output", path, "160", path], check=True
             )
             print(path, path.stat().st_size)
         browser.close()
