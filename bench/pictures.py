@@ -7,12 +7,10 @@ Needs playwright and a chromium on PATH, and pngquant to make the files small.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-
-from playwright.sync_api import sync_playwright
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 # A picture's name → width, scheme, where it begins and how far it goes down.
@@ -27,6 +25,8 @@ SHOTS = {
 
 def main(report: Path) -> None:
     """Write every picture of `report`."""
+    from playwright.sync_api import sync_playwright
+
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -50,4 +50,6 @@ def main(report: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("report", type=Path, help="the HTML file")
+    main(parser.parse_args().report)
