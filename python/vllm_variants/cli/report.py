@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_variants.cli.options import Json, path_option
-from vllm_variants.cli.options import device as device_of
+from vllm_variants.cli.options import Devices, Json, path_option
 from vllm_variants.cli.output import err, print_json, say, size
 from vllm_variants.cli.rules import one_of, rules
 from vllm_variants.errors import UsageError
@@ -35,16 +34,7 @@ def report(
     output: Annotated[
         Path | None, path_option("--output", "-o", metavar="FILE", help="The HTML file to write.")
     ] = None,
-    sm: Annotated[
-        Capability | None,
-        typer.Option(
-            "--sm",
-            metavar="SM",
-            parser=device_of,
-            help="The device to judge a PATH for: sm90, 9.0 or a GPU's name.",
-            show_default=False,
-        ),
-    ] = None,
+    sm: Devices = None,
     evidence: Annotated[
         list[Path] | None,
         path_option(
@@ -75,10 +65,12 @@ def report(
         raise UsageError(
             f"a report is of one thing or of two, and these are {len(subjects)}", hint="name two"
         )
+    if sm and sm[1:]:
+        raise UsageError("a report judges for one device", hint="give --sm once; every SM is in it anyway")
     given, kept = _runs(evidence or ())
     listed = [advisory for path in advisories or () for advisory in lists.read(path)]
     extra = Extra(given, kept, listed, shlex.join(["vllm-variants", *sys.argv[1:]]))
-    found = document([_read(word, sm) for word in subjects], extra)
+    found = document([_read(word, sm[0] if sm else None) for word in subjects], extra)
     if output:
         _write(output, found)
     if as_json:

@@ -1,4 +1,4 @@
-"""How libraries and features fare, a column for each device: of the one that was audited for, or of every SM."""
+"""How libraries and features fare, a column for each device: the one that was audited for, or every SM."""
 
 from __future__ import annotations
 
@@ -32,19 +32,27 @@ def _of_matrix(row: Document, sms: list[str]) -> dict[str, Any]:
     cells = [_cell(row["fits"][sm]["containers"]) if sm in row["fits"] else _broken() for sm in sms]
     counts = [sum(row["fits"][sm]["containers"].values()) for sm in sms if sm in row["fits"]]
     return {
-        "path": row["path"], "size": row["size"], "device": row["device"], "problem": row["problem"],
-        "containers": max(counts, default=0), "serves": str(Serves.BROKEN if row["problem"] else Serves.UNJUDGED),
+        "path": row["path"],
+        "size": row["size"],
+        "device": row["device"],
+        "problem": row["problem"],
+        "containers": max(counts, default=0),
+        "serves": str(Serves.BROKEN if row["problem"] else Serves.UNJUDGED),
         "cells": cells,
-    }  # fmt: skip
+    }
 
 
 def _of_audit(library: Document, judged: bool) -> dict[str, Any]:
     cell = _broken() if library["problem"] else _cell(library["fits"])
     return {
-        "path": library["path"], "size": library["size"],
-        "device": sum(group["bytes"] for group in library["images"]), "problem": library["problem"],
-        "containers": library["containers"], "serves": "", "cells": [cell] if judged else [],
-    }  # fmt: skip
+        "path": library["path"],
+        "size": library["size"],
+        "device": sum(group["bytes"] for group in library["images"]),
+        "problem": library["problem"],
+        "containers": library["containers"],
+        "serves": "",
+        "cells": [cell] if judged else [],
+    }
 
 
 def _cell(fits: Mapping[str, int]) -> dict[str, Any]:
@@ -70,11 +78,14 @@ def features(audit: Document | None, matrix: Document | None) -> list[dict[str, 
 
 def _feature(feature: Document, cells: list[Document | None]) -> dict[str, Any]:
     return {
-        "feature": feature["feature"], "name": feature["name"], "says": feature["says"],
+        "feature": feature["feature"],
+        "name": feature["name"],
+        "says": feature["says"],
         "libraries": list(feature["libraries"]),
         "cells": [
             {"state": cell["state"], "reason": cell["reason"], "seconds": round(cell["jit_seconds"])}
-            if cell else None
+            if cell
+            else None
             for cell in cells
         ],
-    }  # fmt: skip
+    }

@@ -90,7 +90,8 @@ def _difference(subjects: Sequence[Subject]) -> str:
         if first != second
         else "Both are as large"
     )
-    return f"{sizes}; {waits[0]} fat binaries wait for the driver's compiler in the first, {waits[1]} in the second."
+    waiting = f"{waits[0]} fat binaries wait for the driver's compiler in the first, {waits[1]} in the second"
+    return f"{sizes}; {waiting}."
 
 
 def _differences(subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

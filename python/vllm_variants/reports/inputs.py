@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_variants import documents
 from vllm_variants.audit.find import absent, examined
-from vllm_variants.errors import InputError, UsageError
+from vllm_variants.errors import InputError, MissingError, UsageError
 from vllm_variants.model import matrix, results
 from vllm_variants.model.capability import Capability
 from vllm_variants.reports import reading, subjects
@@ -59,7 +59,9 @@ def _link(word: str, path: Path) -> Path:
         raise
     links = sorted(path for path in Path().glob("result-*") if path.name.endswith(f"-{short}"))
     if not links:
-        raise absent(Path(f"result-…-{short}"))
+        raise MissingError(
+            f"there is no result of {short} in this folder", hint=f"build it: vllm-variants build {short}"
+        )
     if links[1:]:
         named = " and ".join(map(str, links[:2]))
         raise UsageError(f"{word} has several results here: {named}", hint=f"name one: {links[0]}")

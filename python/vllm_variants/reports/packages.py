@@ -75,7 +75,7 @@ def normalised(name: str) -> str:
 
 
 def _by_folder(path: str) -> str:
-    """`torch` of `…/site-packages/torch/lib/x.so`, `nvidia/cublas` of a shared folder; else the first folder."""
+    """`torch` of `…/site-packages/torch/lib/x.so`, `nvidia/cublas` of a shared folder."""
     inside = bool(_SITE_PACKAGES.match(path))
     parts = PurePosixPath(_SITE_PACKAGES.sub("", path)).parts
     if len(parts) > 1 and parts[0] in {"bin", "share", "lib"} and not inside:

@@ -68,9 +68,18 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "size": size, "duration": duration, "milliseconds": call_time, "short": _short, "breakable": _breakable, "file": _file,
-        "readable": readable, "percent": _percent, "sm": _sm, "log_share": _log_share, "figure": _figure,
-    }  # fmt: skip
+        "size": size,
+        "duration": duration,
+        "milliseconds": call_time,
+        "short": _short,
+        "breakable": _breakable,
+        "file": _file,
+        "readable": readable,
+        "percent": _percent,
+        "sm": _sm,
+        "log_share": _log_share,
+        "figure": _figure,
+    }
     return environment
 
 

@@ -95,8 +95,15 @@ def together(runs: Iterable[Run]) -> list[Seen]:
     cards: dict[tuple[Any, ...], Seen] = {}
     for run in sorted(runs, key=lambda run: run.get("finished", "")):
         compared = "against" in run
-        key = (run["variant"], run["release"], run["gpu"]["name"], run["gpu"]["capability"],
-               bool(run.get("native")), run.get("environment", ""), compared)  # fmt: skip
+        key = (
+            run["variant"],
+            run["release"],
+            run["gpu"]["name"],
+            run["gpu"]["capability"],
+            bool(run.get("native")),
+            run.get("environment", ""),
+            compared,
+        )
         seen = cards.setdefault(key, Seen(*key))
         seen.runs.append({name: run[name] for name in _RUN if name in run})
         _add(seen.checks, run["checks"], compared)

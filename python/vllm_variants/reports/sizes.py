@@ -1,4 +1,4 @@
-"""Where the bytes are: by package and by file, as installed and as they are now, and which rule freed what."""
+"""Where the bytes are: by package and file, as installed and as they are now, and which rule freed what."""
 
 from __future__ import annotations
 
@@ -52,19 +52,20 @@ class Package:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a rule of the build freed, in bytes (less than zero: it added), and the option that leaves it out."""
+    """What a rule of the build freed, in bytes (below zero: it added), and the option that leaves it out."""
 
     rule: str
     bytes: int
     undo: str
 
 
-def of_result(root: Path, manifest: Mapping[str, Any], slim: Mapping[str, Any] | None,
-              audit: Mapping[str, Any] | None) -> list[Package]:  # fmt: skip
+def of_result(
+    root: Path, manifest: Mapping[str, Any], slim: Mapping[str, Any] | None, audit: Mapping[str, Any] | None
+) -> list[Package]:
     """The packages of a result that was built from wheels, the largest first.
 
-    Every file is measured where it lies, once for all its names. Those that slimming changed have their former
-    size in `slim`, those that the build left out theirs in the manifest. Raises `OSError`.
+    Every file is measured where it lies, once for all its names. Those that slimming changed have their
+    former size in `slim`, those that the build left out theirs in the manifest. Raises `OSError`.
     """
     steps = _steps(manifest)
     site = str(steps.get("install", {}).get("site_packages", ""))
@@ -82,7 +83,7 @@ def of_result(root: Path, manifest: Mapping[str, Any], slim: Mapping[str, Any] |
 
 
 def of_audit(audit: Mapping[str, Any], versions: Mapping[str, str], known: Owners = NOBODY) -> list[Package]:
-    """The packages of an audit: its libraries, which are all that it knows of. Nothing was changed in them."""
+    """The packages of an audit: its libraries, which are all that it knows of, as they are."""
     parts = [
         Part(library["path"], 1, None, library["size"], serves(library), {}, library["foreign"])
         for library in audit["libraries"]
@@ -133,18 +134,21 @@ def _files(root: Path) -> Iterator[tuple[str, int]]:
                     yield os.path.relpath(entry.path, root), status.st_size
 
 
-def _measured(path: str, size: int, former: Mapping[str, Any] | None, code: Mapping[str, Any] | None,
-              added: bool) -> Part:  # fmt: skip
+def _measured(
+    path: str, size: int, former: Mapping[str, Any] | None, code: Mapping[str, Any] | None, added: bool
+) -> Part:
     saved: dict[str, int] = {rule: count for rule, count in (former or {}).get("saved", {}).items() if count}
     before = former["before"] if former else 0 if added else size
     if added:
         saved = {BYTECODE: -size}
-    return Part(path, 1, before, size, serves(code) if code else Serves.NO_CODE, saved,
-                code["foreign"] if code else 0)  # fmt: skip
+    return Part(
+        path, 1, before, size, serves(code) if code else Serves.NO_CODE, saved, code["foreign"] if code else 0
+    )
 
 
-def _packages(parts: Iterable[Part], known: Owners, versions: Mapping[str, str],
-              alone: bool = False) -> list[Package]:  # fmt: skip
+def _packages(
+    parts: Iterable[Part], known: Owners, versions: Mapping[str, str], alone: bool = False
+) -> list[Package]:
     """Parts by package; unless they stand `alone`, small ones of a package are put together."""
     by_package: dict[str, list[Part]] = defaultdict(list)
     for part in parts:
@@ -177,5 +181,12 @@ def _together(parts: list[Part]) -> Part:
             saved[rule] += count
     words = {part.serves for part in parts} - {Serves.NO_CODE}
     word = Serves.JIT if Serves.JIT in words else min(words, default=Serves.NO_CODE)
-    return Part("", len(parts), _sum(parts), sum(part.after for part in parts), word, dict(saved),
-                sum(part.foreign for part in parts))  # fmt: skip
+    return Part(
+        "",
+        len(parts),
+        _sum(parts),
+        sum(part.after for part in parts),
+        word,
+        dict(saved),
+        sum(part.foreign for part in parts),
+    )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_variants.audit import Verdict
 from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.results import Manifest, Result
@@ -22,8 +23,9 @@ from vllm_variants.reports.waiting import WaitingLibrary, waiting
 class Subject:
     """One thing that a report is about. What is not known of it is None or empty.
 
-    `about` are the facts that name it, `sizes` bytes `installed` and `result`; `libraries` and `features` have
-    a cell for each of `devices`; `said` (the answer), `totals`, `findings` and `advice` are as the audit has them.
+    `about` are the facts that name it, `sizes` bytes `installed` and `result`; `libraries` and `features`
+    have a cell for each of `devices`; `said` (the answer), `totals`, `findings` and `advice` are as the
+    audit has them.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Subject:
 def of_result(name: str, result: Result, audited: Audited) -> Subject:
     """A result with its audit; `name` is what the person called it.
 
-    Raises `InputError` for a slim report or manifest that is broken, `OSError` where files cannot be measured.
+    Raises `InputError` for a slim report or manifest that is broken, `OSError` where files cannot be read.
     """
     facts = result.manifest.facts
     slim = result.path / "share" / "vllm-variants" / "slim.json"
@@ -83,8 +85,12 @@ def of_audit(
 ) -> Subject:
     """A document of `audit --json`, with that of `--all-sms` beside it; `InputError` where it is broken."""
     with expected(name, "no audit"):
-        facts = {**_NOTHING, "capability": audit["capability"], "release": audit["release"],
-                 "gpus": _gpus(audit["capability"])}  # fmt: skip
+        facts = {
+            **_NOTHING,
+            "capability": audit["capability"],
+            "release": audit["release"],
+            "gpus": _gpus(audit["capability"]),
+        }
         return _subject(name, facts, audit, matrix, sizes.of_audit(audit, {}, known), None)
 
 
@@ -92,17 +98,29 @@ def of_matrix(name: str, matrix: Mapping[str, Any]) -> Subject:
     """A document of `audit --all-sms --json` alone; `InputError` where it is broken."""
     with expected(name, "no audit for every SM"):
         libraries = columns.libraries(None, matrix)
-        totals = {"libraries": len(libraries), "size": sum(library["size"] for library in libraries),
-                  "device": sum(library["device"] for library in libraries)}  # fmt: skip
+        totals = {
+            "libraries": len(libraries),
+            "size": sum(library["size"] for library in libraries),
+            "device": sum(library["device"] for library in libraries),
+        }
         broken = [library for library in libraries if library["problem"]]
         return Subject(
-            name, {**_NOTHING, "release": matrix["release"]}, None, None, "", None, (),
-            packages=tuple(sizes.of_matrix(libraries)), devices=tuple(columns.devices(None, matrix)),
-            libraries=tuple(libraries), features=tuple(columns.features(None, matrix)), totals=totals,
+            name,
+            {**_NOTHING, "release": matrix["release"]},
+            None,
+            None,
+            "",
+            None,
+            (),
+            packages=tuple(sizes.of_matrix(libraries)),
+            devices=tuple(columns.devices(None, matrix)),
+            libraries=tuple(libraries),
+            features=tuple(columns.features(None, matrix)),
+            totals=totals,
             findings=tuple(
                 {"verdict": "missing", "library": row["path"], "what": row["problem"]} for row in broken
             ),
-        )  # fmt: skip
+        )
 
 
 def of_outcome(outcome: Mapping[str, Any]) -> Subject:
@@ -111,14 +129,28 @@ def of_outcome(outcome: Mapping[str, Any]) -> Subject:
         name, facts = str(outcome["variant"]), outcome.get("manifest")
         if not facts:
             finding = {"verdict": "missing", "library": "", "what": str(outcome.get("reason", ""))}
-            return Subject(name, {**_NOTHING, "variant": name}, None, None, str(outcome["status"]), None, (),
-                           findings=(finding,))  # fmt: skip
+            return Subject(
+                name,
+                {**_NOTHING, "variant": name},
+                None,
+                None,
+                str(outcome["status"]),
+                None,
+                (),
+                findings=(finding,),
+            )
         manifest = Manifest(dict(facts))
         audit: Mapping[str, Any] = next((step for step in facts["steps"] if step["name"] == "audit"), {})
         return Subject(
-            name, about(manifest), audit.get("verdict"), None, str(outcome["status"]),
-            manifest.bytes or None, tuple(sizes.savings(facts)), totals=audit.get("totals"),
-        )  # fmt: skip
+            name,
+            about(manifest),
+            audit.get("verdict"),
+            None,
+            str(outcome["status"]),
+            manifest.bytes or None,
+            tuple(sizes.savings(facts)),
+            totals=_totals(audit) if "totals" in audit else None,
+        )
 
 
 def _subject(
@@ -130,26 +162,51 @@ def _subject(
     manifest: Mapping[str, Any] | None,
 ) -> Subject:
     measured = dict(manifest.get("bytes", {})) if manifest else {}
+    if audit["verdict"] is not None:
+        Verdict(audit["verdict"])
     return Subject(
-        name, facts, audit["verdict"], audit.get("answer"), "built" if manifest else "", measured or None,
+        name,
+        facts,
+        audit["verdict"],
+        audit.get("answer"),
+        "built" if manifest else "",
+        measured or None,
         tuple(sizes.savings(manifest)) if manifest else (),
         packages=tuple(packages),
         devices=tuple(columns.devices(audit, matrix)),
         libraries=tuple(columns.libraries(audit, matrix)),
         features=tuple(columns.features(audit, matrix)),
         waiting=tuple(waiting(audit)),
-        totals={name: audit["totals"].get(name) for name in _TOTALS},
+        totals=_totals(audit),
         findings=tuple(audit["findings"]),
         advice=tuple(audit.get("advice", ())),
-    )  # fmt: skip
+    )
 
 
 _TOTALS = ("libraries", "size", "device", "foreign", "jit_containers", "jit_bytes", "jit_driver")
+
+
+def _totals(audit: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: audit["totals"].get(name) for name in _TOTALS}
+
+
 _NOTHING: Mapping[str, Any] = {
-    "variant": None, "short": None, "capability": None, "system": None, "release": None, "builder": None,
-    "native": None, "python": None, "cuda": None, "torch": None, "driver": None, "tool": None, "created": None,
-    "gpus": [], "versions": {},
-}  # fmt: skip
+    "variant": None,
+    "short": None,
+    "capability": None,
+    "system": None,
+    "release": None,
+    "builder": None,
+    "native": None,
+    "python": None,
+    "cuda": None,
+    "torch": None,
+    "driver": None,
+    "tool": None,
+    "created": None,
+    "gpus": [],
+    "versions": {},
+}
 
 
 def about(manifest: Manifest) -> dict[str, Any]:
@@ -158,12 +215,22 @@ def about(manifest: Manifest) -> dict[str, Any]:
     slim: Mapping[str, Any] = next((step for step in facts["steps"] if step["name"] == "slim"), {})
     stack = facts["stack"]
     return {
-        "variant": manifest.variant, "short": manifest.short, "capability": str(manifest.capability),
-        "system": manifest.system, "release": manifest.release, "builder": manifest.builder,
-        "native": "native" in slim, "python": facts["python"], "cuda": stack["cuda"], "torch": stack["torch"],
-        "driver": stack["driver"], "tool": facts.get("tool"), "created": manifest.created or None,
-        "gpus": _gpus(str(manifest.capability)), "versions": dict(facts["packages"]),
-    }  # fmt: skip
+        "variant": manifest.variant,
+        "short": manifest.short,
+        "capability": str(manifest.capability),
+        "system": manifest.system,
+        "release": manifest.release,
+        "builder": manifest.builder,
+        "native": "native" in slim,
+        "python": facts["python"],
+        "cuda": stack["cuda"],
+        "torch": stack["torch"],
+        "driver": stack["driver"],
+        "tool": facts.get("tool"),
+        "created": manifest.created or None,
+        "gpus": _gpus(str(manifest.capability)),
+        "versions": dict(facts["packages"]),
+    }
 
 
 def _gpus(capability: str | None) -> list[str]:
