@@ -28,7 +28,7 @@ FILES = ("variants.toml", "pyproject.toml", "README.md", "flake.nix", "flake.loc
 class Adding:
     """A copy of the checkout, and an index that has vLLM 99.0.0 on CUDA 13.0 for both systems."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: Path) -> None:
         self.root = folder / "checkout"
         here = data.checkout()
         assert here is not None
@@ -45,7 +45,7 @@ class Adding:
             **{name: text for name, text in os.environ.items() if not name.startswith("UV_")},
             "PYTHONPATH": str(self.root / "python"),
             "UV_DEFAULT_INDEX": self.index.serve(),
-            "UV_CACHE_DIR": str(folder / "cache"),
+            "UV_CACHE_DIR": str(cache),
             "XDG_CONFIG_HOME": str(folder / "config"),
             "XDG_CONFIG_DIRS": str(folder / "config"),
         }
@@ -80,9 +80,15 @@ class Adding:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """uv's cache, for all of them: asking every interpreter of a machine what it is takes seconds."""
+    return tmp_path_factory.mktemp("uv-cache")
+
+
 @pytest.fixture
-def adding(tmp_path: Path) -> Adding:
-    return Adding(tmp_path)
+def adding(tmp_path: Path, cache: Path) -> Adding:
+    return Adding(tmp_path, cache)
 
 
 def test_a_published_vllm_becomes_a_release(adding: Adding) -> None:
@@ -152,7 +158,7 @@ def test_a_failure_at_any_step_leaves_nothing_behind(
     spoil(adding)
     before = adding.texts()
     completed = adding.run(NEW, "--no-signatures")
-    assert completed.returncode not in (0, 2), completed.stderr
+    assert completed.returncode != 0, completed.stderr
     assert sentence in completed.stderr
     assert "Traceback" not in completed.stderr
     assert adding.texts() == before
