@@ -48,9 +48,12 @@ python312Packages.buildPythonApplication {
 
   build-system = [ python312Packages.hatchling ];
   dependencies = map (name: python312Packages.${name}) [
+    "cyclonedx-python-lib"
     "jinja2"
     "lz4"
     "nvidia-ml-py"
+    "packaging"
+    "pip"
     "rich"
     "toml"
     "typer"

@@ -159,9 +159,13 @@ in
   vllm = callPackage ./vllm.nix { version = vllm; inherit behaviour; };
 
   # What the project's own command line needs. Metadata only: the modules are the host Python's.
+  cyclonedx-python-lib = absent "cyclonedx-python-lib" "11.6.0";
   hatchling = absent "hatchling" "1.28.0";
+  jinja2 = absent "jinja2" "3.1.6";
   lz4 = absent "lz4" "4.4.4";
   nvidia-ml-py = absent "nvidia-ml-py" "13.590.44";
+  packaging = absent "packaging" "25.0";
+  pip = absent "pip" "25.3";
   pyelftools = absent "pyelftools" "0.32";
   rich = absent "rich" "14.2.0";
   toml = absent "toml" "0.10.2";
