@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "tests" / "unit" / "fatbin"))  # making.py: libraries
 PARTS = (
     ".flox",
     "LICENSE",
+    "advisories",
     "expectations",
     "flake.lock",
     "flake.nix",

@@ -59,6 +59,12 @@ def parameters() -> Iterator[tuple[str, Any]]:
         yield from ((name, parameter) for parameter in command.params)
 
 
+def before(command: str, parameter: Any) -> list[str]:
+    """What stands before an argument: a word for each that comes first (`add` of `release add VERSION`)."""
+    known = [each for name, each in parameters() if name == command and each.param_type_name == "argument"]
+    return [next(iter(getattr(each.type, "choices", ["sm90"]))) for each in known[: known.index(parameter)]]
+
+
 def takes_a_value(parameter: Any) -> bool:
     return parameter.param_type_name == "argument" or not (parameter.is_flag or parameter.secondary_opts)
 
@@ -66,7 +72,11 @@ def takes_a_value(parameter: Any) -> bool:
 @pytest.mark.parametrize(
     ("command", "words", "name"),
     [
-        (command, [""] if name_of(parameter).isupper() else [parameter.opts[0], ""], name_of(parameter))
+        (
+            command,
+            [*before(command, parameter), ""] if name_of(parameter).isupper() else [parameter.opts[0], ""],
+            name_of(parameter),
+        )
         for command, parameter in parameters()
         if takes_a_value(parameter) and parameter.opts[0] not in MAY_BE_EMPTY
     ],

@@ -62,7 +62,7 @@ def test_naming_and_unnaming_a_pin_leaves_the_comment_as_it_was(name: str, comme
 
 def test_the_committed_files_can_be_edited_and_nothing_else_of_them_changes() -> None:
     root = Path(__file__).resolve().parents[2]
-    for release in ROWS.releases.values():
+    for release in ROWS.packaged.values():
         name = pins.input_name(ROWS, release)
         move = pins.Pin(release, *(getattr(pin(), part) for part in ("revision", "source", "versions")))
         for file, made in (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from packaging.tags import Tag, parse_tag
 from vllm_variants.builders.wheels import locks
 from vllm_variants.errors import Error, InputError, ResourceError, UnsupportedError
 from vllm_variants.export.packages import Package, normalized
-from vllm_variants.model import matrix
+from vllm_variants.model import matrix, toml_file
 from vllm_variants.model.results import Result
 from vllm_variants.system import uv
 
@@ -92,7 +91,7 @@ def _written_by_uv(result: Result) -> dict[str, Any]:
         for offline in (["--offline"], []):  # the cache first: what was published does not change
             completed = uv.capture([*command, *offline, "--output-file", made, *files])
             if not completed.status:
-                return tomllib.loads(made.read_text(encoding="utf-8"))
+                return toml_file.load(made)
     raise ResourceError(
         f"the package index did not say which wheels {manifest.short} was made of: "
         f"{_first_error(completed.stderr)}",

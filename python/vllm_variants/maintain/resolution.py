@@ -6,7 +6,6 @@ The resolution is read from a pylock file (PEP 751), which names every wheel.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from vllm_variants.builders.wheels import locks
 from vllm_variants.errors import Error, UnsupportedError
-from vllm_variants.model import toolkits
+from vllm_variants.model import toml_file, toolkits
 from vllm_variants.model.variants import Matrix
 from vllm_variants.system import uv
 from vllm_variants.versions import numbers
@@ -87,7 +86,7 @@ def resolve(release: str, system: str, python: str, overrides: Path | None, asid
 def read(pylock: Path, system: str) -> Resolution:
     """The resolution in a pylock file; raises `Error` for one that lacks torch or is none."""
     try:
-        packages: Sequence[Mapping[str, Any]] = tomllib.loads(pylock.read_text(encoding="utf-8"))["packages"]
+        packages: Sequence[Mapping[str, Any]] = toml_file.load(pylock)["packages"]
         versions = {str(package["name"]): str(package["version"]) for package in packages}
         wheels = {
             str(package["name"]): tuple(_file(wheel) for wheel in package.get("wheels", ()))
