@@ -24,7 +24,8 @@ from pathlib import Path
 import checkout  # noqa: F401 - puts the checkout's code on the path
 
 from vllm_variants.audit.find import sources
-from vllm_variants.audit.summary import summarise
+from vllm_variants.audit.summary import headers, summarise
+from vllm_variants.fatbin.source import Source
 from vllm_variants.model.capability import Capability, Fit, choose
 
 
@@ -61,7 +62,7 @@ def compare(path: Path, device: Capability, most: int) -> bool:
         summary = summarise(source, name)
         if not summary or not summary.containers:
             continue
-        held = summary.containers[:most]
+        held = [each for each in summary.containers if loadable(source, each.container.offset)][:most]
         with tempfile.TemporaryDirectory() as folder:
             files, fits = [], []
             for number, each in enumerate(held):
@@ -84,6 +85,15 @@ def compare(path: Path, device: Capability, most: int) -> bool:
         )
         good &= not wrong
     return good
+
+
+def loadable(source: Source, offset: int) -> bool:
+    """Whether a program hands it to the driver: `__nv_relfatbin` is for linkers."""
+    elf = headers(source)
+    return elf is not None and any(
+        section.name == ".nv_fatbin" and section.offset <= offset < section.offset + section.size
+        for section in elf.sections
+    )
 
 
 def main() -> None:
