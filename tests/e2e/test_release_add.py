@@ -20,6 +20,11 @@ from vllm_variants.builders.wheels import locks
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import SYSTEMS
 
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("VLLM_VARIANTS_TEST_SLOW"),
+    reason="a minute or more a test: set VLLM_VARIANTS_TEST_SLOW=1",
+)
+
 NEW = "99.0.0"
 PARTS = ("python", "locks", "expectations", "schemas", "docs", ".flox", "nix", "pkgs", "advisories")
 FILES = ("variants.toml", "pyproject.toml", "README.md", "flake.nix", "flake.lock")

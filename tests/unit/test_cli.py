@@ -60,9 +60,11 @@ def parameters() -> Iterator[tuple[str, Any]]:
 
 
 def before(command: str, parameter: Any) -> list[str]:
-    """What stands before an argument: a word for each that comes first (`add` of `release add VERSION`)."""
-    known = [each for name, each in parameters() if name == command and each.param_type_name == "argument"]
-    return [next(iter(getattr(each.type, "choices", ["sm90"]))) for each in known[: known.index(parameter)]]
+    """What stands before an argument: `add` of `release add VERSION`, nothing in other commands."""
+    names = [
+        each.name for name, each in parameters() if name == command and each.param_type_name == "argument"
+    ]
+    return ["add"] * names.index(parameter.name)
 
 
 def takes_a_value(parameter: Any) -> bool:

@@ -159,7 +159,7 @@ def test_a_broken_result_is_not_hidden_by_a_good_one_beside_it(
 
     assert told.returncode == ExitCode.AUDIT
     assert "nothing in it runs on sm90" in told.stdout
-    assert all(f"{path}:\n" in told.stdout for path in paths)
+    assert all(f"{path} on sm90:\n" in told.stdout for path in paths)
 
 
 def _expected(release: str, sm: str) -> dict[str, int]:
