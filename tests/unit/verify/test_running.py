@@ -284,7 +284,11 @@ def test_the_longest_start_first_when_several_run_together(tmp_path: Path) -> No
     checks = [check("short.one", 10), check("long.one", 60), check("middle.one", 30)]
     outcomes(tmp_path, {}, checks, together=2, ahead=1)
     started = sorted(stand_in.seen(tmp_path / "result"), key=lambda each: each["pid"])
-    assert [each["check"] for each in started] == ["long.one", "middle.one", "short.one"]
+    first_two, last = (
+        {each["check"] for each in started[:2]},
+        started[2]["check"],
+    )  # two start at the same moment
+    assert (first_two, last) == ({"long.one", "middle.one"}, "short.one")
 
 
 @pytest.mark.parametrize("together", [1, 3])
