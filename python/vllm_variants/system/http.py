@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import http.client
-import io
-import os
 import urllib.error
 import urllib.request
 from typing import IO, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from vllm_variants.system.positioned import Positioned
 
 _TIMEOUT = 60.0
 """Seconds without a byte after which a server does not answer."""
@@ -52,7 +52,7 @@ def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         raise Unreachable(str(error)) from error
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(Positioned):
     """A file on a server, read from wherever it is asked for: one request for each place, then on and on.
 
     Raises `Unreachable` at first use where the server sends no ranges.
@@ -60,7 +60,7 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._url, self._position = url, 0
+        self._url = url
         self._response: http.client.HTTPResponse | None = None
         self._at = 0  # where the response stands
         end = self._range(f"bytes=-{_BLOCK}")
@@ -74,25 +74,6 @@ class RemoteFile(io.RawIOBase):
             response.close()
             raise Unreachable("the server sends no ranges of files")
         return response
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next byte is read from."""
-        return self._position
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position, as files do."""
-        self._position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[
-            whence
-        ] + position
-        return self._position
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         """Read on into a buffer; `OSError` where the server stops in between."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from typing import Any
 
 from vllm_variants.errors import ResourceError, UsageError
@@ -37,6 +35,9 @@ def query(service: str, package: str, version: str | None) -> list[dict[str, Any
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    import urllib.error
+    import urllib.request
+
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import posixpath
 import tarfile
@@ -72,7 +73,7 @@ def decompressed(stream: IO[bytes] | io.RawIOBase) -> IO[bytes]:
         case None:
             return buffered
         case "gzip":
-            return io.BufferedReader(Gunzip(buffered), _CHUNK)
+            return cast("IO[bytes]", gzip.GzipFile(fileobj=buffered))
         case "zstd":
             reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(
                 buffered, read_across_frames=True
@@ -80,38 +81,6 @@ def decompressed(stream: IO[bytes] | io.RawIOBase) -> IO[bytes]:
             return io.BufferedReader(cast("io.RawIOBase", reader), _CHUNK)
         case other:
             raise ValueError(f"it is compressed with {other}")
-
-
-class Gunzip(io.RawIOBase):
-    """A gzip stream decompressed as it goes by; several members behind each other are one stream."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__()
-        self._stream = stream
-        self._inflate = zlib.decompressobj(wbits=31)
-        self._input = b""
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        """Decompress on into a buffer; `EOFError` where the stream ends within a member."""
-        while True:
-            if not self._input:
-                self._input = self._stream.read(_CHUNK)
-            if self._inflate.eof:
-                self._input = (self._inflate.unused_data or self._input).lstrip(b"\0")
-                if not self._input:
-                    return 0
-                self._inflate = zlib.decompressobj(wbits=31)
-            elif not self._input:
-                raise EOFError
-            data = self._inflate.decompress(self._input, len(buffer))
-            self._input = self._inflate.unconsumed_tail
-            if data:
-                buffer[: len(data)] = data
-                return len(data)
 
 
 class Padded(io.RawIOBase):

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 
 from vllm_variants.fatbin.source import Malformed
+from vllm_variants.system.positioned import Positioned
 
 
-class FileRange(io.RawIOBase):
+class FileRange(Positioned):
     """`size` bytes of a file from `offset` on, read with `pread`: ranges of one file do not disturb."""
 
     def __init__(self, descriptor: int, offset: int, size: int, name: str = "") -> None:
         super().__init__()
         self.descriptor, self.offset, self.size, self.name = descriptor, offset, size, name
-        self._position = 0
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is."""
-        return True
-
-    def tell(self) -> int:
-        """Where the stream stands."""
-        return self._position
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position, as files do."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        self._position = max(0, start + position)
-        return self._position
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         """Read on into a buffer."""
