@@ -16,27 +16,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vllm_variants.builders.wheels import launchers
 from vllm_variants.errors import InputError
 from vllm_variants.export import report
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.model import results
 from vllm_variants.model.results import DamagedError, Result
 
-_PYTHON = """\
-#!/bin/sh
-# Python of this tree, and nothing of the host's packages. It may lie anywhere, and be read-only.
-here=$(dirname -- "$(readlink -f -- "$0")")
-unset PYTHONPATH PYTHONHOME
-PYTHONNOUSERSITE=1
-# The tree has its bytecode; nothing is written into it unless that is asked for (an empty value).
-PYTHONDONTWRITEBYTECODE=${{PYTHONDONTWRITEBYTECODE-1}}
-export PYTHONNOUSERSITE PYTHONDONTWRITEBYTECODE
+_FIRST = "Python of this tree, and nothing of the host's packages. It may lie anywhere, and be read-only."
+_NAMED_USER = """\
 # torch asks for the user's name, and a user that this machine does not know (a cluster's, NFS) has none.
-[ -n "${{LOGNAME-}}${{USER-}}" ] || {{
+[ -n "${LOGNAME-}${USER-}" ] || {
   LOGNAME=$(id -un 2>/dev/null) || LOGNAME=$(id -u)
   export LOGNAME
-}}
-exec "$here/python{minor}" "$@"
+}
 """
 _LIBRARIES = '''\
 """Libraries that wheels expect of every host: its own, or those of this tree where it has none."""
@@ -167,7 +160,7 @@ def _is_python(path: str) -> bool:
 
 def _launchers(runtime: Runtime) -> Iterator[Entry]:
     site = site_packages(runtime)
-    program = _PYTHON.format(minor=runtime.minor).encode()
+    program = launchers.program(runtime.minor, "tree", _FIRST, _NAMED_USER).encode()
     yield Text("bin/python", program, executable=True)
     yield Text("bin/python3", program, executable=True)
     yield Text(f"{site}/{_OURS}.pth", f"import {_OURS}\n".encode())

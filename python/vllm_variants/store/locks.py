@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vllm_variants.errors import ResourceError, resource_error
+from vllm_variants.errors import ResourceError
+from vllm_variants.system import flock
 
 
 @contextmanager
@@ -19,9 +19,9 @@ def hold(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[Non
     """
     descriptor = _opened(file)
     try:
-        if not _locked(descriptor):
+        if not flock.locked(descriptor):
             waiting()
-            _locked(descriptor, wait=True)
+            flock.locked(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
@@ -32,7 +32,7 @@ def try_hold(file: Path) -> Iterator[bool]:
     """Hold the lock `file` while the block runs, if it is free; whether it is ours. Errors as of `hold`."""
     descriptor = _opened(file)
     try:
-        yield _locked(descriptor)
+        yield flock.locked(descriptor)
     finally:
         os.close(descriptor)
 
@@ -45,14 +45,3 @@ def _opened(file: Path) -> int:
             f"the lock {file} cannot be made: {error.strerror}",
             hint="make room, or set XDG_DATA_HOME to a folder that you can write to",
         ) from error
-
-
-def _locked(descriptor: int, *, wait: bool = False) -> bool:
-    """Take the lock of an open file; False when another holds it and `wait` is not set."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise resource_error(error) from error
-    return True

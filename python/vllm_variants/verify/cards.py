@@ -7,16 +7,15 @@ all processes of a person, whatever each calls a card, and one that dies gives i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 from vllm_variants.errors import MissingError, resource_error
 from vllm_variants.machine import gpus
 from vllm_variants.machine.gpus import Gpu
+from vllm_variants.system import flock
 
 
 @contextlib.contextmanager
@@ -46,13 +45,10 @@ def _taken(stack: contextlib.ExitStack, card: Gpu, *, wait: bool) -> bool:
     """Take the card's lock until `stack` ends, or say that somebody has it."""
     path = Path(tempfile.gettempdir(), f"vllm-variants-{os.getuid()}-{_file_name(card.uuid)}.lock")
     try:
-        file: IO[str] = stack.enter_context(path.open("w", encoding="utf-8"))
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
+        file = stack.enter_context(path.open("w", encoding="utf-8"))
     except OSError as error:
         raise resource_error(error) from error
-    return True
+    return flock.locked(file.fileno(), wait=wait)
 
 
 def _file_name(uuid: str) -> str:

@@ -26,6 +26,21 @@ from vllm_variants.verify.catalogue import CHECKS, Check
 CLOSING = 10.0  # seconds between the end of a process's output and its own (it gives the GPU back)
 LONGEST = 1 << 24  # bytes of a line that are read as one: an outcome with all its cases has thousands
 
+FOREIGN = frozenset({"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"})
+"""Variables that would let another Python's packages into a result's."""
+
+
+def alone(scratch: Path) -> dict[str, str]:
+    """What every process of checks has in its environment: no network, one process, caches in `scratch`."""
+    return {
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "VLLM_CACHE_ROOT": str(scratch / "vllm"),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONNOUSERSITE": "1",
+    }
+
 
 @dataclass(frozen=True)
 class CheckedResult:
@@ -43,11 +58,7 @@ class CheckedResult:
 
     def environment(self, scratch: Path, check: Check, together: int = 1) -> dict[str, str]:
         """The environment of a check, its GPUs in it: no foreign Python paths, caches in `scratch`."""
-        environment = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
-        }
+        environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(check.share(self.gpus))
         if self.native and not check.compiles:
@@ -61,16 +72,11 @@ class CheckedResult:
             | {
                 "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                 "CUDA_CACHE_PATH": str(scratch / "driver"),
-                "TRITON_CACHE_DIR": str(scratch / "triton"),
                 "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
-                "VLLM_CACHE_ROOT": str(scratch / "vllm"),
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_HOST_IP": "127.0.0.1",
-                "VLLM_NO_USAGE_STATS": "1",
-                "HF_HUB_OFFLINE": "1",
                 "PYTHONUNBUFFERED": "1",
-                "PYTHONNOUSERSITE": "1",
             }
+            | alone(scratch)
         )
 
 

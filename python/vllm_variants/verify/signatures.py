@@ -18,6 +18,7 @@ from vllm_variants import documents
 from vllm_variants.errors import Error, InputError
 from vllm_variants.system import process
 from vllm_variants.verify.catalogue import CHECKS, Check
+from vllm_variants.verify.check_process import FOREIGN, alone
 
 STATUSES = ("called", "refused", "absent", "untried")
 """What may become of a check; `checks/signatures.py` says what each means."""
@@ -99,17 +100,8 @@ def record(python: Path, checks: Sequence[Check]) -> list[CalledCheck]:
 
 def _environment(scratch: Path) -> dict[str, str]:
     """The environment of a dry run: no foreign Python paths, no network, and every cache in `scratch`."""
-    foreign = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"}
-    kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    return kept | {
-        "HOME": str(scratch),
-        "TRITON_CACHE_DIR": str(scratch / "triton"),
-        "VLLM_CACHE_ROOT": str(scratch / "vllm"),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONNOUSERSITE": "1",
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return kept | {"HOME": str(scratch)} | alone(scratch)
 
 
 def document(release: str, checks: Sequence[CalledCheck]) -> dict[str, Any]:

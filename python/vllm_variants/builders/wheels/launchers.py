@@ -7,24 +7,35 @@ from pathlib import Path
 # PYTHONPATH, PYTHONHOME and the user's site-packages would let the host's packages in.
 _PYTHON = """\
 #!/bin/sh
-# Python of this result, and nothing of the host's site-packages.
+# {first}
 here=$(dirname -- "$(readlink -f -- "$0")")
 unset PYTHONPATH PYTHONHOME
 PYTHONNOUSERSITE=1
-# The result has its bytecode; nothing is written into it unless that is asked for (an empty value).
+# The {what} has its bytecode; nothing is written into it unless that is asked for (an empty value).
 PYTHONDONTWRITEBYTECODE=${{PYTHONDONTWRITEBYTECODE-1}}
 export PYTHONNOUSERSITE PYTHONDONTWRITEBYTECODE
+{before}exec "$here/python{minor}" "$@"
+"""
+_FIRST = "Python of this result, and nothing of the host's site-packages."
+_EXPECT = """\
 if [ ! -x "$here/python{minor}" ]; then
   echo "error: no Python {minor} at $(readlink "$here/python{minor}"), where this result expects it" >&2
   echo "hint: ln -sfn \\"\\$(command -v python{minor})\\" '$here/python{minor}'" >&2
   exit 127
 fi
-exec "$here/python{minor}" "$@"
 """
 
 
 _OF_VENV = ("activate*", "deactivate*", "pydoc.bat")
 """Scripts of a virtual environment: a result is not activated, its programs are started by their paths."""
+
+
+def program(minor: str, what: str, first: str, before: str) -> str:
+    """The text of a `bin/python` that starts `python<minor>` beside it and keeps the host's packages out.
+
+    `what` it belongs to and its `first` comment are for people; `before` are lines of sh that run first.
+    """
+    return _PYTHON.format(minor=minor, what=what, first=first, before=before)
 
 
 def write(environment: Path, interpreter: Path, minor: str) -> None:
@@ -40,10 +51,11 @@ def write(environment: Path, interpreter: Path, minor: str) -> None:
     for name in ("python", "python3", f"python{minor}"):
         (folder / name).unlink(missing_ok=True)
     (folder / f"python{minor}").symlink_to(interpreter)
+    text = program(minor, "result", _FIRST, _EXPECT.format(minor=minor))
     for name in ("python", "python3"):
-        program = folder / name
-        program.write_text(_PYTHON.format(minor=minor), encoding="utf-8")
-        program.chmod(0o755)
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
 
 
 def expect_interpreter(environment: Path, interpreter: Path, minor: str) -> None:
