@@ -6,8 +6,8 @@
 For each release the published wheels are installed once (hard links into uv's cache) and the files that
 nothing reads go, as in a build. Then each variant is planned as `build` would make it: the same functions,
 in a dry run, so that nothing is written, and its containers are judged as the audit does. Bytecode is made
-once for a release and system; with `--system aarch64-linux` it is that of the other platform, and all
-but running it works here. `--native` plans `build --native` too, for the variants whose PTX is in the cache of
+once for a release and system; `--system aarch64-linux` measures the other platform, of which all but
+running it works here. `--native` plans `build --native` too, for the variants whose PTX is in the cache of
 cubins already (`VLLM_VARIANTS_CUBINS`), or with `--compile` for all; `--times` are reports of
 `bench/cubins.py compile`, which know what compiling took.
 
@@ -111,11 +111,13 @@ def planned(release: Published, variant: Variant) -> dict[str, Any]:
     facts |= {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(_cpu() - cpu, 1)}
     known = contents.load(release.release.name, variant.system)
     fits, jit, foreign = Counter[str](), 0, 0
+    slimmed = {file.path for file in report.changed if file.saved["images"]}
     audited = collect([release.tree], variant.capability)
     for library in audited:
         fits.update({str(key): count for key, count in library.fits.items()})
         jit += len({container.offset for container in library.jit})
-        foreign = max(foreign, _foreign_left(release.tree / library.path, variant.capability))
+        left = _foreign_left(release.tree / library.path, variant.capability)
+        foreign = max(foreign, left if library.path in slimmed else library.foreign)
     missing = judge((), audited, variant.capability, known).missing
     facts["containers"] = dict(fits) | {"jit": jit}
     facts["verdict"] = (
@@ -226,7 +228,7 @@ def differences(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[s
 
 
 def _chosen(rows: Matrix, release: Release, given: argparse.Namespace) -> list[Variant]:
-    """The variants to measure: those that the release has code for on the system, or the named ones of them."""
+    """Those that the release has code for on the system, or the named ones of them."""
     offered = [v for v in offers.of(rows, release).values() if v.system == given.system]
     return [variant for variant in offered if not given.variant or variant.short in given.variant]
 

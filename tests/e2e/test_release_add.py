@@ -153,7 +153,7 @@ def test_a_release_whose_operators_cannot_be_called_is_not_added(adding: Adding)
     before = adding.texts()
     completed = adding.run(NEW)
     assert completed.returncode == 1, completed.stderr
-    assert "the checks' calls were not all tried: the process ended with status 1 after 0 of" in completed.stderr
+    assert "the checks' calls were not all tried: the process ended with status 1" in completed.stderr
     assert "Traceback" not in completed.stderr
     assert adding.texts() == before
 

@@ -84,7 +84,8 @@ def with_impossible(text: str) -> str:
         ),
         (
             with_half, ("build", "sm90", "--release", "0.99.0"), ExitCode.MISSING,
-            "release 0.99.0 has no lock for x86_64-linux (", "make it in a checkout: ./vllm-variants lock 0.99.0",
+            "release 0.99.0 has no lock for x86_64-linux (",
+            "make it in a checkout: ./vllm-variants lock 0.99.0",
         ),
         (
             with_half, ("lock", "0.99.0"), ExitCode.MISSING,

@@ -59,8 +59,8 @@ def nvfp4(run: Run) -> None:
             ]
             exact = [
                 fp4_dequantised(rows[groups.rows_of(e)], scales[groups.scales_of(e)], limit)
-                @ fp4_dequantised(*packed[e], limits[e]).T
-                for e in range(experts)
+                @ fp4_dequantised(weight, steps, limits[e]).T
+                for e, (weight, steps) in enumerate(packed)
             ]
             run.case(
                 f"{dtype} {experts} experts, {len(groups.rows)}×{n}×{k}",
@@ -100,9 +100,7 @@ def mxfp4(run: Run) -> None:
                 groups.rows, groups.offsets, groups.scale_offsets, experts, 1
             )
             bounds = run.tensor([n * e for e in range(experts + 1)], torch.int32)
-            weights, steps = ops.mxfp4_experts_quant(
-                groups.weights.flatten(0, 1), bounds, bounds, experts, 1
-            )
+            weights, steps = ops.mxfp4_experts_quant(groups.weights.flatten(0, 1), bounds, bounds, experts, 1)
             weights, steps = weights.view(experts, n, k // 2), steps[: experts * n].view(experts, n, -1)
             exact = [
                 _mxfp4(rows[groups.rows_of(e)], scales[groups.scales_of(e)]) @ _mxfp4(weights[e], steps[e]).T

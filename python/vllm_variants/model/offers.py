@@ -28,7 +28,8 @@ def obstacle(release: Release, variant: Variant) -> str | None:
     if known is None or (held and held.usable):
         return None
     if held is None:
-        return f"what release {release.name} holds for {variant.capability} ({variant.short}) was never derived"
+        what = f"{variant.capability} ({variant.short})"
+        return f"what release {release.name} holds for {what} was never derived"
     return (
         f"release {release.name} (CUDA {release.stack.cuda}) has no code that runs on"
         f" {variant.capability} ({variant.architecture})"
@@ -54,8 +55,8 @@ def require(matrix: Matrix, release: Release, variant: Variant) -> None:
     if not reason:
         return
     if code(release, variant) is None:
-        hint = f"vllm-variants audit --derive WHEEL… > expectations/{release.name}.toml"
-        raise MissingError(reason, hint=hint)
+        derive = f"vllm-variants audit --derive WHEEL… > expectations/{release.name}.toml"
+        raise MissingError(reason, hint=derive)
     others = releases_with(matrix, variant)
     hint = f"vllm-variants build {variant.short} --release {others[0].name}" if others else None
     more = f"; release {others[0].name} does" if others else ", and no other release does"

@@ -166,7 +166,7 @@ def test_stubs_of_ptx_pass_too(tmp_path: Path) -> None:
 
 
 def with_section_headers_in_memory(path: Path) -> Path:
-    """Move the section headers into a segment of their own, as patchelf leaves libraries of aarch64 wheels."""
+    """Move the section headers into a segment of their own, as patchelf leaves some libraries."""
     with opened(path) as source:
         elf, data = elfs.parse(source), bytearray(source.at(0, source.size))
     size = len(elf.sections) * elfs.SECTION_HEADER.size
@@ -188,7 +188,7 @@ def test_section_headers_that_are_in_memory_may_change_and_what_is_beside_them_m
     moved = with_section_headers_in_memory(made)
     before = moved.read_bytes()
     tampered(monkeypatch, lambda data, elf: flip(lambda elf: elf.loads[-1].end - 3)(data, elf))
-    with pytest.raises(Wrong, match="the byte at address .* changed"):
+    with pytest.raises(Wrong, match=r"the byte at address .* changed"):
         slim_file(moved, HOPPER)
     assert moved.read_bytes() == before
     monkeypatch.undo()
