@@ -20,7 +20,7 @@ from vllm_variants.cli.build_options import (
     WheelOptions,
 )
 from vllm_variants.cli.command import with_groups
-from vllm_variants.cli.options import NEWEST, ReleaseOrNewest, VariantNames, path_option
+from vllm_variants.cli.options import NEWEST, ReleaseName, VariantNames, path_option
 from vllm_variants.cli.output import say
 from vllm_variants.cli.rules import rules
 from vllm_variants.errors import Error, UsageError
@@ -39,7 +39,7 @@ def build(
     systems: Annotated[
         list[str] | None, typer.Option("--system", metavar="SYSTEM", help="With --all: of this system too.")
     ] = None,
-    release: ReleaseOrNewest = None,
+    release: ReleaseName = None,
     via: Annotated[
         Via, typer.Option(help="How: wheels installs published wheels; nix and flox compile from source.")
     ] = Via.WHEELS,
