@@ -60,8 +60,11 @@ def test_the_recorded_figures_keep_what_is_promised() -> None:
 @pytest.mark.skipif(
     not RECORDED.is_file(), reason="the figures are in a checkout, not in an installed package"
 )
-def test_every_variant_of_the_newest_release_was_measured_and_none_holds_foreign_code() -> None:
+def test_the_newest_release_was_measured_whole_and_on_x86_64_no_foreign_code_stays() -> None:
+    """In libraries for aarch64 a page is 64 KiB, and code in smaller pieces cannot be cut (docs/releases.md)."""
     rows, matrix_rows = json.loads(RECORDED.read_text())["rows"], matrix.load()
     newest = matrix_rows.newest_first[0]
-    assert rows[newest.name].keys() == offers.of(matrix_rows, newest).keys()
-    assert {facts["verdict"] for facts in rows[newest.name].values()} <= {"pass", "jit"}
+    offered = offers.of(matrix_rows, newest)
+    assert rows[newest.name].keys() == offered.keys()
+    verdicts = {rows[newest.name][s]["verdict"] for s, v in offered.items() if v.system == "x86_64-linux"}
+    assert verdicts <= {"pass", "jit"}
