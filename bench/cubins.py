@@ -3,6 +3,7 @@
     python bench/cubins.py export FILE [--release V …] [--sm 90 …] [--tree DIR] [--work DIR]
     python bench/cubins.py compile FILE --cache DIR --ptxas PATH [--only-sm 90,100] [--only PATTERN]
                                         [--seconds N] [--at-once N] [--report FILE]
+    python bench/cubins.py split FILE --parts N
 
 `export` plans every library of the published wheels (of each release, for each SM; default: all), as
 `build --native` does, and writes each PTX text once, with all that decides its cubins. `compile` needs
@@ -11,6 +12,8 @@ at once as processors and memory allow, over the cache that `VLLM_VARIANTS_CUBIN
 What is in the cache is not compiled again; with `--seconds` it stops in time, and the next run goes on.
 The compiler is part of a cubin's key, so `compile` refuses a ptxas that is not the exporting machine's
 (`python -c 'from vllm_variants.builders.wheels import compilers; print(compilers.compiler("12.9").ptxas)'`).
+
+`split` makes FILE.1 to FILE.N of a file that is too large to carry, each whole by itself.
 
 FILE is a tar in zstd with a window as large as its content: `ptx/SHA256` and, last, `jobs.json`.
 Prints a JSON object.
@@ -27,7 +30,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,12 +121,7 @@ def export(given: argparse.Namespace) -> dict[str, Any]:
                 if job.sha256 not in written:
                     written.add(job.sha256)
                     _add(tar, f"ptx/{job.sha256}", text)
-        facts = {
-            "schema": _SCHEMA,
-            "compiler": compiler.as_dict(),
-            "jobs": [asdict(job) for job in sorted(jobs.values(), key=lambda job: (-job.size, job.sha256))],
-        }
-        _add(tar, "jobs.json", json.dumps(facts, indent=1).encode())
+        _add_jobs(tar, compiler.as_dict(), jobs.values())
     sizes = {job.sha256: job.size for job in jobs.values()}
     return {
         "file": str(given.file), "bytes": given.file.stat().st_size, "texts": len(sizes),
@@ -141,6 +139,52 @@ def _by_target(jobs: Any) -> dict[str, int]:
     for job in jobs:
         counts[job.target] = counts.get(job.target, 0) + 1
     return counts
+
+
+def _add_jobs(tar: tarfile.TarFile, compiler: Any, jobs: Iterable[Text]) -> None:
+    largest_first = sorted(jobs, key=lambda job: (-job.size, job.sha256))
+    facts = {"schema": _SCHEMA, "compiler": compiler, "jobs": [asdict(job) for job in largest_first]}
+    _add(tar, "jobs.json", json.dumps(facts, indent=1).encode())
+
+
+def split(given: argparse.Namespace) -> dict[str, Any]:
+    """Write FILE.1 to FILE.N, of about as many bytes of text each; what is in them."""
+    with tempfile.TemporaryDirectory(prefix="vllm-variants-cubins.", dir=given.work) as work:
+        facts, texts = unpack(given.file, Path(work))
+        by_place = sorted({text.sha256: text for text in texts}.values(), key=lambda text: text.wanted_by)
+        room, parts = sum(text.size for text in by_place) / given.parts, list[list[Text]]()
+        taken = 0.0
+        for text in by_place:  # texts of one library resemble each other, and stay together
+            if taken >= room * len(parts):
+                parts.append([])
+            parts[-1].append(text)
+            taken += text.size
+        return {"parts": [
+            _part(given, number, facts["compiler"], part, texts, Path(work, "ptx"))
+            for number, part in enumerate(parts, 1)
+        ]}  # fmt: skip
+
+
+def _part(
+    given: argparse.Namespace, number: int, compiler: Any, part: Sequence[Text], texts: Sequence[Text],
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    path = given.file.with_name(f"{given.file.name}.{number}")
+    packing = zstandard.ZstdCompressor(compression_params=_parameters(given.level))
+    with (
+        path.open("wb") as file,
+        packing.stream_writer(file) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+    ):
+        for text in part:
+            _add(tar, f"ptx/{text.sha256}", Path(folder, text.sha256).read_bytes())
+        held = {text.sha256 for text in part}
+        jobs = [text for text in texts if text.sha256 in held]
+        _add_jobs(tar, compiler, jobs)
+    return {
+        "file": str(path), "bytes": path.stat().st_size, "texts": len(part),
+        "text_bytes": sum(text.size for text in part), "jobs": len(jobs), "jobs_by_target": _by_target(jobs),
+    }  # fmt: skip
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -246,7 +290,9 @@ def main() -> None:
     writing.add_argument("--release", nargs="*", help="default: all")
     writing.add_argument("--sm", nargs="*", type=Capability.parse, help="default: all variants'")
     writing.add_argument("--tree", type=Path, help="a published tree, instead of installing the release")
-    writing.add_argument("--level", type=int, default=9, help="of zstd")
+    splitting = modes.add_parser("split", help="write such a file as several")
+    splitting.set_defaults(run=split)
+    splitting.add_argument("--parts", type=int, required=True)
     compiling = modes.add_parser("compile", help="compile them into a cache of cubins")
     compiling.set_defaults(run=compile_texts)
     compiling.add_argument("--cache", type=Path, required=True)
@@ -256,7 +302,9 @@ def main() -> None:
     compiling.add_argument("--seconds", type=float, help="stop after so many, when the next one ends")
     compiling.add_argument("--at-once", type=int, help="default: processors")
     compiling.add_argument("--report", type=Path, help="write the JSON there too")
-    for mode in (writing, compiling):
+    for mode in (writing, splitting):
+        mode.add_argument("--level", type=int, default=9, help="of zstd")
+    for mode in (writing, splitting, compiling):
         mode.add_argument("file", type=Path)
         mode.add_argument("--work", type=Path, help="where temporary files go")
     given = parser.parse_args()

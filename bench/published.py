@@ -13,9 +13,9 @@ from vllm_variants.model.variants import Release
 SYSTEM = "x86_64-linux"
 
 
-def install(release: Release, folder: Path) -> Path:
-    """Install the lock of `release` for x86_64 into `folder`; downloads what uv's cache lacks. Its path."""
-    lock = locks.find(release, SYSTEM)
+def install(release: Release, folder: Path, system: str = SYSTEM) -> Path:
+    """Install the lock of `release` for `system` into `folder`; downloads what uv's cache lacks. Its path."""
+    lock = locks.find(release, system)
     installation.environment(folder, interpreters.find(release.stack.python))
     installation.sync(folder, lock, [lock.path], None)
     return folder

@@ -1,12 +1,13 @@
 """What every variant of every release holds and weighs, rule by rule: one JSON document, for docs' tables.
 
-    python bench/variants.py [--release V …] [--variant sm90 …] [--out FILE] [--work DIR]
-                             [--native [--compile]] [--times REPORT …] [--against RESULT …]
+    python bench/variants.py [--release V …] [--variant sm90 …] [--system SYSTEM] [--out FILE]
+                             [--work DIR] [--native [--compile]] [--times REPORT …] [--against RESULT …]
 
 For each release the published wheels are installed once (hard links into uv's cache) and the files that
 nothing reads go, as in a build. Then each variant is planned as `build` would make it: the same functions,
 in a dry run, so that nothing is written, and its containers are judged as the audit does. Bytecode is made
-once for a release. `--native` plans `build --native` too, for the variants whose PTX is in the cache of
+once for a release and system; `--system aarch64-linux` measures the other platform, of which all but
+running it works here. `--native` plans `build --native` too, for the variants whose PTX is in the cache of
 cubins already (`VLLM_VARIANTS_CUBINS`), or with `--compile` for all; `--times` are reports of
 `bench/cubins.py compile`, which know what compiling took.
 
@@ -56,8 +57,9 @@ from vllm_variants.fatbin.rewrite import device_sections, rewrites
 from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.tree import SlimReport, slim_tree
 from vllm_variants.machine import interpreters
-from vllm_variants.model import matrix
+from vllm_variants.model import matrix, offers
 from vllm_variants.model.capability import Capability, Fit, Target
+from vllm_variants.model.platforms import SYSTEMS
 from vllm_variants.model.requests import Request
 from vllm_variants.model.variants import Matrix, Release, Variant
 from vllm_variants.store import disk_use
@@ -71,11 +73,11 @@ Times = Mapping[str, float]
 
 
 class Published:
-    """A release's wheels without the files that nothing reads, and what all its variants share."""
+    """A release's wheels without the files that nothing reads, and what a system's variants share."""
 
-    def __init__(self, release: Release, work: Path) -> None:
-        self.release, self.tree = release, Path(work, f"published-{release.name}")
-        published.install(release, self.tree)
+    def __init__(self, release: Release, work: Path, system: str) -> None:
+        self.release, self.tree = release, Path(work, f"published-{release.name}-{system}")
+        published.install(release, self.tree, system)
         self.site = self.tree / "lib" / f"python{release.stack.python}" / "site-packages"
         interpreter = interpreters.find(release.stack.python)
         launchers.write(self.tree, interpreter.path, release.stack.python)
@@ -109,11 +111,13 @@ def planned(release: Published, variant: Variant) -> dict[str, Any]:
     facts |= {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(_cpu() - cpu, 1)}
     known = contents.load(release.release.name, variant.system)
     fits, jit, foreign = Counter[str](), 0, 0
+    slimmed = {file.path for file in report.changed if file.saved["images"]}
     audited = collect([release.tree], variant.capability)
     for library in audited:
         fits.update({str(key): count for key, count in library.fits.items()})
         jit += len({container.offset for container in library.jit})
-        foreign = max(foreign, _foreign_left(release.tree / library.path, variant.capability))
+        left = _foreign_left(release.tree / library.path, variant.capability)
+        foreign = max(foreign, left if library.path in slimmed else library.foreign)
     missing = judge((), audited, variant.capability, known).missing
     facts["containers"] = dict(fits) | {"jit": jit}
     facts["verdict"] = (
@@ -223,10 +227,16 @@ def differences(facts: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[s
     return found | ({"rest of the result": rest} if abs(rest) > 3_000_000 else {})
 
 
+def _chosen(rows: Matrix, release: Release, given: argparse.Namespace) -> list[Variant]:
+    """Those that the release has code for on the system, or the named ones of them."""
+    offered = [v for v in offers.of(rows, release).values() if v.system == given.system]
+    return [variant for variant in offered if not given.variant or variant.short in given.variant]
+
+
 def _in_order(found: Mapping[str, Any], rows: Matrix) -> dict[str, Any]:
     """Releases and variants in the matrix's order."""
     return {
-        release: {variant: found[release][variant] for variant in rows.variants if variant in found[release]}
+        release: {v.short: found[release][v.short] for v in rows.every_variant if v.short in found[release]}
         for release in rows.releases
         if release in found
     }
@@ -243,7 +253,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--release", nargs="*", help="default: all")
-    parser.add_argument("--variant", nargs="*", help="default: all of x86_64")
+    parser.add_argument("--variant", nargs="*", help="default: all that the release has code for")
+    parser.add_argument("--system", choices=SYSTEMS, default=published.SYSTEM)
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     parser.add_argument("--work", type=Path, help="a folder on the disk of uv's cache")
     parser.add_argument("--native", action="store_true")
@@ -259,10 +270,8 @@ def main() -> None:
         document = json.loads(given.out.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="vllm-variants-bench.", dir=given.work) as work:
         for release in [rows.release(name) for name in given.release or rows.releases]:
-            installed = Published(release, Path(work))
-            for variant in rows.for_system(published.SYSTEM):
-                if given.variant and variant.short not in given.variant:
-                    continue
+            installed = Published(release, Path(work), given.system)
+            for variant in _chosen(rows, release, given):
                 where = document["rows"].setdefault(release.name, {})
                 facts = where.get(variant.short, {})
                 if facts.get("identity") != installed.identity(variant):

@@ -148,6 +148,16 @@ def _unwritable(adding: Adding) -> None:
     (adding.root / "expectations" / f"{NEW}.toml").mkdir()
 
 
+def test_a_release_whose_operators_cannot_be_called_is_not_added(adding: Adding) -> None:
+    """The toy's torch is an empty module: the process that calls the checks ends at once."""
+    before = adding.texts()
+    completed = adding.run(NEW)
+    assert completed.returncode == 1, completed.stderr
+    assert "the checks' calls were not all tried: the process ended with status 1" in completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert adding.texts() == before
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [

@@ -101,7 +101,7 @@ def test_every_release_has_a_file_that_says_when_it_was_read() -> None:
 def test_the_three_states_are_never_mixed_up(folder: Path) -> None:
     assert command.of("0.13.0").sentence == "not asked"
     (folder / "0.13.0.toml").write_text('read = "2026-11-24"')
-    assert command.of("0.13.0").sentence == "none known on 2026-11-24"
+    assert command.of("0.13.0").sentence == "none in the records of 2026-11-24"
     (folder / "0.13.0.toml").write_text(OLD)
     assert command.of("0.13.0").sentence == "2 known on 2026-11-24, the worst CVE-2026-1 (9.8)"
 

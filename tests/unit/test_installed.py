@@ -66,10 +66,12 @@ def test_a_path_of_two_packages_is_as_one_of_them_recorded(environment: Path) ->
 def test_a_published_file_that_its_wheel_misrecords_is_whole(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published = {("toy-1.0", "toy.py"): hashlib.sha256(b"patched later\n").hexdigest()}
+    wheels = (b"patched later\n", b"patched for another C library\n")
+    published = {("toy-1.0", "toy.py"): {hashlib.sha256(wheel).hexdigest() for wheel in wheels}}
     monkeypatch.setattr(installed, "_published", lambda: published)
-    (site(environment) / "toy.py").write_text("patched later\n")
-    require_whole(environment, site(environment))
+    for wheel in wheels:
+        (site(environment) / "toy.py").write_bytes(wheel)
+        require_whole(environment, site(environment))
 
     (site(environment) / "toy.py").write_text("patched badly\n")
     with pytest.raises(ResourceError, match=r"toy\.py"):
@@ -78,6 +80,6 @@ def test_a_published_file_that_its_wheel_misrecords_is_whole(
 
 def test_what_is_misrecorded_is_locked_and_has_a_whole_hash() -> None:
     locks = "".join(path.read_text() for path in (data.root() / "locks").glob("[0-9]*.txt"))
-    for (package, path), digest in installed._published().items():
+    for (package, path), digests in installed._published().items():
         assert f"{package.replace('-', '==')} " in locks, path
-        assert len(bytes.fromhex(digest)) == 32
+        assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)

@@ -20,17 +20,15 @@ from vllm_variants.cli.build_options import (
     WheelOptions,
 )
 from vllm_variants.cli.command import with_groups
-from vllm_variants.cli.options import ReleaseName, VariantNames, path_option
+from vllm_variants.cli.options import NEWEST, ReleaseName, VariantNames, path_option
 from vllm_variants.cli.output import say
 from vllm_variants.cli.rules import rules
 from vllm_variants.errors import Error, UsageError
 from vllm_variants.machine import detection, gpus
 from vllm_variants.model import matrix, offers
+from vllm_variants.model.capability import Capability
 from vllm_variants.model.platforms import SYSTEMS, host_system
 from vllm_variants.model.variants import Matrix, Release, Variant
-
-NEWEST = "newest"
-"""What `--release` takes besides a name: the newest that has what was asked for and runs on this machine."""
 
 
 @rules(*RULES)
@@ -144,9 +142,29 @@ def _named(names: Sequence[str], rows: Matrix, release: Release, *, quiet: bool 
     """The variants that these names mean, saying what a name was taken for when it is no variant's."""
     for name in names:
         if name == "auto":
-            yield from detection.detect(gpus.machine(), rows, release).require()
-            continue
-        match = rows.parse(name, release=release)
-        if match.interpretation != "a variant" and not quiet:
-            say(f"{name}: taken as {match.interpretation} → {match.variant.short}")
-        yield match.variant
+            detected = detection.detect(gpus.machine(), rows, release)
+            yield from detected.require()
+            chosen = [(gpu.gpu.capability, gpu.chosen.variant) for gpu in detected.gpus if gpu.chosen]
+        else:
+            match = rows.parse(name, release=release)
+            if match.interpretation != "a variant" and not quiet:
+                say(f"{name}: taken as {match.interpretation} → {match.variant.short}")
+            yield match.variant
+            chosen = [(match.device, match.variant)]
+        if not quiet:
+            for sentence in dict.fromkeys(_built_elsewhere(*pair, rows, release) for pair in chosen):
+                if sentence:
+                    say(f"note: {sentence}")
+
+
+def _built_elsewhere(device: Capability, variant: Variant, rows: Matrix, release: Release) -> str | None:
+    """That another release has a variant for exactly this device, where `variant` only serves it too."""
+    found = rows.built_for(device, variant.system)
+    if variant.capability == device or not found:
+        return None
+    other, own = found
+    return (
+        f"{variant.short} of release {release.name} is built for {variant.capability} and serves {device}"
+        f" besides; release {other.name} has one for {device}: vllm-variants build {own.short} --release"
+        f" {other.name}"
+    )

@@ -64,10 +64,12 @@ ReleaseName = Annotated[
     typer.Option(
         "--release",
         metavar="V",
-        help="The vLLM release; the default one if absent.",
+        help="The vLLM release, of build also newest, the newest that fits; the default one if absent.",
         autocompletion=_releases,
     ),
 ]
+NEWEST = "newest"
+"""What `build --release` takes besides a name: the newest that has what is asked for and runs here."""
 Devices = Annotated[
     list[Capability] | None,
     typer.Option(

@@ -119,6 +119,15 @@ def _program_headers(elf: Elf) -> tuple[int, int]:
     return at, at + len(elf.segments) * elfs.PROGRAM_HEADER.size
 
 
+def _loaded_sections_address(elf: Elf) -> int | None:
+    """Where the section headers are in memory, as patchelf may leave them; None: they are not, or share
+    their place with a section."""
+    start = elf.section_headers_at
+    end = start + len(elf.sections) * elfs.SECTION_HEADER.size
+    shared = any(s.file_size and s.offset < end and start < s.end for s in elf.sections)
+    return _address(elf, start) if start and not shared and _is_loaded(elf, start, end) else None
+
+
 def _is_loaded(elf: Elf, start: int, end: int) -> bool:
     return any(load.offset <= start and end <= load.end for load in elf.loads)
 
@@ -173,6 +182,8 @@ def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, changes: Seq
     edits = [(_address(old, 0), _address(old, 0) + elfs.HEADER.size)]  # see _header
     if (table := _loaded_table_address(new_elf)) is not None and table == _loaded_table_address(old):
         edits.append((table, table + len(new_elf.segments) * elfs.PROGRAM_HEADER.size))  # see _segments
+    if (table := _loaded_sections_address(new_elf)) is not None and table == _loaded_sections_address(old):
+        edits.append((table, table + len(new_elf.sections) * elfs.SECTION_HEADER.size))  # see _sections
     for change in changes:
         address = _address(old, change.container.offset)
         edits.append((address, address + change.dead_end - change.container.offset))

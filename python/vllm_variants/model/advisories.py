@@ -65,7 +65,7 @@ class Advisories:
         if self.read is None:
             return "not asked"
         if not self.known:
-            return f"none known on {self.read}"
+            return f"none in the records of {self.read}"
         worst = max(self.known, key=_rank)
         severity = f" ({worst.severity})" if worst.severity else ""
         return f"{len(self.known)} known on {self.read}, the worst {worst.id}{severity}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vllm_variants.errors import UnsupportedError
+from vllm_variants.errors import MissingError, UnsupportedError
 from vllm_variants.model import expectations
 from vllm_variants.model.capability import Fit
 from vllm_variants.model.expectations import ExpectedContainers
@@ -23,9 +23,13 @@ def code(release: Release, variant: Variant) -> ExpectedContainers | None:
 
 def obstacle(release: Release, variant: Variant) -> str | None:
     """Why `release` has no such variant, as a clause; None: it has it."""
-    held = code(release, variant)
-    if held is None or held.usable:
+    known = expectations.load(release.name, variant.system)
+    held = known.on(variant.capability) if known else None
+    if known is None or (held and held.usable):
         return None
+    if held is None:
+        what = f"{variant.capability} ({variant.short})"
+        return f"what release {release.name} holds for {what} was never derived"
     return (
         f"release {release.name} (CUDA {release.stack.cuda}) has no code that runs on"
         f" {variant.capability} ({variant.architecture})"
@@ -43,10 +47,16 @@ def releases_with(matrix: Matrix, variant: Variant) -> tuple[Release, ...]:
 
 
 def require(matrix: Matrix, release: Release, variant: Variant) -> None:
-    """Raise `UnsupportedError` when `release` has nothing for `variant`; it names the newest that does."""
+    """Raise `UnsupportedError` when `release` has nothing for `variant`; it names the newest that does.
+
+    `MissingError` where the release's expectations say nothing of that SM, so that nobody knows.
+    """
     reason = obstacle(release, variant)
     if not reason:
         return
+    if code(release, variant) is None:
+        derive = f"vllm-variants audit --derive WHEEL… > expectations/{release.name}.toml"
+        raise MissingError(reason, hint=derive)
     others = releases_with(matrix, variant)
     hint = f"vllm-variants build {variant.short} --release {others[0].name}" if others else None
     more = f"; release {others[0].name} does" if others else ", and no other release does"

@@ -176,6 +176,14 @@ class Matrix:
             for variant in self.every_variant
         )
 
+    def built_for(self, device: Capability, system: str) -> tuple[Release, Variant] | None:
+        """The newest release that has a variant built for `device` on `system`, and that variant."""
+        for release in self.newest_first:
+            for variant in self.of(release).values():
+                if (variant.capability, variant.system) == (device, system):
+                    return release, variant
+        return None
+
     def parse(self, text: str, *, system: str | None = None, release: Release | None = None) -> Match:
         """The variant that `text` names, and as what it was read.
 
@@ -184,6 +192,9 @@ class Matrix:
         `NVIDIA H100 80GB HBM3`). Of the variants of `release`; without one, of those that every release
         has, then of all. Raises `UsageError` with the nearest names, and for what other releases have.
         """
+        short = text.strip().lower()
+        if release and short in self.more and short not in release.own_variants:
+            self._refuse_other_release(text, system, release)
         pools = [self.of(release)] if release else [self.variants, self.more]
         for pool in pools:
             if match := _Pool(tuple(pool.values()), self._named(pool, release)).find(text.strip(), system):
@@ -198,7 +209,8 @@ class Matrix:
 
     def _refuse_other_release(self, text: str, system: str | None, release: Release) -> None:
         """Raise `UsageError` when other releases than this have what `text` names."""
-        for other in self.newest_first:
+        others = [other for other in self.newest_first if other is not release]
+        for other in sorted(others, key=lambda other: text.strip().lower() not in other.own_variants):
             pool = self.of(other)
             if match := _Pool(tuple(pool.values()), self._named(pool, other)).find(text.strip(), system):
                 short = match.variant.short

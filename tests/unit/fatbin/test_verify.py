@@ -163,3 +163,47 @@ def test_stubs_of_ptx_pass_too(tmp_path: Path) -> None:
     path = library(tmp_path / "made.so", section([ptx("compute_120", 150_000)], [cubin("sm_90")]))
 
     assert slim_file(path, HOPPER).stubs == 1
+
+
+def with_section_headers_in_memory(path: Path) -> Path:
+    """Move the section headers into a segment of their own, as patchelf leaves some libraries."""
+    with opened(path) as source:
+        elf, data = elfs.parse(source), bytearray(source.at(0, source.size))
+    size = len(elf.sections) * elfs.SECTION_HEADER.size
+    table = bytes(data[elf.section_headers_at : elf.section_headers_at + size])
+    data += bytes(-len(data) % elf.page)
+    at, address = len(data), len(data) + 64 * elf.page
+    data += table + b"names that are in memory too"
+    length = len(data) - at
+    struct.pack_into("<Q", data, 0x28, at)
+    third = elf.program_headers_at + 2 * elfs.PROGRAM_HEADER.size
+    elfs.PROGRAM_HEADER.pack_into(data, third, 1, 6, at, address, address, length, length, elf.page)
+    path.write_bytes(data)
+    return path
+
+
+def test_section_headers_that_are_in_memory_may_change_and_what_is_beside_them_may_not(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = with_section_headers_in_memory(made)
+    before = moved.read_bytes()
+    tampered(monkeypatch, lambda data, elf: flip(lambda elf: elf.loads[-1].end - 3)(data, elf))
+    with pytest.raises(Wrong, match=r"the byte at address .* changed"):
+        slim_file(moved, HOPPER)
+    assert moved.read_bytes() == before
+    monkeypatch.undo()
+    report = slim_file(moved, HOPPER)
+    assert report.saved["images"] > 100_000
+    assert report.after < report.before - 100_000
+
+
+def test_a_wrong_section_header_in_memory_is_noticed(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = with_section_headers_in_memory(made)
+
+    def tamper(data: bytearray, elf: elfs.Elf) -> None:
+        text = next(n for n, section in enumerate(elf.sections) if section.name == ".rodata")
+        data[elf.section_headers_at + text * elfs.SECTION_HEADER.size + 0x10] ^= 0x08  # its address
+
+    tampered(monkeypatch, tamper)
+    with pytest.raises(Wrong, match=r"section \.rodata is not the section it was"):
+        slim_file(moved, HOPPER)

@@ -259,7 +259,15 @@ def test_a_related_gpu_is_a_device_of_its_own_capability() -> None:
     assert MATRIX.parse("B300").device == Capability(10, 3)
 
 
-@pytest.mark.parametrize("word", ["GB10", "sm121-arm64", "12.1", "vllm-python312-cuda13_0-sm90"])
+def test_the_newest_release_that_is_built_for_a_device() -> None:
+    found = MATRIX.built_for(Capability(10, 3), "x86_64-linux")
+    assert found and (found[0].name, found[1].short) == ("0.33.0", "sm103")
+    assert MATRIX.built_for(Capability(12, 1), "x86_64-linux") is None
+
+
+@pytest.mark.parametrize(
+    "word", ["GB10", "sm121-arm64", "12.1", "sm103", "SM103-arm64", "vllm-python312-cuda13_0-sm90"]
+)
 def test_what_only_another_release_has_names_that_release(word: str) -> None:
     with pytest.raises(UsageError, match=r"release 0\.33\.0 has it"):
         MATRIX.parse(word, release=MATRIX.default)

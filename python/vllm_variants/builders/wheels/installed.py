@@ -84,12 +84,15 @@ def _misrecorded(site: Path, package: Path, name: str) -> bool:
     if not published:
         return False
     try:
-        return hashlib.sha256((site / name).read_bytes()).hexdigest() == published
+        return hashlib.sha256((site / name).read_bytes()).hexdigest() in published
     except OSError:
         return False
 
 
 @functools.cache
-def _published() -> dict[tuple[str, str], str]:
-    """(`package-version`, path) → the sha256 of the file in the published wheel."""
-    return {(row["package"], row["path"]): row["sha256"] for row in toml_file.load(DATA)["file"]}
+def _published() -> dict[tuple[str, str], set[str]]:
+    """(`package-version`, path) → the sha256 of the file in each published wheel that has it."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in toml_file.load(DATA)["file"]:
+        found[row["package"], row["path"]].add(row["sha256"])
+    return found

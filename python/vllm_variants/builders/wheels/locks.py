@@ -86,16 +86,16 @@ def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
     """Resolve the lock again from its inputs, aside, and replace it; return its path.
 
     Versions in the old lock stay while the inputs allow them, unless `upgrade`.
-    Runs `uv pip compile`, which needs the package index. Raises `Error` when uv finds no solution
-    and `UnsupportedError` outside a checkout.
+    Runs `uv pip compile`, which needs the package index. Raises `Error` when uv finds no solution,
+    `MissingError` without inputs and `UnsupportedError` outside a checkout.
     """
     checkout = data.checkout()
     if not checkout:
         raise UnsupportedError("locks are made in a checkout of the project, not in an installed package")
     folder = checkout / "locks"
-    more = folder / f"{_stack(release)}.{platform_of(system)}.in"
     index_only = folder / f"{_stack(release)}.{platform_of(system)}-index.in"
     target = folder / f"{release.name}-{platform_of(system)}.txt"
+    inputs = _inputs(folder, release, system)
     left_out = [line.partition("==")[0] for line in _requirements(index_only)]
     with tempfile.TemporaryDirectory(prefix=".lock.", dir=folder) as aside:
         made = Path(aside, target.name)
@@ -106,7 +106,7 @@ def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
                 *compile_command(release, system),
                 *("--override", folder / f"{_stack(release)}.overrides", "--output-file", made),
                 *(part for name in left_out for part in ("--no-emit-package", name)),
-                *(path for path in (folder / f"{release.name}.in", more) if path.is_file()),
+                *inputs,
             ]
         )
         if told.status:
@@ -115,6 +115,18 @@ def remake(release: Release, system: str, *, upgrade: bool = False) -> Path:
             )
         made.rename(target)
     return target
+
+
+def _inputs(folder: Path, release: Release, system: str) -> list[Path]:
+    """What a lock is made from; `MissingError` for a release that nobody gave any."""
+    own = folder / f"{release.name}.in"
+    if not own.is_file():
+        raise MissingError(
+            f"release {release.name} has nothing to lock: {own} is absent",
+            hint=f"write vllm=={release.name} into it, or leave it all to `vllm-variants release add`",
+        )
+    more = folder / f"{_stack(release)}.{platform_of(system)}.in"
+    return [own, more] if more.is_file() else [own]
 
 
 def compile_command(release: Release, system: str) -> list[str]:
