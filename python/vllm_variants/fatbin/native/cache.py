@@ -22,7 +22,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants.fatbin.codecs import LARGEST, ZSTD, Codec, Encoded, Encoding, Undecodable, decode, encode
+from vllm_variants.fatbin.codecs import (
+    LARGEST,
+    LZ4,
+    ZSTD,
+    Codec,
+    Encoded,
+    Encoding,
+    Undecodable,
+    decode,
+    encode,
+)
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.model.capability import Target
 from vllm_variants.system import atomic
@@ -92,7 +102,7 @@ class Cache:
         """The cubin of a key, checked; None when there is none, or none that can be trusted."""
         path = self.path(key)
         try:
-            kept = _parsed(_content(path), key, self._encoding)
+            kept = _parsed(_content(path), key, (self._encoding, ZSTD, LZ4))
         except FileNotFoundError:
             return None
         except _Damaged as damage:
@@ -180,8 +190,8 @@ def _content(path: Path) -> bytes:
         return file.read(LARGEST + _MOST_HEADER)
 
 
-def _parsed(content: bytes, key: str, ours: Encoding) -> Kept:
-    """The entry of a key; its stored form only where `ours` would make the same bytes."""
+def _parsed(content: bytes, key: str, encodings: Sequence[Encoding]) -> Kept:
+    """The entry of a key; its stored form only where one of `encodings` would make the same bytes."""
     line, newline, data = content.partition(b"\n")
     if not newline or len(line) > _MOST_HEADER:
         raise _Damaged("it does not begin as an entry does")
@@ -204,5 +214,5 @@ def _parsed(content: bytes, key: str, ours: Encoding) -> Kept:
         raise _Damaged(error.message) from error
     if hashlib.sha256(cubin).hexdigest() != digest:
         raise _Damaged("its digest is another")
-    same = encoder == ours.identity
-    return Kept(cubin, Encoded(ours, data, size) if same else None)
+    same = next((encoding for encoding in encodings if encoding.identity == encoder), None)
+    return Kept(cubin, Encoded(same, data, size) if same else None)
