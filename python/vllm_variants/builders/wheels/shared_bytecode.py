@@ -21,7 +21,7 @@ from vllm_variants.model.results import Result
 
 @dataclass(frozen=True)
 class Compiled:
-    """A result's bytecode: below `site` (site-packages), made by Python `version` (3.12.1), and its digest."""
+    """A result's bytecode: below `site` (site-packages), by Python `version` (3.12.1), and its digest."""
 
     site: Path
     version: str
