@@ -93,7 +93,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=None)
     parser.add_argument("--durable", action="store_true", help="sync every new file")
     given = parser.parse_args()
+    if not given.tree.is_dir():
+        parser.error(f"{given.tree} is no folder: give an installed tree, or a result of `build --no-slim`")
     work: Path = given.work or given.tree.parent
+    work.mkdir(parents=True, exist_ok=True)
     linked, copied = work / "bench-linked", work / "bench-copied"
     slimming, copying, sizes, peaks = [], [], (0, 0), []
     busy: list[tuple[float, float]] = []

@@ -129,6 +129,8 @@ def manifest(slimmed: dict[str, Any], native: bool, release: str) -> dict[str, A
                 "which": "serving",
                 "modules": 1,
                 "bytes": 3000,
+                "sha256": "5b" * 32,
+                "shared": 0,
                 "undo": "--bytecode none",
             },
             {

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent / "fatbin"))
 from compiling import ptx_image, ptx_text
 from making import cubin, library, section
 
-from vllm_variants.builders.wheels import compilers, records
+from vllm_variants.builders.wheels import compilers, records, shared_bytecode
 from vllm_variants.builders.wheels.builder import Wheels
 from vllm_variants.builders.wheels.native import Waiting, duration
 from vllm_variants.errors import MissingError, ResourceError, UnsupportedError, UsageError
@@ -107,6 +107,63 @@ def test_bytecode_can_be_had_for_all_and_for_none(
 ) -> None:
     result, _ = build(tmp_path / "here", bytecode=which)
     assert len(list(site(result).rglob("*.pyc"))) == count
+
+
+def bytecode_of(result: Result) -> dict[str, tuple[bytes, int]]:
+    """By name: the bytes of each bytecode file, and its inode."""
+    made = site(result).rglob("*.pyc")
+    return {str(p.relative_to(site(result))): (p.read_bytes(), p.stat().st_ino) for p in made}
+
+
+def test_a_second_variant_takes_the_first_ones_bytecode_and_is_the_same_with_and_without(
+    index: ToyIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = build(tmp_path / "one")[0], build(tmp_path / "two", keep_symbols=True)[0]
+    assert first.path != second.path
+    assert steps(first)["bytecode"]["shared"] == 0 and steps(second)["bytecode"]["shared"] == 3
+    assert bytecode_of(first) == bytecode_of(second)  # inodes too: one file, two names
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another store"))
+    alone, _ = build(tmp_path / "three", keep_symbols=True)
+    assert steps(alone)["bytecode"]["shared"] == 0
+    assert {n: b for n, (b, _) in bytecode_of(alone).items()} == {
+        n: b for n, (b, _) in bytecode_of(second).items()
+    }
+    facts = ("sha256", "bytes", "modules")
+    assert [steps(alone)["bytecode"][name] for name in facts] == [
+        steps(second)["bytecode"][name] for name in facts
+    ]
+
+
+@pytest.mark.parametrize("damaged", ["bytecode", "source"])
+def test_what_is_damaged_in_one_result_does_not_get_into_another(
+    damaged: str, index: ToyIndex, tmp_path: Path
+) -> None:
+    """A changed byte of its bytecode: none of it is taken; another source: that module's is not."""
+    first, _ = build(tmp_path / "one")
+    whole = {name: content for name, (content, _) in bytecode_of(first).items()}
+    path = site(first) / "vllm" / "cli.py"
+    if damaged == "bytecode":
+        path = next(path.parent.glob("__pycache__/cli.*.pyc"))
+    changed = path.read_bytes()[:-1] + b"#"
+    path.unlink()  # it may be another name of a cache's file
+    path.write_bytes(changed)
+    second, _ = build(tmp_path / "two", keep_symbols=True)
+    assert steps(second)["bytecode"]["shared"] == (0 if damaged == "bytecode" else 2)
+    assert {name: content for name, (content, _) in bytecode_of(second).items()} == whole
+
+
+def test_bytecode_of_another_python_is_not_taken(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for place in (ours, theirs):
+        place.mkdir()
+        (place / "a.py").write_text("x = 1\n")
+    made = theirs / shared_bytecode.target("a.py", "3.12.1")
+    made.parent.mkdir()
+    made.write_bytes(b"made")
+    digest = shared_bytecode.digest_of(theirs, shared_bytecode.bytecode_below(theirs))
+    other = shared_bytecode.Compiled(theirs, "3.12.1", digest)
+    assert not shared_bytecode.take(["a.py"], ours, "3.12.2", [other])
+    assert shared_bytecode.take(["a.py"], ours, "3.12.1", [other]) == {"a.py"}
 
 
 def test_bin_has_what_a_person_runs_and_nothing_else(index: ToyIndex, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 from vllm_variants.fatbin.source import Malformed, Source, next_nonzero
 
@@ -98,10 +99,10 @@ class Elf:
         """Of the machine it is for, as in a system's name: `x86_64`, `aarch64`."""
         return {62: "x86_64", 183: "aarch64"}[self.machine]
 
-    @property
-    def loads(self) -> list[Segment]:
+    @cached_property
+    def loads(self) -> tuple[Segment, ...]:
         """The segments that a loader maps, in the file's order."""
-        return [segment for segment in self.segments if segment.type == PT_LOAD]
+        return tuple(segment for segment in self.segments if segment.type == PT_LOAD)
 
     @property
     def alignment(self) -> int:

@@ -7,6 +7,7 @@ capability, else the highest PTX. What is unknown stays. Where the rule is in do
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from vllm_variants.fatbin.container import Container, Image
 from vllm_variants.model.capability import Capability, Fit, Kind, Target, choose, fit
@@ -14,17 +15,27 @@ from vllm_variants.model.capability import Capability, Fit, Kind, Target, choose
 
 def kept_images(container: Container, devices: Sequence[Capability], keep_ptx: bool = False) -> list[Image]:
     """The images that stay, in their order; none when no device can run any of them."""
-    known = [image for image in container.images if image.known]
-    wanted = {(image.kind, image.target) for image in container.images if not image.known}
-    for device in devices:
-        wanted |= _choosable([(kind, image.target) for image in known if (kind := image.kind)], device)
+    images = [((image.kind, image.target) if image.known else None, image) for image in container.images]
+    wanted = _wanted(tuple(code for code, _ in images if code), tuple(devices), keep_ptx)
+    unknown = {(image.kind, image.target) for code, image in images if not code}
+    return [image for code, image in images if not code or code in wanted or code in unknown]
+
+
+_Code = tuple[Kind | None, Target]
+"""What an image is, as far as a device's choice asks."""
+
+
+@lru_cache(maxsize=4096)
+def _wanted(images: tuple[_Code, ...], devices: tuple[Capability, ...], keep_ptx: bool) -> frozenset[_Code]:
+    """What stays of known images. Remembered: thousands of containers hold the same few targets."""
+    known = [(kind, target) for kind, target in images if kind]
+    wanted = {code for device in devices for code in _choosable(known, device)}
     if keep_ptx and (portable := _portable_ptx(known, devices)):
         wanted.add((Kind.PTX, portable))
-    return [image for image in container.images if not image.known or (image.kind, image.target) in wanted]
+    return frozenset(wanted)
 
 
-def _choosable(images: Iterable[tuple[Kind, Target]], device: Capability) -> set[tuple[Kind | None, Target]]:
-    images = list(images)
+def _choosable(images: Sequence[tuple[Kind, Target]], device: Capability) -> set[_Code]:
     best = choose(images, device)
     if best is None:
         return set(_doubtful(images, device, None))
@@ -36,9 +47,7 @@ def _choosable(images: Iterable[tuple[Kind, Target]], device: Capability) -> set
     return same | _doubtful(images, device, best.target if best.kind is Kind.CUBIN else None)
 
 
-def _doubtful(
-    images: Sequence[tuple[Kind, Target]], device: Capability, best: Target | None
-) -> set[tuple[Kind | None, Target]]:
+def _doubtful(images: Sequence[tuple[Kind, Target]], device: Capability, best: Target | None) -> set[_Code]:
     """Cubins that only the Tegra rule excludes, as good by number as `best`: no driver's word is at hand."""
     return {
         (kind, target)
@@ -52,8 +61,8 @@ def _doubtful(
     }
 
 
-def _portable_ptx(images: Iterable[Image], devices: Sequence[Capability]) -> Target | None:
+def _portable_ptx(images: Iterable[tuple[Kind, Target]], devices: Sequence[Capability]) -> Target | None:
     """The PTX that the most later devices can compile: the highest the devices can, else the lowest."""
-    targets = {image.target for image in images if image.kind is Kind.PTX and not image.target.suffix}
+    targets = {target for kind, target in images if kind is Kind.PTX and not target.suffix}
     usable = [t for t in targets if any(fit(Kind.PTX, t, device) is Fit.JIT for device in devices)]
     return max(usable, default=None) or min(targets, default=None)

@@ -17,7 +17,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from vllm_variants.errors import AuditError
 from vllm_variants.fatbin import elf as elfs
@@ -135,7 +135,7 @@ def _is_loaded(elf: Elf, start: int, end: int) -> bool:
 def _loaded_table_address(elf: Elf) -> int | None:
     """Where the program headers are in memory; None where they are not."""
     start, end = _program_headers(elf)
-    return _address(elf, start) if _is_loaded(elf, start, end) else None
+    return _Addresses(elf)(start) if _is_loaded(elf, start, end) else None
 
 
 def _needed_alignment(elf: Elf) -> int:
@@ -179,13 +179,14 @@ def _placed(segment: Segment) -> tuple[int, ...]:
 
 def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
     """Walk the new file's segments by address and compare each with the source, around the changes."""
-    edits = [(_address(old, 0), _address(old, 0) + elfs.HEADER.size)]  # see _header
+    address_of = _Addresses(old)
+    edits = [(address_of(0), address_of(0) + elfs.HEADER.size)]  # see _header
     if (table := _loaded_table_address(new_elf)) is not None and table == _loaded_table_address(old):
         edits.append((table, table + len(new_elf.segments) * elfs.PROGRAM_HEADER.size))  # see _segments
     if (table := _loaded_sections_address(new_elf)) is not None and table == _loaded_sections_address(old):
         edits.append((table, table + len(new_elf.sections) * elfs.SECTION_HEADER.size))  # see _sections
     for change in changes:
-        address = _address(old, change.container.offset)
+        address = address_of(change.container.offset)
         edits.append((address, address + change.dead_end - change.container.offset))
     edits.sort()
     starts = [start for start, _ in edits]
@@ -221,11 +222,20 @@ def _gaps(name: str, old: Elf, covered: Sequence[tuple[int, int]], edits: Sequen
                     raise Wrong(name, f"bytes that are needed were dropped at address {start:#x}")
 
 
-def _address(elf: Elf, offset: int) -> int:
-    for load in elf.loads:
-        if load.offset <= offset < load.end:
-            return load.address + offset - load.offset
-    raise Wrong("", f"offset {offset:#x} is in no segment")
+class _Addresses:
+    """Where a loader puts a file's bytes. Found by bisection: a slimmed library has thousands of segments."""
+
+    def __init__(self, elf: Elf) -> None:
+        self._loads = sorted((s for s in elf.loads if s.file_size), key=lambda load: load.offset)
+        self._starts = [load.offset for load in self._loads]
+
+    def __call__(self, offset: int) -> int:
+        """The address of the byte at an offset; raise `Wrong` where no segment has it."""
+        last = bisect_right(self._starts, offset)
+        for load in chain(self._loads[max(last - 1, 0) : last], self._loads):
+            if load.offset <= offset < load.end:
+                return load.address + offset - load.offset
+        raise Wrong("", f"offset {offset:#x} is in no segment")
 
 
 def _file_ranges(elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
@@ -331,6 +341,7 @@ def _containers(
     touched: Sequence[int],
 ) -> None:
     changed = {change.container.offset: change for change in changes}
+    old_address, new_address = _Addresses(old), _Addresses(new_elf)
     for index in touched:
         before, after = old.sections[index], new_elf.sections[index]
         pairs = [list(containers_in(source, before)), list(containers_in(new, after))]
@@ -339,7 +350,7 @@ def _containers(
                 source.name, f"section {before.name} has {len(pairs[1])} fat binaries, not {len(pairs[0])}"
             )
         for was, now in zip(*pairs, strict=True):
-            if _address(old, was.offset) != _address(new_elf, now.offset):
+            if old_address(was.offset) != new_address(now.offset):
                 raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} moved")
             change = changed.get(was.offset)
             if change:

@@ -240,9 +240,9 @@ def next_nonzero(source: Source, start: int, end: int) -> int:
 
 def _next_written(source: Source, start: int, end: int) -> int:
     """The next offset from `start` on that is in no hole of a sparse file, at most `end`."""
-    if isinstance(source, Searched):
-        return source.next_written(start, end)
-    if end - start < _SCAN or not isinstance(source, OpenFile):
+    if not isinstance(source, OpenFile):
+        return source.next_written(start, end) if isinstance(source, Searched) else start
+    if end - start < _SCAN:
         return start
     try:
         return min(end, os.lseek(source.descriptor, start, os.SEEK_DATA))

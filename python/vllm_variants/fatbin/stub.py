@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from vllm_variants.fatbin.container import Container, Flag, Image
 from vllm_variants.fatbin.source import Source
@@ -23,6 +24,7 @@ _PAYLOAD_SIZE = struct.Struct("<QI")  # at 0x08 of an image's header: payload si
 _FLAGS, _UNCOMPRESSED = 0x28, 0x38
 
 
+@lru_cache(maxsize=256)
 def empty_cubin(target: Target) -> bytes:
     """A cubin that holds no code, only the tables that every reader expects; under 700 bytes.
 

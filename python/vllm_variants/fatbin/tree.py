@@ -243,16 +243,16 @@ def _without_leftovers(
     """Remove what runs that were killed left aside, and pass over what runs under way have there."""
     found = {}
     for inode, (size, names) in inodes.items():
-        if others := [name for name in names if not _is_aside(Path(name))]:
+        if others := [name for name in names if not _is_aside(name)]:
             found[inode] = size, others
     return found
 
 
-def _is_aside(path: Path) -> bool:
-    if atomic.leftover_target(path) is None:
+def _is_aside(path: str) -> bool:
+    if not atomic.is_leftover_name(path.rpartition("/")[2]):
         return False
     with suppress(OSError):
-        atomic.remove_leftover(path)
+        atomic.remove_leftover(Path(path))
     return True
 
 

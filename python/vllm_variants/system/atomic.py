@@ -87,6 +87,11 @@ def hard_link(name: Path, existing: Path) -> None:
     _renamed_over(name, lambda aside: os.link(existing, aside))
 
 
+def is_leftover_name(name: str) -> bool:
+    """Whether a file's name, without its folder, is one that this module gives to unfinished files."""
+    return _OURS.fullmatch(name) is not None
+
+
 def leftover_target(path: Path) -> Path | None:
     """The target that an unfinished file was made for; None for a name that this module does not give."""
     match = _OURS.fullmatch(path.name)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_variants.fatbin.codecs import LZ4, ZSTD
+from vllm_variants.fatbin.codecs import LZ4, ZSTD, Codec, Encoding
 from vllm_variants.fatbin.native.cache import Cache, default_folder, key_of
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.model.capability import Target
@@ -132,6 +132,12 @@ def test_an_entry_of_another_encoder_gives_the_cubin_but_not_its_bytes(cache: Ca
     head = json.loads(line) | {"encoder": "zstd 1.4.0 level 9"}
     cache.path(KEY).write_bytes(json.dumps(head).encode() + b"\n" + rest)
     kept = cache.get(KEY)
+    assert kept and kept.cubin == CUBIN and kept.stored is None
+
+
+def test_what_another_tuning_of_the_same_level_stored_is_stored_anew(tmp_path: Path) -> None:
+    Cache(tmp_path, encoding=Encoding(Codec.ZSTD, ZSTD.level)).put(KEY, CUBIN)
+    kept = Cache(tmp_path, encoding=ZSTD).get(KEY)
     assert kept and kept.cubin == CUBIN and kept.stored is None
 
 

@@ -65,6 +65,7 @@ def test_only_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
         folder.mkdir()
         assert [atomic.remove_leftover(path) for path in (left, notes, folder)] == [True, False, False]
         assert atomic.leftover_target(left) == tmp_path / "left"
+        assert [atomic.is_leftover_name(path.name) for path in (left, notes)] == [True, False]
     assert not left.exists() and notes.exists() and folder.exists()
 
 

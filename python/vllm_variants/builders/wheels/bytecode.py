@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from vllm_variants.builders.steps import Steps
+from vllm_variants.builders.wheels import shared_bytecode
+from vllm_variants.builders.wheels.shared_bytecode import Compiled
 from vllm_variants.errors import Error, resource_error
 from vllm_variants.machine import memory
 from vllm_variants.machine.interpreters import Interpreter
@@ -39,8 +41,13 @@ def identity(which: Bytecode) -> str:
     )
 
 
-def write(steps: Steps, which: Bytecode, interpreter: Interpreter, site: Path) -> None:
-    """Make the bytecode of modules in `site` (site-packages) with the result's interpreter."""
+def write(
+    steps: Steps, which: Bytecode, interpreter: Interpreter, site: Path, others: Iterable[Compiled] = ()
+) -> None:
+    """Make the bytecode of modules in `site` (site-packages) with the result's interpreter.
+
+    What one of `others` has of the same modules is linked instead: the result is the same, byte for byte.
+    """
     if which is Bytecode.NONE:
         steps.skip("bytecode", "not asked for")
         return
@@ -49,8 +56,9 @@ def write(steps: Steps, which: Bytecode, interpreter: Interpreter, site: Path) -
         if which is Bytecode.SERVING:
             listed = _listed()
             modules = [name for name in modules if _is_listed(name, listed)]
-        count, size = _compile(modules, interpreter, site)
-        step.facts |= {"which": which.value, "modules": count, "bytes": size, "undo": "--bytecode none"}
+        shared = shared_bytecode.take(modules, site, interpreter.version, others)
+        _compile([name for name in modules if name not in shared], interpreter, site)
+        step.facts |= {"which": which.value, **_made(site), "shared": len(shared), "undo": "--bytecode none"}
 
 
 def _listed() -> frozenset[str]:
@@ -73,8 +81,18 @@ def _modules(site: Path) -> list[str]:
     return sorted(name for name in found if not (site / name).is_symlink())
 
 
-def _compile(modules: Sequence[str], interpreter: Interpreter, site: Path) -> tuple[int, int]:
-    """Compile the modules on all processors; how many there are now, and their bytes."""
+def _made(site: Path) -> dict[str, object]:
+    """All bytecode below `site`: of how many modules, its bytes, and a digest that others hold it to."""
+    try:
+        names = shared_bytecode.bytecode_below(site)
+        size = sum((site / name).stat().st_size for name in names)
+        return {"modules": len(names), "bytes": size, "sha256": shared_bytecode.digest_of(site, names)}
+    except OSError as error:
+        raise resource_error(error) from error
+
+
+def _compile(modules: Sequence[str], interpreter: Interpreter, site: Path) -> None:
+    """Compile the modules on all processors; what is not valid Python is passed."""
     jobs = max(1, min(memory.processors(), len(modules) // 50))
     try:
         with tempfile.TemporaryDirectory(prefix="vllm-variants-bytecode.") as folder:
@@ -91,5 +109,3 @@ def _compile(modules: Sequence[str], interpreter: Interpreter, site: Path) -> tu
         if worker.status:
             last = (worker.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise Error(f"bytecode could not be made: {last}", hint="see --bytecode none")
-    counts = [worker.stdout.split() for worker in completed]
-    return sum(int(count) for count, _ in counts), sum(int(size) for _, size in counts)

@@ -3,7 +3,7 @@
 Arguments: site-packages, and a file that lists modules in it, one a line. Each gets
 `__pycache__/NAME.cpython-XY.pyc`, hash-based and unchecked: Python takes it without looking at the
 source's time, which copying and unpacking change. The same source gives the same bytes wherever it
-lies. Prints how many were compiled and how many bytes they have; what is not valid Python is passed.
+lies. What is not valid Python is passed.
 """
 
 import importlib.util
@@ -16,7 +16,6 @@ from pathlib import Path
 def main(site: str, listing: str) -> None:
     """Compile what `listing` names."""
     warnings.simplefilter("ignore")
-    count = size = 0
     for name in Path(listing).read_text(encoding="utf-8").splitlines():
         source = f"{site}/{name}"
         target = importlib.util.cache_from_source(source, optimization="")
@@ -31,9 +30,6 @@ def main(site: str, listing: str) -> None:
             )
         except (py_compile.PyCompileError, ValueError, RecursionError):
             continue
-        count += 1
-        size += Path(target).stat().st_size
-    print(count, size)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants.fatbin.codecs import LARGEST, ZSTD, Codec, Encoded, Encoding, Undecodable, decode, encode
+from vllm_variants.fatbin.codecs import (
+    LARGEST,
+    LZ4,
+    ZSTD,
+    Codec,
+    Encoded,
+    Encoding,
+    Undecodable,
+    decode,
+    encode,
+)
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.model.capability import Target
 from vllm_variants.system import atomic
@@ -92,7 +102,7 @@ class Cache:
         """The cubin of a key, checked; None when there is none, or none that can be trusted."""
         path = self.path(key)
         try:
-            kept = _parsed(_content(path), key)
+            kept = _parsed(_content(path), key, (self._encoding, ZSTD, LZ4))
         except FileNotFoundError:
             return None
         except _Damaged as damage:
@@ -180,24 +190,29 @@ def _content(path: Path) -> bytes:
         return file.read(LARGEST + _MOST_HEADER)
 
 
-def _parsed(content: bytes, key: str) -> Kept:
+def _parsed(content: bytes, key: str, encodings: Sequence[Encoding]) -> Kept:
+    """The entry of a key; its stored form only where one of `encodings` would make the same bytes."""
     line, newline, data = content.partition(b"\n")
     if not newline or len(line) > _MOST_HEADER:
         raise _Damaged("it does not begin as an entry does")
     try:
         head = json.loads(line)
-        encoding = Encoding(Codec(head["codec"]), int(head["level"]))
-        size, digest, encoder = int(head["size"]), head["sha256"], head["encoder"]
-        ours = head["schema"] == _SCHEMA and head["key"] == key and head["stored"] == len(data)
+        codec, size, digest, encoder = (
+            Codec(head["codec"]),
+            int(head["size"]),
+            head["sha256"],
+            head["encoder"],
+        )
+        whole = head["schema"] == _SCHEMA and head["key"] == key and head["stored"] == len(data)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _Damaged("it does not begin as an entry does") from error
-    if not ours:
+    if not whole:
         raise _Damaged("it is cut off, or another key's")
     try:
-        cubin = decode(data, encoding.codec, size)
+        cubin = decode(data, codec, size)
     except Undecodable as error:
         raise _Damaged(error.message) from error
     if hashlib.sha256(cubin).hexdigest() != digest:
         raise _Damaged("its digest is another")
-    same = encoder == encoding.identity
-    return Kept(cubin, Encoded(encoding, data, size) if same else None)
+    same = next((encoding for encoding in encodings if encoding.identity == encoder), None)
+    return Kept(cubin, Encoded(same, data, size) if same else None)
