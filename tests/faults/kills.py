@@ -18,9 +18,9 @@ def killed(this: Round, run: str, arguments: Arguments, **options: object) -> En
     chance, known = this.chance, this.world.template.runs[run]
     signum = chance.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [4, 2, 3])[0]
     whom = {
-        signal.SIGKILL: ("main", "group", "self"),
-        signal.SIGTERM: ("main", "group"),
-        signal.SIGINT: ("group",),
+        signal.SIGKILL: ("main", "group", "both", "self"),
+        signal.SIGTERM: ("main", "group", "both"),
+        signal.SIGINT: ("main", "group", "both"),
     }
     to = chance.choice(whom[signum])
     exact = this.world.template.shim and known.calls and chance.random() < 0.6

@@ -20,7 +20,7 @@ def stopped_at(this: Round, run: str, arguments: Arguments) -> Command:
     """Start a command that stands still (SIGSTOP) at a random call, or runs into its end."""
     known = this.world.template.runs[run]
     at = this.chance.randint(1, max(known.calls, 1))
-    strike = Strike(f"signal:{int(signal.SIGSTOP)}:group", at, this.chance.random() < 0.5)
+    strike = Strike(f"signal:{int(signal.SIGSTOP)}:both", at, this.chance.random() < 0.5)
     command = this.world.start(*arguments, strike=strike)
     for _ in range(600):
         if command.wait(0.02) or command.stopped():
