@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -136,12 +137,13 @@ class World:
         return self.area / "tree"
 
     def env(self) -> dict[str, str]:
-        """The environment of every command: nothing of the caller's but PATH."""
+        """The environment of every command: nothing of the caller's but PATH, and where its packages are."""
+        package = self.template.checkout / "python"
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root / "home"),
             "TMPDIR": str(self.root / "tmp"),
-            "PYTHONPATH": str(self.template.checkout / "python"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")])),
             "PYTHONDONTWRITEBYTECODE": "1",
             "XDG_DATA_HOME": str(self.area / "data"),
             "UV_CACHE_DIR": str(self.cache),
@@ -234,7 +236,9 @@ def keep_one_file(tree: Path) -> None:
 
 def make_template(root: Path) -> Template:
     """Make the template in `root`, an empty folder; raise `MissingError` without Python for the release."""
-    python = interpreters.find(matrix.load().default.stack.python).path
+    minor = matrix.load().default.stack.python
+    own = Path(sys.executable) if minor == f"{sys.version_info.major}.{sys.version_info.minor}" else None
+    python = interpreters.find(minor, own).path
     _checkout(root / "checkout")
     _tree(root / "tree", root)
     _wheels(root / "wheels", root / "tree", root / "checkout" / "locks")
