@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from index_lies import lying_index
-from kills import kill_build, kill_copy, kill_file, kill_gc, kill_slim
+from kills import kill_audit, kill_build, kill_copy, kill_export, kill_file, kill_gc, kill_native, kill_slim
 from odd import damaged_entry, odd_store, odd_tree
 from refusals import read_only, read_only_disk, refused, small_disk, small_files
 from rounds import Round
@@ -28,6 +28,9 @@ KINDS: dict[str, Kind] = {
     "kill-file": Kind(kill_file, 2),
     "kill-build": Kind(kill_build, 5),
     "kill-gc": Kind(kill_gc, 3),
+    "kill-native": Kind(kill_native, 4),
+    "kill-export": Kind(kill_export, 3),
+    "kill-audit": Kind(kill_audit, 1),
     "refused-call": Kind(refused, 4, frozenset({"shim"})),
     "small-files": Kind(small_files, 1),
     "small-disk": Kind(small_disk, 3, frozenset({"mount"})),
@@ -41,4 +44,3 @@ KINDS: dict[str, Kind] = {
     "damaged-entry": Kind(damaged_entry, 1),
     "lying-index": Kind(lying_index, 4),
 }
-"""Native compiling comes as one more kind when there is a command for it: kill it as `kill-slim` does."""

@@ -13,7 +13,7 @@ from commands import Command, Ended, Strike
 from invariants import Item, snapshot
 from rounds import Arguments, Round
 from whole import copy_whole, finish_slim, gc_kept, nothing_else, stocked, store_whole
-from worlds import RELEASES
+from worlds import OTHER_NAMES, RELEASES
 
 
 def stopped_at(this: Round, run: str, arguments: Arguments) -> Command:
@@ -128,9 +128,11 @@ def changed_meanwhile(this: Round) -> None:
     """Somebody replaces, truncates, removes or lengthens a library while it is slimmed."""
     world, chance = this.world, this.chance
     before, reference = world.with_tree(), world.template.slimmed()
-    name = chance.choice(["lib/libone.so.1", "pkg/_real.so", "pkg/libthree.so"])
+    name = chance.choice(["lib/libone.so.1", "pkg/_real.so", "pkg/libthree.so", *OTHER_NAMES])
     path = world.tree / name
     how = chance.choice(["replaced", "replaced", "truncated", "removed", "lengthened"])
+    if name in OTHER_NAMES and how in ("truncated", "lengthened"):
+        how = "replaced"  # what is written to is written to under both names
     command = stopped_at(this, "slim", world.slim(jobs=chance.choice([1, 2])))
     changed: Item | None = None
     if how == "replaced":
