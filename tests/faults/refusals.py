@@ -75,7 +75,8 @@ def _disturbed_once(
             expected = {**expected, WITH_PTX: now.get(WITH_PTX, reference[WITH_PTX])}
         this.hold(invariants.old_or_new(before, now, expected, leftovers=leftovers))
         if run == "copy":
-            copy_whole(this, out, reference, [], complete=ended.status == 0)
+            linked = ": link" not in ended.struck
+            copy_whole(this, out, reference, [], complete=ended.status == 0, one_file=linked)
             nothing_else(this, {"tree", "cached", "links"}, leftovers)
         finish_slim(this, before, reference, cached, "native" if run == "native" else "slim")
     elif run == "build":

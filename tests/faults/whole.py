@@ -30,13 +30,23 @@ def finish_slim(
     this.hold(invariants.equal(cached, snapshot(this.world.area / "cached"), "a name outside the tree"))
 
 
-def copy_whole(this: Round, out: Path, reference: Snapshot, link: list[str], complete: bool = True) -> None:
-    """A copy that is there is whole; unless it must be `complete`, libraries in it may be old."""
+def copy_whole(
+    this: Round,
+    out: Path,
+    reference: Snapshot,
+    link: list[str],
+    complete: bool = True,
+    one_file: bool = True,
+) -> None:
+    """A copy that is there is whole; unless it must be `complete`, libraries in it may be old.
+
+    `one_file`: names of one file are so in it; one is a copy where a link was refused.
+    """
     if out.exists():
         copy = snapshot(out)
         if complete:
             this.hold(invariants.equal(reference, copy, "the copy"))
-            this.hold(invariants.one_inode(copy, [OTHER_NAMES]))
+            this.hold(invariants.one_inode(copy, [OTHER_NAMES] if one_file else []))
         else:
             source = snapshot(this.world.tree)
             this.hold(invariants.old_or_new(source, copy, reference, leftovers=False), "the copy")

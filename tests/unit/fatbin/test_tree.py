@@ -613,6 +613,24 @@ def test_of_two_slims_of_a_file_with_two_names_both_succeed(
     assert (tree / "other.so").samefile(tree / "lib" / "libtwo.so")
 
 
+def test_names_of_one_file_are_one_file_in_a_copy_on_another_file_system(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "other.so").hardlink_to(tree / "lib" / "libtwo.so")
+    link = os.link
+
+    def as_between_file_systems(source: Any, target: Any, **options: Any) -> None:
+        if Path(source).is_relative_to(tree):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", as_between_file_systems)
+    report = slimmed_copy(tree, tmp_path / "out", lambda root: slim_tree(root, HOPPER, jobs=1))
+    assert report.saved > 600_000
+    assert (tmp_path / "out" / "other.so").samefile(tmp_path / "out" / "lib" / "libtwo.so")
+    assert (tmp_path / "out" / "text").stat().st_nlink == 1
+
+
 def test_a_sparse_file_is_copied_as_one(tree: Path, tmp_path: Path) -> None:
     hollow = tree / "hollow"
     with hollow.open("wb") as file:
