@@ -10,7 +10,7 @@ from kills import kill_audit, kill_build, kill_copy, kill_export, kill_file, kil
 from odd import damaged_entry, odd_store, odd_tree
 from refusals import read_only, read_only_disk, refused, small_disk, small_files
 from rounds import Round
-from several import builds_and_gcs, changed_meanwhile, two_slims
+from several import builds_and_gcs, changed_meanwhile, two_exports, two_slims
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "read-only-disk": Kind(read_only_disk, 1, frozenset({"mount"})),
     "refused-by-modes": Kind(read_only, 2),
     "two-slims": Kind(two_slims, 3),
+    "two-exports": Kind(two_exports, 1),
     "builds-and-gcs": Kind(builds_and_gcs, 3),
     "changed-meanwhile": Kind(changed_meanwhile, 2, frozenset({"shim"})),
     "odd-tree": Kind(odd_tree, 2),
