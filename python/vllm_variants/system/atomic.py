@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants.system import interruption
+
 _SUFFIX = ".vllm-variants-new"
 _OURS = re.compile(r"\.(?P<target>.*)\.[0-9a-f]{12}" + re.escape(_SUFFIX), re.DOTALL)
 _LONGEST = 255 - len("..") - 12 - len(_SUFFIX)
@@ -56,14 +58,16 @@ def new_file(target: Path, mode: int = 0o600) -> Iterator[NewFile]:
 
     Raises `OSError` where the folder cannot be written to.
     """
-    path, descriptor = _create(target, mode)
-    try:
-        yield NewFile(target, path, descriptor)
-    finally:
-        if _same_file(path, descriptor):
-            with suppress(OSError):
-                path.unlink()
-        os.close(descriptor)
+    with interruption.held() as held:
+        path, descriptor = _create(target, mode)
+        try:
+            held.release()  # from here on it is removed
+            yield NewFile(target, path, descriptor)
+        finally:
+            if _same_file(path, descriptor):
+                with suppress(OSError):
+                    path.unlink()
+            os.close(descriptor)
 
 
 def write(target: Path, data: bytes | str, mode: int = 0o644) -> None:
