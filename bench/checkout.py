@@ -7,12 +7,22 @@ bench starts again with the checkout's `.venv`, which `./vllm-variants test` set
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 _NEEDED = ("typer", "rich", "toml", "pytest")
+
+
+_ROOM = 1 << 31  # bytes
+
+
+def memory_folder() -> str | None:
+    """A folder in memory for temporary files; None where there is none, or less than 2 GiB of it."""
+    shared = "/dev/shm"
+    return shared if os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > _ROOM else None
 
 
 def _start() -> None:

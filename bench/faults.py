@@ -38,7 +38,7 @@ def main() -> None:
     if asked.worker is not None:
         _work(asked)
         return
-    parent = asked.folder or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    parent = asked.folder or checkout.memory_folder()
     base = Path(tempfile.mkdtemp(prefix="vllm-variants-faults-", dir=parent))
     try:
         template = asked.template or base / "template"

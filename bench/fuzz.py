@@ -205,8 +205,7 @@ def main() -> None:
         return
     asked.kept = asked.kept or Path(tempfile.mkdtemp(prefix="vllm-variants-fuzz-kept-"))
     asked.kept.mkdir(parents=True, exist_ok=True)
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    base = Path(tempfile.mkdtemp(prefix="vllm-variants-fuzz-", dir=shared))
+    base = Path(tempfile.mkdtemp(prefix="vllm-variants-fuzz-", dir=checkout.memory_folder()))
     try:
         summary = _fuzz(asked, base)
     finally:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from pathlib import Path
 
 import invariants
 from commands import Ended, Strike
-from invariants import Item, snapshot
+from invariants import Item, Snapshot, snapshot
 from rounds import Arguments, Round
-from whole import copy_whole, finish_build, finish_slim, gc_kept, nothing_else, stocked, store_whole
-from worlds import RELEASES, World
+from whole import (
+    copy_whole,
+    export_whole,
+    finish_build,
+    finish_slim,
+    gc_kept,
+    nothing_else,
+    stocked,
+    store_whole,
+)
+from worlds import RELEASES, WITH_PTX, World
 
 
 def killed(this: Round, run: str, arguments: Arguments, **options: object) -> Ended:
@@ -18,9 +29,9 @@ def killed(this: Round, run: str, arguments: Arguments, **options: object) -> En
     chance, known = this.chance, this.world.template.runs[run]
     signum = chance.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [4, 2, 3])[0]
     whom = {
-        signal.SIGKILL: ("main", "group", "self"),
-        signal.SIGTERM: ("main", "group"),
-        signal.SIGINT: ("group",),
+        signal.SIGKILL: ("main", "group", "both", "self"),
+        signal.SIGTERM: ("main", "group", "both"),
+        signal.SIGINT: ("main", "group", "both"),
     }
     to = chance.choice(whom[signum])
     exact = this.world.template.shim and known.calls and chance.random() < 0.6
@@ -40,10 +51,14 @@ def killed(this: Round, run: str, arguments: Arguments, **options: object) -> En
         command = this.world.start(*arguments, **options)  # type: ignore[arg-type]
         command.wait(delay)
         command.send(int(signum), group=to != "main")
-        ended = command.finish()
         this.trail.append(f"signal {int(signum)} to {to} after {delay:.3f} s")
+        if chance.random() < 0.2:  # impatience
+            command.wait(again := chance.uniform(0.0, 0.3) * this.pace)
+            if command.send(int(signum), group=to != "main"):
+                this.trail.append(f"and again {again:.3f} s later")
+        ended = command.finish()
     if ended.sent:
-        this.faults[f"{signum.name} of {arguments[0]}"] += 1
+        this.faults[f"{signum.name} of {run}"] += 1
     return this.note(ended)
 
 
@@ -54,21 +69,32 @@ def may_leave(ended: Ended) -> bool:
 
 def kill_slim(this: Round) -> None:
     """Kill slimming a tree in place, several times, then let it finish."""
-    world, jobs = this.world, this.chance.choice([1, 2, 2, 3])
-    before, reference = world.with_tree(), world.template.slimmed()
+    world = this.world
+    _kill_in_place(this, "slim", world.slim(jobs=this.chance.choice([1, 2, 2, 3])), world.template.slimmed())
+
+
+def kill_native(this: Round) -> None:
+    """Kill compilers at work, and what waits for them: no cubin is half kept, no compiler goes on."""
+    world = this.world
+    _kill_in_place(this, "native", world.native(this.chance.choice([1, 2])), world.template.compiled())
+
+
+def _kill_in_place(this: Round, run: str, arguments: Arguments, reference: Snapshot) -> None:
+    world = this.world
+    before = world.with_tree()
     cached = snapshot(world.area / "cached")
     leftovers = False
     for _ in range(this.chance.randint(2, 4)):
-        ended = killed(this, "slim", world.slim(jobs=jobs))
+        ended = killed(this, run, arguments)
         leftovers |= may_leave(ended)
         now = snapshot(world.tree)
-        this.hold(
-            invariants.old_or_new(before, now, reference, leftovers=leftovers, finished=ended.status == 0)
-        )
+        # A compiler that was killed leaves a PTX; the last run compiles it.
+        new = reference if run == "slim" else {**reference, WITH_PTX: now.get(WITH_PTX, reference[WITH_PTX])}
+        this.hold(invariants.old_or_new(before, now, new, leftovers=leftovers, finished=ended.status == 0))
         this.hold(invariants.equal(cached, snapshot(world.area / "cached"), "a name outside the tree"))
         if ended.status == 0:
             break  # there is nothing more to disturb
-    finish_slim(this, before, reference, cached)
+    finish_slim(this, before, reference, cached, run)
 
 
 def kill_copy(this: Round) -> None:
@@ -155,6 +181,49 @@ def kill_build(this: Round) -> None:
 
 def _linked(world: World) -> set[str]:
     return {path.name for path in world.links.iterdir() if path.is_symlink() and path.exists()}
+
+
+def kill_export(this: Round) -> None:
+    """Kill an export: its wheelhouse is there whole or not at all, and the result stays as it was."""
+    world, leftovers = this.world, False
+    entry = world.with_entry(RELEASES[0], link="result-exported")
+    before = snapshot(entry)
+    for _ in range(this.chance.randint(1, 3)):
+        ended = killed(this, "export", world.export())
+        leftovers |= may_leave(ended)
+        export_whole(this, leftovers, done=ended.status == 0)
+        this.hold(invariants.equal(before, snapshot(entry), "the result"))
+    ended = this.undisturbed(*world.export())
+    export_whole(this, leftovers=False, done=True)
+    this.hold(invariants.equal(before, snapshot(entry), "the result"))
+
+
+def kill_audit(this: Round) -> None:
+    """Kill audits of a tree, a result and wheels: nothing changes, nothing is left."""
+    world, chance = this.world, this.chance
+    world.with_tree()
+    entry = world.with_entry(RELEASES[0], link="result-exported")
+    shutil.copytree(world.template.wheels, world.area / "wheels")
+    before = snapshot(world.area)
+    target = chance.choice([world.tree, entry, world.area / "wheels", world.links / "result-exported"])
+    words = chance.choice([[], ["--json"], ["--sarif", world.area / "audit.sarif"]])
+    for _ in range(chance.randint(1, 3)):
+        ended = killed(this, "audit", ["audit", target, "--sm", "sm90", *words])
+        now = snapshot(world.area)
+        here = {name: item for name, item in now.items() if name != "audit.sarif"}
+        this.hold(invariants.old_or_new(before, here, {}, leftovers=may_leave(ended)))
+        _report_whole(this, world.area / "audit.sarif")
+        for name in here.keys() - before.keys():
+            (world.area / name).unlink()
+
+
+def _report_whole(this: Round, path: Path) -> None:
+    if path.exists():
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            this.hold([f"{path.name} is half a report"])
+        path.unlink()
 
 
 def kill_gc(this: Round) -> None:

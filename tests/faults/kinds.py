@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from index_lies import lying_index
-from kills import kill_build, kill_copy, kill_file, kill_gc, kill_slim
+from kills import kill_audit, kill_build, kill_copy, kill_export, kill_file, kill_gc, kill_native, kill_slim
 from odd import damaged_entry, odd_store, odd_tree
 from refusals import read_only, read_only_disk, refused, small_disk, small_files
 from rounds import Round
-from several import builds_and_gcs, changed_meanwhile, two_slims
+from several import builds_and_gcs, changed_meanwhile, two_exports, two_slims
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ KINDS: dict[str, Kind] = {
     "kill-file": Kind(kill_file, 2),
     "kill-build": Kind(kill_build, 5),
     "kill-gc": Kind(kill_gc, 3),
+    "kill-native": Kind(kill_native, 4),
+    "kill-export": Kind(kill_export, 3),
+    "kill-audit": Kind(kill_audit, 1),
     "refused-call": Kind(refused, 4, frozenset({"shim"})),
     "small-files": Kind(small_files, 1),
     "small-disk": Kind(small_disk, 3, frozenset({"mount"})),
     "read-only-disk": Kind(read_only_disk, 1, frozenset({"mount"})),
     "refused-by-modes": Kind(read_only, 2),
     "two-slims": Kind(two_slims, 3),
+    "two-exports": Kind(two_exports, 1),
     "builds-and-gcs": Kind(builds_and_gcs, 3),
     "changed-meanwhile": Kind(changed_meanwhile, 2, frozenset({"shim"})),
     "odd-tree": Kind(odd_tree, 2),
@@ -41,4 +45,3 @@ KINDS: dict[str, Kind] = {
     "damaged-entry": Kind(damaged_entry, 1),
     "lying-index": Kind(lying_index, 4),
 }
-"""Native compiling comes as one more kind when there is a command for it: kill it as `kill-slim` does."""

@@ -14,7 +14,17 @@ from commands import Ended, Strike
 from invariants import snapshot
 from mounts import mount_tmpfs, remount_read_only, unmount
 from rounds import Arguments, Round
-from whole import copy_whole, finish_build, finish_slim, gc_kept, nothing_else, stocked, store_whole
+from whole import (
+    copy_whole,
+    export_whole,
+    finish_build,
+    finish_slim,
+    gc_kept,
+    nothing_else,
+    stocked,
+    store_whole,
+)
+from worlds import RELEASES, WITH_PTX
 
 ERRORS = (errno.ENOSPC, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EMFILE)
 
@@ -23,7 +33,7 @@ def refused(this: Round) -> None:
     """A call that changes a file fails, once or from then on: a sentence, and nothing half-done."""
     world, chance = this.world, this.chance
     number = chance.choice(ERRORS)
-    run = chance.choice(["slim", "copy", "build", "build", "gc"])
+    run = chance.choice(["slim", "copy", "build", "build", "gc", "native", "export"])
     onwards = number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     strike = Strike(
         f"errno:{number}" + (":onwards" if onwards else ""),
@@ -53,20 +63,33 @@ def _disturbed_once(
 ) -> None:
     """Disturb one command with `disturb`, check, and run it undisturbed; `forgiving`: leftovers may be."""
     world = this.world
-    if run in ("slim", "copy"):
-        before, reference = world.with_tree(), world.template.slimmed()
+    if run in ("slim", "copy", "native"):
+        template = world.template
+        before, reference = world.with_tree(), template.compiled() if run == "native" else template.slimmed()
         cached, out = snapshot(world.area / "cached"), world.area / "out"
-        ended = disturb(world.slim(to=out if run == "copy" else None))
+        ended = disturb(world.native() if run == "native" else world.slim(to=out if run == "copy" else None))
         leftovers = forgiving(ended)
-        expected = reference if run == "slim" else {}
-        this.hold(invariants.old_or_new(before, snapshot(world.tree), expected, leftovers=leftovers))
+        expected = {} if run == "copy" else reference
+        now = snapshot(world.tree)
+        if run == "native":  # a compiler that could not be started leaves a PTX
+            expected = {**expected, WITH_PTX: now.get(WITH_PTX, reference[WITH_PTX])}
+        this.hold(invariants.old_or_new(before, now, expected, leftovers=leftovers))
         if run == "copy":
-            copy_whole(this, out, reference, [], complete=ended.status == 0)
+            linked = ": link" not in ended.struck
+            copy_whole(this, out, reference, [], complete=ended.status == 0, one_file=linked)
             nothing_else(this, {"tree", "cached", "links"}, leftovers)
-        finish_slim(this, before, reference, cached)
+        finish_slim(this, before, reference, cached, "native" if run == "native" else "slim")
     elif run == "build":
         store_whole(this, forgiving(disturb(world.build())))
         finish_build(this)
+    elif run == "export":
+        entry = world.with_entry(RELEASES[0], link="result-exported")
+        whole = snapshot(entry)
+        ended = disturb(world.export())
+        export_whole(this, forgiving(ended), done=ended.status == 0)
+        this.undisturbed(*world.export())
+        export_whole(this, leftovers=False, done=True)
+        this.hold(invariants.equal(whole, snapshot(entry), "the result"))
     else:
         linked = stocked(this)
         disturb(["gc"])
@@ -91,14 +114,14 @@ def small_files(this: Round) -> None:
         command = world.start(*arguments, before=lower)
         return this.note(command.finish())
 
-    _disturbed_once(this, chance.choice(["slim", "copy", "build"]), disturb)
+    _disturbed_once(this, chance.choice(["slim", "copy", "build", "native", "export"]), disturb)
 
 
 def small_disk(this: Round) -> None:
     """A disk that becomes full, of bytes or of inodes, somewhere in the middle (a small tmpfs)."""
     world, chance = this.world, this.chance
     inodes = chance.random() < 0.4
-    run = chance.choice(["slim", "copy", "build", "build"])
+    run = chance.choice(["slim", "copy", "build", "build", "native", "export"])
     mount_tmpfs(world.area, "size=64m")
     try:
         (world.area / "links").mkdir()
@@ -127,7 +150,7 @@ def small_disk(this: Round) -> None:
 def read_only(this: Round) -> None:
     """Folders that cannot be written to, files and folders that cannot be read (without root's powers)."""
     world, chance = this.world, this.chance
-    run = chance.choice(["slim", "copy", "build", "gc", "audit"])
+    run = chance.choice(["slim", "copy", "build", "gc", "audit", "export"])
 
     def disturb(arguments: Arguments) -> Ended:
         # A name of a file with other names would pass its mode on to them.
@@ -173,7 +196,7 @@ def without_powers() -> None:
 def read_only_disk(this: Round) -> None:
     """A disk that became read-only: nothing changes, and a sentence says so."""
     world, chance = this.world, this.chance
-    run = chance.choice(["slim", "copy", "build", "gc"])
+    run = chance.choice(["slim", "copy", "build", "gc", "native", "export"])
     mount_tmpfs(world.area, "size=64m")
     try:
         (world.area / "links").mkdir()

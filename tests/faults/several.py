@@ -12,15 +12,17 @@ import invariants
 from commands import Command, Ended, Strike
 from invariants import Item, snapshot
 from rounds import Arguments, Round
-from whole import copy_whole, finish_slim, gc_kept, nothing_else, stocked, store_whole
-from worlds import RELEASES
+from whole import copy_whole, export_whole, finish_slim, gc_kept, nothing_else, stocked, store_whole
+from worlds import OTHER_NAMES, RELEASES
+
+from vllm_variants.errors import ExitCode
 
 
 def stopped_at(this: Round, run: str, arguments: Arguments) -> Command:
     """Start a command that stands still (SIGSTOP) at a random call, or runs into its end."""
     known = this.world.template.runs[run]
     at = this.chance.randint(1, max(known.calls, 1))
-    strike = Strike(f"signal:{int(signal.SIGSTOP)}:group", at, this.chance.random() < 0.5)
+    strike = Strike(f"signal:{int(signal.SIGSTOP)}:both", at, this.chance.random() < 0.5)
     command = this.world.start(*arguments, strike=strike)
     for _ in range(600):
         if command.wait(0.02) or command.stopped():
@@ -59,15 +61,17 @@ def two_slims(this: Round) -> None:
     world, chance = this.world, this.chance
     before, reference = world.with_tree(), world.template.slimmed()
     cached, out = snapshot(world.area / "cached"), world.area / "out"
-    kind = chance.choice(["tree", "file", "copy"])
+    kind = chance.choice(["tree", "native", "file", "copy"])
     name = "pkg/libthree.so"
     if kind == "tree":
         arguments = world.slim(jobs=chance.choice([1, 2]))
+    elif kind == "native":
+        arguments, reference = world.native(chance.choice([1, 2])), world.template.compiled()
     elif kind == "file":
         arguments = world.slim(world.tree / name)[:-2]
     else:
         arguments = world.slim(to=out)
-    run = {"tree": "slim", "file": "file", "copy": "copy"}[kind]
+    run = "slim" if kind == "tree" else kind
     ends = _pair(this, run, arguments, [arguments])
     now = snapshot(world.tree)
     done = any(ended.status == 0 for ended in ends)
@@ -78,12 +82,24 @@ def two_slims(this: Round) -> None:
         copy_whole(this, out, reference, [])
         nothing_else(this, {"tree", "cached", "links"}, leftovers=False)
     else:
-        expected = reference if kind == "tree" else {name: reference[name]}
+        expected = {name: reference[name]} if kind == "file" else reference
         sentences = invariants.old_or_new(before, now, expected, leftovers=False, finished=done)
         this.hold(sentences, "after both")
     if not done:
         this.hold(["neither of two slimmings succeeded"])
-    finish_slim(this, before, reference, cached)
+    finish_slim(this, before, reference, cached, "native" if kind == "native" else "slim")
+
+
+def two_exports(this: Round) -> None:
+    """Two exports to one place: one is there, whole, and the other says so or found that it exists."""
+    world = this.world
+    entry = world.with_entry(RELEASES[0], link="result-exported")
+    before = snapshot(entry)
+    ends = _pair(this, "export", world.export(), [world.export()])
+    if sorted(ended.status or 0 for ended in ends) != [ExitCode.OK, ExitCode.USAGE]:
+        this.hold([f"two exports ended in {' and '.join(str(ended.status) for ended in ends)}"])
+    export_whole(this, leftovers=False, done=True)
+    this.hold(invariants.equal(before, snapshot(entry), "the result"))
 
 
 def builds_and_gcs(this: Round) -> None:
@@ -128,9 +144,11 @@ def changed_meanwhile(this: Round) -> None:
     """Somebody replaces, truncates, removes or lengthens a library while it is slimmed."""
     world, chance = this.world, this.chance
     before, reference = world.with_tree(), world.template.slimmed()
-    name = chance.choice(["lib/libone.so.1", "pkg/_real.so", "pkg/libthree.so"])
+    name = chance.choice(["lib/libone.so.1", "pkg/_real.so", "pkg/libthree.so", *OTHER_NAMES])
     path = world.tree / name
     how = chance.choice(["replaced", "replaced", "truncated", "removed", "lengthened"])
+    if name in OTHER_NAMES and how in ("truncated", "lengthened"):
+        how = "replaced"  # what is written to is written to under both names
     command = stopped_at(this, "slim", world.slim(jobs=chance.choice([1, 2])))
     changed: Item | None = None
     if how == "replaced":

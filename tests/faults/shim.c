@@ -5,11 +5,15 @@
  * $FAULT_COUNTER. Number $FAULT_AT (from 1) is where the fault $FAULT_DO happens, before the call or, with
  * $FAULT_AFTER, behind it:
  *
- *   signal:<number>:self|main|group   to the process itself, its session's first process, or all of its group
+ *   signal:<number>:self              to the process itself
+ *   signal:<number>:main              to the command's first process
+ *   signal:<number>:group             to all of the process's group
+ *   signal:<number>:both              and to all of the command's, which uv is not in
  *   errno:<number>                    this call fails so, and is not made
  *   errno:<number>:onwards            and so does every later call that makes or writes something: a full disk
  *
- * What was disturbed is written behind the counter, as text. Without FAULT_AT it only counts.
+ * What was disturbed is written behind the counter, as text. Without FAULT_AT it only counts. The start of a
+ * program (execve, execv) counts as well, wherever it is: a signal there comes while its parent starts it.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -31,7 +35,8 @@
 struct shared {
     uint64_t count;
     uint64_t happened;
-    char what[496];
+    uint64_t first; /* the command's first process, which leads its group */
+    char what[488];
 };
 
 static struct shared *shared;
@@ -59,6 +64,8 @@ __attribute__((constructor)) static void start(void) {
         else sscanf(action, "errno:%d", &number);
     }
     shared = map;
+    uint64_t nobody = 0;
+    __atomic_compare_exchange_n(&shared->first, &nobody, (uint64_t)getpid(), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
 static int below(int folder, const char *path) {
@@ -73,9 +80,11 @@ static int below(int folder, const char *path) {
     return strncmp(whole, under, under_length) == 0;
 }
 
+#define ANYWHERE (AT_FDCWD - 1)
+
 /* Number this call; nonzero where it is the one to be disturbed. */
 static int strikes(const char *name, int folder, const char *path, int makes) {
-    if (!shared || !below(folder, path)) return 0;
+    if (!shared || !(folder == ANYWHERE || below(folder, path))) return 0;
     uint64_t mine = __atomic_add_fetch(&shared->count, 1, __ATOMIC_SEQ_CST);
     int now = at && (mine == at || (onwards && makes && mine > at));
     if (now && !__atomic_exchange_n(&shared->happened, 1, __ATOMIC_SEQ_CST))
@@ -86,8 +95,11 @@ static int strikes(const char *name, int folder, const char *path, int makes) {
 
 static void send_signal(void) {
     if (to_whom[0] == 's') kill(getpid(), number);
-    else if (to_whom[0] == 'm') kill(getsid(0), number);
-    else kill(0, number);
+    else if (to_whom[0] == 'm') kill((pid_t)shared->first, number);
+    else {
+        if (to_whom[0] == 'b' && getpgrp() != (pid_t)shared->first) kill(-(pid_t)shared->first, number);
+        kill(0, number);
+    }
 }
 
 /* The C library's own function of that name. */
@@ -173,3 +185,7 @@ ssize_t copy_file_range(int from, off64_t *from_at, int to, off64_t *to_at, size
 int fsync(int file) { DISTURBED(int, fsync, file, NULL, 0, REAL(fsync)(file)); }
 int fchmod(int file, mode_t mode) { DISTURBED(int, fchmod, file, NULL, 0, REAL(fchmod)(file, mode)); }
 int chmod(const char *path, mode_t mode) { DISTURBED(int, chmod, AT_FDCWD, path, 0, REAL(chmod)(path, mode)); }
+int execve(const char *path, char *const words[], char *const environment[]) {
+    DISTURBED(int, execve, ANYWHERE, path, 0, REAL(execve)(path, words, environment));
+}
+int execv(const char *path, char *const words[]) { DISTURBED(int, execv, ANYWHERE, path, 0, REAL(execv)(path, words)); }

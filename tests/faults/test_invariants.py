@@ -180,4 +180,4 @@ def test_a_process_that_stays_behind_is_found_and_ended(
     gone = subprocess.run(
         ["ps", "-o", "stat=", "-p", ended.out.strip()], capture_output=True, text=True, check=False
     )
-    assert gone.stdout.strip() in ("", "Z", "Zs")
+    assert gone.stdout.strip()[:1] in ("", "Z")

@@ -11,14 +11,18 @@ from rounds import Round
 from worlds import OTHER_NAMES, RELEASES
 
 
-def finish_slim(this: Round, before: Snapshot, reference: Snapshot, cached: Snapshot) -> None:
-    """An undisturbed slimming succeeds, leaves all new and nothing aside.
+def finish_slim(
+    this: Round, before: Snapshot, reference: Snapshot, cached: Snapshot, run: str = "slim"
+) -> None:
+    """An undisturbed slimming (`native`: one that compiles) succeeds, leaves all new and nothing aside.
 
     A run that was killed between two names of one file leaves two files, and they stay two.
     """
     one_file = not invariants.one_inode(snapshot(this.world.tree), [OTHER_NAMES])
-    ended = this.undisturbed(*this.world.slim())
-    known = this.world.template.runs["slim"].seconds
+    ended = this.undisturbed(*(this.world.native() if run == "native" else this.world.slim()))
+    if "is damaged" in ended.err:
+        this.hold(["a cubin that was kept is damaged"])
+    known = this.world.template.runs[run].seconds
     this.pace = min(max(0.7 * this.pace + 0.3 * ended.seconds / known, 0.3), 5.0)
     now = snapshot(this.world.tree)
     this.hold(invariants.old_or_new(before, now, reference, leftovers=False, finished=True), "afterwards")
@@ -26,13 +30,23 @@ def finish_slim(this: Round, before: Snapshot, reference: Snapshot, cached: Snap
     this.hold(invariants.equal(cached, snapshot(this.world.area / "cached"), "a name outside the tree"))
 
 
-def copy_whole(this: Round, out: Path, reference: Snapshot, link: list[str], complete: bool = True) -> None:
-    """A copy that is there is whole; unless it must be `complete`, libraries in it may be old."""
+def copy_whole(
+    this: Round,
+    out: Path,
+    reference: Snapshot,
+    link: list[str],
+    complete: bool = True,
+    one_file: bool = True,
+) -> None:
+    """A copy that is there is whole; unless it must be `complete`, libraries in it may be old.
+
+    `one_file`: names of one file are so in it; one is a copy where a link was refused.
+    """
     if out.exists():
         copy = snapshot(out)
         if complete:
             this.hold(invariants.equal(reference, copy, "the copy"))
-            this.hold(invariants.one_inode(copy, [OTHER_NAMES]))
+            this.hold(invariants.one_inode(copy, [OTHER_NAMES] if one_file else []))
         else:
             source = snapshot(this.world.tree)
             this.hold(invariants.old_or_new(source, copy, reference, leftovers=False), "the copy")
@@ -40,6 +54,17 @@ def copy_whole(this: Round, out: Path, reference: Snapshot, link: list[str], com
         if not link and any(item.inode in shared for item in copy.values() if item.kind == "file"):
             this.hold(["the copy shares files with its source"])
         shutil.rmtree(out)
+
+
+def export_whole(this: Round, leftovers: bool, done: bool = False) -> None:
+    """A wheelhouse that is there is whole, and it is there when an export says so; removes it."""
+    out = this.world.area / "out"
+    if out.exists():
+        this.hold(invariants.equal(this.world.template.exported(), snapshot(out), "the wheelhouse"))
+        shutil.rmtree(out)
+    elif done:
+        this.hold(["an export that succeeded left no wheelhouse"])
+    nothing_else(this, {"links", "data"}, leftovers)
 
 
 def nothing_else(this: Round, names: set[str], leftovers: bool) -> None:

@@ -13,10 +13,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from lying_index import Index
 from making import cubin, library, ptx, section
 
 import vllm_variants
+from vllm_variants.fatbin.stub import empty_cubin
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
+from vllm_variants.model.capability import Target
 from vllm_variants.model.platforms import host_system
 
 PACKAGE = Path(vllm_variants.__file__).resolve().parent
@@ -36,8 +39,9 @@ OF_NO_USE = frozenset({"CACHEDIR.TAG", ".gitignore", ".lock", "share/vllm-varian
 """Files of an entry that uv writes unchecked and nobody reads, and the one that sums all sizes."""
 OTHER_NAMES = ("lib/libtwo.so", "other.so")
 """Names of one file in the tree."""
-LIBRARIES = ("lib/libone.so.1", "lib/libtwo.so", "other.so", "pkg/_real.so", "pkg/libthree.so")
-
+WITH_PTX = "pkg/libptx.so"
+"""The one whose PTX is compiled: one PTX that cannot be stays, and the next run compiles it."""
+LIBRARIES = (*("lib/libone.so.1", "lib/libtwo.so", "other.so", "pkg/_real.so", "pkg/libthree.so", WITH_PTX),)
 _MIXED = section(
     [cubin("sm_80", 150_000), cubin("sm_90a", 60_000), ptx("compute_80", 90_000)],
     [cubin("sm_100f", 90_000), cubin("sm_120a", 80_000)],
@@ -46,6 +50,24 @@ _MIXED = section(
     padding=8,
 )
 _PLAIN = section([cubin("sm_80", 200_000), cubin("sm_90", 9_000)], [cubin("sm_100", 150_000)])
+_PTX = section(
+    [cubin("sm_70", 40_000), ptx("compute_80", 50_000)],
+    [cubin("sm_100", 60_000), ptx("compute_90", 30_000)],
+    [ptx("compute_75", 70_000)],
+)
+_PTXAS = """#!/bin/sh
+# Takes a moment, and makes the one cubin that is asked for in these worlds: sm_90, without a kernel.
+case "$1" in
+--version) echo 'Cuda compilation tools, release 12.9, V12.9.86'; echo 'Build toy'; exit ;;
+-arch=sm_90) ;;
+*) exit 1 ;;
+esac
+for word; do :; done
+sleep 0.1
+cp "{cubin}" "$word"
+"""
+_FLAGS_AT = 48
+"""Where an ELF header's flags are; of a cubin's the third byte is the SM of its PTX."""
 _REAL = """
 __asm__(".section {section},\\"a\\"\\n.balign 8\\n.incbin \\"{fatbin}\\"\\n.previous\\n");
 int answer(void) {{ return 42; }}
@@ -89,6 +111,14 @@ class Template:
     def slimmed(self) -> dict[str, Item]:
         """The tree as an undisturbed slimming leaves it."""
         return _snapshot_once(self.root / "slimmed")
+
+    def compiled(self) -> dict[str, Item]:
+        """The tree as an undisturbed slimming with `--native` leaves it."""
+        return _snapshot_once(self.root / "compiled")
+
+    def exported(self) -> dict[str, Item]:
+        """The wheelhouse that an undisturbed export of an entry makes."""
+        return _snapshot_once(self.root / "exported")
 
     def whole_entry(self, release: str) -> dict[str, Item]:
         """A whole entry of that release, as a snapshot."""
@@ -136,14 +166,17 @@ class World:
         return self.area / "tree"
 
     def env(self) -> dict[str, str]:
-        """The environment of every command: nothing of the caller's but PATH."""
+        """The environment of every command: nothing of the caller's but PATH, and where its packages are."""
+        package = self.template.checkout / "python"
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root / "home"),
             "TMPDIR": str(self.root / "tmp"),
-            "PYTHONPATH": str(self.template.checkout / "python"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")])),
             "PYTHONDONTWRITEBYTECODE": "1",
             "XDG_DATA_HOME": str(self.area / "data"),
+            "VLLM_VARIANTS_PTXAS": str(self.template.root / "ptxas"),
+            "VLLM_VARIANTS_CUBINS": str(self.area / "cubins"),
             "UV_CACHE_DIR": str(self.cache),
             "UV_DEFAULT_INDEX": self.index.url,
             "UV_HTTP_TIMEOUT": "2",
@@ -187,6 +220,14 @@ class World:
         """The arguments that slim the tree (or `path`) in place, or `to` another."""
         where: list[str | Path] = ["-o", to] if to else ["--in-place"]
         return ["slim", path or self.tree, "--sm", "sm90", *where, "--jobs", str(jobs)]
+
+    def native(self, jobs: int = 2) -> list[str | Path]:
+        """The arguments that slim the tree in place, and compile its PTX."""
+        return [*self.slim(jobs=jobs), "--native"]
+
+    def export(self) -> list[str | Path]:
+        """The arguments that export what `with_entry` linked as `result-exported` to `out`, as wheels."""
+        return ["export", "--result", self.links / "result-exported", "--to", f"wheels:{self.area / 'out'}"]
 
     def with_tree(self) -> Snapshot:
         """Put the tree there, with names of its files outside (as uv's cache has them); what it holds."""
@@ -234,10 +275,13 @@ def keep_one_file(tree: Path) -> None:
 
 def make_template(root: Path) -> Template:
     """Make the template in `root`, an empty folder; raise `MissingError` without Python for the release."""
-    python = interpreters.find(matrix.load().default.stack.python).path
+    minor = matrix.load().default.stack.python
+    own = Path(sys.executable) if minor == f"{sys.version_info.major}.{sys.version_info.minor}" else None
+    python = interpreters.find(minor, own).path
     _checkout(root / "checkout")
     _tree(root / "tree", root)
     _wheels(root / "wheels", root / "tree", root / "checkout" / "locks")
+    _ptxas(root / "ptxas")
     shim = build_shim(root / "shim.so")
     bare = Template(root, python, shim, {}, {}, frozenset())
     runs, entries, volatile = _undisturbed(bare)
@@ -280,6 +324,7 @@ def _undisturbed(template: Template) -> tuple[dict[str, Undisturbed], dict[str, 
             world.tree.rename(root / "slimmed")
         runs["gc"] = _measured(world, "gc")
         shutil.rmtree(world.root)
+    runs |= _compiled_and_exported(replace(template, entries=entries), index)
     volatile = {
         name
         for release in RELEASES
@@ -289,6 +334,21 @@ def _undisturbed(template: Template) -> tuple[dict[str, Undisturbed], dict[str, 
         )
     }
     return runs, entries, volatile
+
+
+def _compiled_and_exported(template: Template, index: Index) -> dict[str, Undisturbed]:
+    """Put what compiling and exporting leave, undisturbed, into the template; how long they take."""
+    runs, root = {}, template.root
+    world = new_world(template, root / "more", index, root / "uv-cache")
+    world.with_tree()
+    runs["native"] = _measured(world, *world.native())
+    world.tree.rename(root / "compiled")
+    world.with_entry(RELEASES[0], link="result-exported")
+    runs["audit"] = _measured(world, "audit", world.links / "result-exported", "--sm", "sm90")
+    runs["export"] = _measured(world, *world.export())
+    (world.area / "out").rename(root / "exported")
+    shutil.rmtree(world.root)
+    return runs
 
 
 def _measured(world: World, *arguments: str | Path) -> Undisturbed:
@@ -317,6 +377,7 @@ def _tree(tree: Path, scratch: Path) -> None:
     library(tree / "lib" / "libone.so.1", _MIXED)
     library(tree / "lib" / "libtwo.so", _PLAIN)
     library(tree / "pkg" / "libthree.so", _PLAIN, more={"__nv_relfatbin": _MIXED})
+    library(tree / WITH_PTX, _PTX)
     _compiled(tree / "pkg" / "_real.so", _MIXED, scratch)
     (tree / "lib" / "libone.so").symlink_to("libone.so.1")
     (tree / "lib" / "nowhere.so").symlink_to("absent.so")
@@ -334,6 +395,16 @@ def _tree(tree: Path, scratch: Path) -> None:
         "pkg/.keep.slimming/mine",
     ):
         (tree / name).write_text(f"precious: {name}")
+
+
+def _ptxas(to: Path) -> None:
+    """A compiler that needs no CUDA; its cubin does not say which PTX it was made from."""
+    made = to.with_name("sm_90.cubin")
+    data = bytearray(empty_cubin(Target.parse("sm_90")))
+    data[_FLAGS_AT + 2] = 0
+    made.write_bytes(data)
+    to.write_text(_PTXAS.format(cubin=made))
+    to.chmod(0o755)
 
 
 def _compiled(to: Path, fatbin: bytes, scratch: Path) -> None:

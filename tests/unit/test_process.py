@@ -9,11 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from vllm_variants.errors import Interrupted
+from vllm_variants.fatbin import workers
 from vllm_variants.system import process
 
 TALKER = """
@@ -300,6 +304,60 @@ def test_lines_of_stdout_come_where_they_are_asked_for() -> None:
     lines: list[str] = []
     process.stream(shell("echo out; echo err >&2"), lines.append, lambda: None, stdout=True)
     assert lines == ["out", "err"]
+
+
+# ── an interruption while a program starts ──
+
+
+class Interrupting(subprocess.Popen[bytes]):
+    """Ctrl-C comes when the program runs already, before anybody knows it."""
+
+    started: ClassVar[list[int]] = []
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self.args == SLEEPS:
+            self.started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+            list(range(9))  # Python calls the handler here
+
+
+SLEEPS = ["sleep", "30"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: process.show(SLEEPS),
+        lambda: process.stream(SLEEPS, lambda line: None, lambda: None),
+        lambda: process.capture(SLEEPS),
+        lambda: process.capture_all([SLEEPS], 2),
+        lambda: list(workers.answers(SLEEPS, [{}, {}], 2)),
+    ],
+    ids=["show", "stream", "capture", "capture_all", "workers"],
+)
+def test_no_program_goes_on_that_ctrl_c_met_at_its_start(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]
+) -> None:
+    """It would write into the folder that is being removed."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupting)
+    Interrupting.started.clear()
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(Interrupted):
+            run()
+        assert signal.getsignal(signal.SIGINT) is stop
+        assert len(Interrupting.started) == 1
+        assert not runs(Interrupting.started[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for pid in Interrupting.started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 # ── one seam ──

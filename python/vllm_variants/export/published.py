@@ -8,6 +8,7 @@ cache where that has the index's pages still. The installed WHEEL file has the t
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ def _written_by_uv(result: Result) -> dict[str, Any]:
     command: list[str | Path] = ["pip", "compile", "--quiet", "--no-deps", "--generate-hashes"]
     command += ["--only-binary", ":all:", "--no-header", "--python-version", release.stack.python]
     command += ["--python-platform", f"{locks.platform_of(manifest.system)}-{_ANY_GLIBC}"]
-    command += ["--format", "pylock.toml"]
+    # uv wants to know a Python, though nothing is built: this one, where PATH has none.
+    command += ["--format", "pylock.toml", "--python", sys.executable]
     if index := manifest.facts.get("index"):
         command += ["--index", index]
     from_index = result.path / "share" / "vllm-variants" / "from-index.txt"

@@ -54,6 +54,7 @@ def _linked_tree(root: Path, to: Path) -> list[tuple[Path, Path]]:
     They are writable to us until the caller gives them their own modes.
     """
     made: list[tuple[Path, Path]] = []
+    copies: dict[tuple[int, int], Path] = {}
     left = [(root, to)]
     while left:
         source, folder = left.pop()
@@ -64,7 +65,7 @@ def _linked_tree(root: Path, to: Path) -> list[tuple[Path, Path]]:
                 made.append((Path(entry.path), target))
                 left.append(made[-1])
             else:
-                _link(Path(entry.path), target)
+                _link(Path(entry.path), target, copies)
     return made
 
 
@@ -76,8 +77,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise _unreadable(folder, error) from error
 
 
-def _link(source: Path, target: Path) -> None:
-    """Make `target` another name of `source`, or a copy where it cannot be: on another file system."""
+def _link(source: Path, target: Path, copies: dict[tuple[int, int], Path]) -> None:
+    """Make `target` another name of `source`, or a copy where it cannot be: on another file system.
+
+    `copies` by the inode (device, number) of what was copied: names of one file become names of one copy.
+    """
     with suppress(OSError):
         os.link(source, target, follow_symlinks=False)
         return
@@ -86,7 +90,12 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source.readlink())
         shutil.copystat(source, target, follow_symlinks=False)
     elif stat.S_ISREG(status.st_mode):
+        inode = status.st_dev, status.st_ino
+        with suppress(KeyError, OSError):
+            os.link(copies[inode], target)
+            return
         copy_file(source, target, durable=False)
+        copies[inode] = target
     else:
         raise InputError(f"{source} is no file, folder or link, and cannot be copied to another file system")
 

@@ -178,15 +178,17 @@ UNREMARKABLE = ("no ELF64 library", "no device code")
 
 
 def _relinked(library: _Library, root: Path) -> list[FileReport]:
-    """Make the library's other names names of its new file; the reports of those that stay what they were."""
+    """Make the library's other names names of its new file; the reports of those that stay what they are."""
     failed = []
     first, *others = library.names
     for name in others:
         try:
-            atomic.hard_link(name, first)
+            if atomic.hard_link(name, first, over=library.inode):
+                continue
+            why = "was replaced or removed by somebody else while the tree was slimmed"
         except OSError as error:
             why = f"cannot be written: {error.strerror}"
-            failed.append(FileReport(str(name.relative_to(root)), 0, 0, kept=why, failed=True))
+        failed.append(FileReport(str(name.relative_to(root)), 0, 0, kept=why, failed=True))
     return failed
 
 
@@ -299,12 +301,14 @@ class _Requests:
     durable: bool
     dry_run: bool
 
-    def of(self, path: Path, folder: Path) -> dict[str, Any]:
+    def of(self, library: _Library, folder: Path) -> dict[str, Any]:
         """The request for one library, as JSON; its new images are in a file of `folder`."""
+        path = library.names[0]
         request = {
             "path": os.fsencode(path).decode("latin-1"),
             "devices": [str(device) for device in self.devices],
             "rules": self.rules.as_dict(),
+            "linked": len(library.names) > 1,
             "durable": self.durable,
             "dry_run": self.dry_run,
         }
@@ -324,7 +328,7 @@ def _slimmed(
     except OSError as error:
         raise resource_error(error) from error
     try:
-        every = [requests.of(library.names[0], folder) for library in work]
+        every = [requests.of(library, folder) for library in work]
         if jobs == 1 or len(work) < 2 or not sys.executable:
             for library, request in zip(work, every, strict=True):
                 yield library, slimmed(request)

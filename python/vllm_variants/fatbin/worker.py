@@ -92,22 +92,28 @@ def _slim(path: Path, request: Mapping[str, Any]) -> FileReport:
     """Slim a library; what somebody put in its place meanwhile is slimmed as well, if it holds still.
 
     So of two processes that slim one tree both succeed. Compiled code is for the very file that was
-    planned: then the library stays as it is now.
+    planned: then the library stays as it is now. So does one whose file has other names in the tree,
+    unless nothing is to be done to it: they are names of the old file still, and become the new one's.
     """
 
-    def once() -> FileReport:
+    def once(dry_run: bool = False) -> FileReport:
         return library.slim_file(
             path,
             [Capability.parse(text) for text in request["devices"]],
             Rules.from_dict(request["rules"]),
             compiled=_compiled(request),
             durable=request["durable"],
-            dry_run=request["dry_run"],
+            dry_run=dry_run or request["dry_run"],
         )
 
     for _ in range(0 if "compiled" in request else _MORE_ATTEMPTS):
-        with suppress(ChangedMeanwhile):
+        try:
             return once()
+        except ChangedMeanwhile:
+            if request["linked"]:
+                if (report := once(dry_run=True)).changed:
+                    raise
+                return report
     return once()
 
 

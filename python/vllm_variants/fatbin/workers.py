@@ -22,6 +22,7 @@ import lz4
 import zstandard
 
 from vllm_variants.errors import ResourceError
+from vllm_variants.system import interruption
 
 _GRACE = 5.0
 """Seconds that a worker has to clean up behind itself before it is killed."""
@@ -52,7 +53,8 @@ def answers(
     try:
         with selectors.DefaultSelector() as ready:
             for _ in range(min(jobs, len(requests))):
-                workers.append(_Worker(program))
+                with interruption.held():
+                    workers.append(_Worker(program))
                 ready.register(workers[-1].output, selectors.EVENT_READ, workers[-1])
                 workers[-1].ask(*waiting.pop())
             while ready.get_map():

@@ -105,7 +105,7 @@ def publish(source: OpenFile, new: atomic.NewFile, *, replaces: bool, durable: b
     Raises `Untouched` when the source is not what it was, or not where it was.
     """
     if durable:
-        os.fsync(new.descriptor)  # takes long: before the lock
+        os.fsync(new.descriptor)  # takes long: before the last look at the old file, not behind it
     with _only_publisher(source):
         now = os.fstat(source.descriptor)
         if (now.st_size, now.st_mtime_ns) != (source.size, source.status.st_mtime_ns):
@@ -120,7 +120,9 @@ def publish(source: OpenFile, new: atomic.NewFile, *, replaces: bool, durable: b
                 raise _meanwhile(source.name, "removed") from None
             if (found.st_dev, found.st_ino) != (now.st_dev, now.st_ino):
                 raise _meanwhile(source.name, "replaced")
-        new.publish(durable=durable)
+        new.publish(durable=False)
+    if durable:
+        atomic.sync_folder(new.target.parent)
 
 
 def _meanwhile(name: str, what: str) -> ChangedMeanwhile:

@@ -28,6 +28,7 @@ from vllm_variants.store.entries import Entry, entry_at, whole
 from vllm_variants.store.folders import StoreFolders
 from vllm_variants.store.gc import Collected, Kept, Removed
 from vllm_variants.system import folders as user_folders
+from vllm_variants.system import interruption
 
 __all__ = ["Collected", "Entry", "Kept", "Removed", "Store", "disk_use"]
 
@@ -79,7 +80,8 @@ class Store:
             folder.mkdir(0o755)
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with interruption.held():  # impatience would leave the rest of it
+                shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, building: Path, entry: str) -> Result:
         """Make a finished build visible under its name, by one rename, once it is on the disk.

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants.system import interruption
+
 _SUFFIX = ".vllm-variants-new"
 _OURS = re.compile(r"\.(?P<target>.*)\.[0-9a-f]{12}" + re.escape(_SUFFIX), re.DOTALL)
 _LONGEST = 255 - len("..") - 12 - len(_SUFFIX)
@@ -56,14 +58,16 @@ def new_file(target: Path, mode: int = 0o600) -> Iterator[NewFile]:
 
     Raises `OSError` where the folder cannot be written to.
     """
-    path, descriptor = _create(target, mode)
-    try:
-        yield NewFile(target, path, descriptor)
-    finally:
-        if _same_file(path, descriptor):
-            with suppress(OSError):
-                path.unlink()
-        os.close(descriptor)
+    with interruption.held() as held:
+        path, descriptor = _create(target, mode)
+        try:
+            held.release()  # from here on it is removed
+            yield NewFile(target, path, descriptor)
+        finally:
+            if _same_file(path, descriptor):
+                with suppress(OSError):
+                    path.unlink()
+            os.close(descriptor)
 
 
 def write(target: Path, data: bytes | str, mode: int = 0o644) -> None:
@@ -82,9 +86,20 @@ def symlink(link: Path, destination: Path | str) -> None:
     _renamed_over(link, lambda aside: aside.symlink_to(destination))
 
 
-def hard_link(name: Path, existing: Path) -> None:
-    """Make `name` another name of the file `existing`, replacing a file in one step. Raises `OSError`."""
-    _renamed_over(name, lambda aside: os.link(existing, aside))
+def hard_link(name: Path, existing: Path, *, over: tuple[int, int] | None = None) -> bool:
+    """Make `name` another name of the file `existing`, replacing a file in one step. Raises `OSError`.
+
+    `over`: only where `name` is the file of that device and inode number; whether it was.
+    """
+
+    def is_that_file() -> bool:
+        try:
+            found = os.lstat(name)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == over
+
+    return _renamed_over(name, lambda aside: os.link(existing, aside), is_that_file if over else None)
 
 
 def is_leftover_name(name: str) -> bool:
@@ -160,20 +175,28 @@ def _create(target: Path, mode: int) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _renamed_over(name: Path, make: Callable[[Path], None]) -> None:
-    """Make something beside `name` and rename it over; again if it was swept in between (it has no lock)."""
+def _renamed_over(
+    name: Path, make: Callable[[Path], None], allowed: Callable[[], bool] | None = None
+) -> bool:
+    """Make something beside `name` and rename it over; again if it was swept in between (it has no lock).
+
+    Whether it did: `allowed` is asked at the last moment.
+    """
     for attempt in range(_ATTEMPTS):
         aside = name_beside(name)
         try:
             make(aside)
+            if allowed and not allowed():
+                return False
             aside.replace(name)
-            return
+            return True
         except FileNotFoundError:
             if attempt + 1 == _ATTEMPTS or not name.parent.is_dir():
                 raise
         finally:  # renaming over another name of the same file leaves both names
             with suppress(OSError):
                 aside.unlink()
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def name_beside(target: Path) -> Path:

@@ -7,6 +7,7 @@ nothing else is ever removed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vllm_variants.errors import MissingError, UsageError
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, interruption
 
 _WRITER = ".vllm-variants-writer"
 """The file in an unfinished folder that its writer holds locked."""
@@ -42,7 +43,8 @@ def aside(to: Path) -> Iterator[Path]:
         with _locked(folder):
             yield folder
     finally:
-        _remove_tree(folder)
+        with interruption.held():  # impatience would leave the rest of it
+            _remove_tree(folder)
 
 
 @contextmanager
@@ -63,10 +65,16 @@ def _locked(aside: Path) -> Iterator[None]:
 
 def publish(folder: Path, to: Path) -> None:
     """Give a finished folder of `aside` its name, by one rename; `UsageError` where something has it."""
+    exists = UsageError(f"{to} exists already", hint="choose another output, or remove it")
     (folder / _WRITER).unlink()
     if os.path.lexists(to):
-        raise UsageError(f"{to} exists already", hint="choose another output, or remove it")
-    folder.rename(to)
+        raise exists
+    try:
+        folder.rename(to)
+    except OSError as error:  # somebody made it since then
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise exists from error
+        raise
 
 
 def remove_leftovers(to: Path) -> None:

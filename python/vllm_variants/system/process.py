@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vllm_variants.system import orphans, progress
+from vllm_variants.system import interruption, orphans, progress
 from vllm_variants.system.text import plain
 
 GRACE = 15.0
@@ -70,14 +70,16 @@ def start(
 
     `env` is its whole environment; None: this process's. In a session of its own it does not hear the
     terminal's Ctrl-C, and `stop` and `kill` reach what it starts as well. `options` go to `Popen`; stdin
-    is empty unless they say otherwise. Raises `OSError` when it cannot be started.
+    is empty unless they say otherwise. Raises `OSError` when it cannot be started. An interruption
+    while it is started comes when it is: who must `stop` it holds that back (see `interruption`).
     """
-    return subprocess.Popen(
-        [str(word) for word in command],
-        env=orphans.environment(env),
-        start_new_session=own_session,
-        **{"stdin": subprocess.DEVNULL, **options},
-    )
+    with interruption.held():
+        return subprocess.Popen(
+            [str(word) for word in command],
+            env=orphans.environment(env),
+            start_new_session=own_session,
+            **{"stdin": subprocess.DEVNULL, **options},
+        )
 
 
 class _Captured:
@@ -133,13 +135,15 @@ def capture(
     It stays in this process's session, so that an ssh which it starts can still ask for a passphrase.
     Raises `OSError` when it cannot be started; `TimeoutError`, which is one, after `seconds`.
     """
-    program = _Captured(command, env, folder, text)
-    try:
-        program.process.wait(seconds)
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"{command[0]} did not end within {seconds} seconds") from error
-    finally:
-        completed = program.close()
+    with interruption.held() as held:
+        program = _Captured(command, env, folder, text)
+        try:
+            held.release()
+            program.process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"{command[0]} did not end within {seconds} seconds") from error
+        finally:
+            completed = program.close()
     return completed
 
 
@@ -155,7 +159,8 @@ def capture_all(commands: Sequence[Command], at_once: int) -> list[CompletedComm
         while waiting or running:
             while waiting and len(running) < at_once:
                 index, command = waiting.pop(0)
-                running[index] = _Captured(command)
+                with interruption.held():
+                    running[index] = _Captured(command)
             for index in [index for index, program in running.items() if program.process.poll() is not None]:
                 completed[index] = running.pop(index).close()
             time.sleep(_POLL)
@@ -195,16 +200,11 @@ def stream(
             on_line(line.decode(errors="replace"))
 
     with os.fdopen(reading, "rb", buffering=0):
-        try:
-            process = start(
-                command, env=env, cwd=folder, stdout=writing if stdout else subprocess.DEVNULL, stderr=writing
-            )
-        finally:
-            os.close(writing)
-        try:
-            status = _follow(process, reading, split, tick)
-        finally:
-            stop(process, output=reading)
+        status = _to_its_end(
+            lambda process: _follow(process, reading, split, tick),
+            command, reading, writing, env=env, cwd=folder,
+            stdout=writing if stdout else subprocess.DEVNULL, stderr=writing,
+        )  # fmt: skip
     if rest:
         on_line(rest.decode(errors="replace"))
     return status
@@ -223,16 +223,31 @@ def show(command: Command, env: Mapping[str, str] | None = None, hide: str | Non
             fcntl.ioctl(writing, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, b"\0" * 8))
     shown = _Shown(re.compile(hide) if hide else None)
     with os.fdopen(reading, "rb", buffering=0):
+        status = _to_its_end(
+            lambda process: _follow(process, reading, shown.take),
+            command, reading, writing, env=env, stdout=writing, stderr=writing,
+        )  # fmt: skip
+    shown.take_rest()
+    return CompletedCommand(status, plain(shown.tail.decode(errors="replace")).replace("\r", "\n"))
+
+
+def _to_its_end(
+    follow: Callable[[_Popen], int], command: Command, reading: int, writing: int, **options: Any
+) -> int:
+    """Start a program and let `follow` give its status; one that still runs when that ends is stopped.
+
+    It writes to the descriptor `writing`, which is closed here; `reading` is the other end.
+    """
+    with interruption.held() as held:
         try:
-            process = start(command, env=env, stdout=writing, stderr=writing)
+            process = start(command, **options)
         finally:
             os.close(writing)
         try:
-            status = _follow(process, reading, shown.take)
+            held.release()
+            return follow(process)
         finally:
             stop(process, output=reading)
-    shown.take_rest()
-    return CompletedCommand(status, plain(shown.tail.decode(errors="replace")).replace("\r", "\n"))
 
 
 class _Shown:

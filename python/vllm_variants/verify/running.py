@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_variants.errors import UsageError, resource_error
+from vllm_variants.system import interruption
 from vllm_variants.verify.catalogue import Check
 from vllm_variants.verify.check_process import CheckedResult, CheckProcess
 
@@ -197,7 +198,8 @@ class CheckQueue:
             elif self._result.gpus and not check.share(self._result.gpus):
                 self._started.append(_too_few_cards(check, len(self._result.gpus)))
             else:
-                self._started.append(self._process(check))
+                with interruption.held():
+                    self._started.append(self._process(check))
 
     def _process(self, check: Check) -> CheckProcess | CheckOutcome:
         """The check's process; where it does not start, the outcome that says so."""

@@ -66,6 +66,17 @@ def export(result: Result, to: Path, **options: Any) -> Path:
     return to
 
 
+def test_the_index_is_asked_where_no_python_is_on_the_path(
+    result: Result, wheelhouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the one that built was named by --python."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = export(result, tmp_path / "wheels")
+    assert torch_in(again).read_bytes() == torch_in(wheelhouse).read_bytes()
+
+
 def torch_in(folder: Path) -> Path:
     (wheel,) = folder.glob("torch-*.whl")
     return wheel

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -513,6 +514,33 @@ def test_a_library_that_somebody_changes_meanwhile_stays_theirs(
     assert caught.value.exit_code is ExitCode.FAILED
     left = {path.name: path.read_bytes() for path in mixed.parent.iterdir() if path.is_file()}
     assert left == {path.name: path.read_bytes() for path in theirs.iterdir()}
+
+
+@pytest.mark.parametrize(("act", "what"), [(upgrade, "replaced"), (Path.unlink, "removed")])
+def test_what_somebody_does_while_the_new_file_is_brought_to_the_disk_stays_theirs(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, act: During, what: str
+) -> None:
+    """That takes long on a slow disk, so it comes before the last look at the old file."""
+    fsync, seen = os.fsync, [0]
+
+    def while_it_is(nth: int, path: Path) -> None:
+        seen[0] = 0
+
+        def slow(descriptor: int) -> None:
+            fsync(descriptor)
+            seen[0] += stat.S_ISREG(os.fstat(descriptor).st_mode)
+            if seen[0] == nth and path.exists():
+                act(path)
+
+        monkeypatch.setattr(os, "fsync", slow)
+        slim_file(path, HOPPER)
+
+    while_it_is(0, Path(shutil.copy2(mixed, tmp_path / "undisturbed.so")))
+    times = seen[0]
+    assert times
+    for nth in range(1, times + 1):
+        with pytest.raises(Untouched, match=f"libm.so was {what} .*by somebody else"):
+            while_it_is(nth, Path(shutil.copy2(mixed, tmp_path / "libm.so")))
 
 
 def test_of_two_slims_of_one_library_one_wins_and_the_other_says_so(

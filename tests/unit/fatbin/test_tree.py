@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -549,6 +549,86 @@ def test_what_somebody_put_in_place_of_a_library_meanwhile_is_slimmed_as_well(
     report = slim_tree(tree, HOPPER, jobs=1)
     assert report.failed == []
     assert "lib/libtwo.so" in [file.path for file in report.changed]
+
+
+def before_the_proof(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let somebody act once while the first library is slimmed."""
+    proof = library_module.verify
+
+    def proven(*given: Any) -> None:
+        monkeypatch.setattr(library_module, "verify", proof)
+        act()
+        proof(*given)
+
+    monkeypatch.setattr(library_module, "verify", proven)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_another_name_that_somebody_gives_to_a_file_of_theirs_stays_theirs(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    other, theirs = tree / "other.so", tmp_path / "theirs"
+    theirs.write_text("theirs")
+    (tree / "lib" / "libone.so.1").unlink()
+    other.hardlink_to(tree / "lib" / "libtwo.so")
+    before_the_proof(monkeypatch, other.unlink if removed else lambda: theirs.replace(other))
+
+    report = slim_tree(tree, HOPPER, jobs=1)
+
+    assert [file.path for file in report.changed] == ["lib/libtwo.so"]
+    why = "was replaced or removed by somebody else while the tree was slimmed"
+    assert [(file.path, file.kept) for file in report.failed] == [("other.so", why)]
+    assert not other.exists() if removed else other.read_text() == "theirs"
+    assert aside(tree) == []
+
+
+def test_names_of_an_old_file_do_not_become_names_of_what_somebody_put_in_place_of_one(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = tree / "lib" / "libtwo.so", tree / "other.so"
+    (tree / "lib" / "libone.so.1").unlink()
+    other.hardlink_to(first)
+    old = other.read_bytes()
+    theirs = library(tmp_path / "theirs.so", section([cubin("sm_80", 90_000), cubin("sm_90", 50_000)]))
+    new = theirs.read_bytes()
+    before_the_proof(monkeypatch, lambda: theirs.replace(first))
+
+    report = slim_tree(tree, HOPPER, jobs=1)
+
+    assert (first.read_bytes(), other.read_bytes()) == (new, old)
+    assert [file.path for file in report.failed] == ["lib/libtwo.so"]
+    assert slim_tree(tree, HOPPER, jobs=1).failed == []
+
+
+def test_of_two_slims_of_a_file_with_two_names_both_succeed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "other.so").hardlink_to(tree / "lib" / "libtwo.so")
+    ended: list[SlimReport] = []
+    before_the_proof(monkeypatch, lambda: ended.append(slim_tree(tree, HOPPER, jobs=1)))
+
+    ended.append(slim_tree(tree, HOPPER, jobs=1))
+
+    assert [report.failed for report in ended] == [[], []]
+    assert (tree / "other.so").samefile(tree / "lib" / "libtwo.so")
+
+
+def test_names_of_one_file_are_one_file_in_a_copy_on_another_file_system(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "other.so").hardlink_to(tree / "lib" / "libtwo.so")
+    link = os.link
+
+    def as_between_file_systems(source: Any, target: Any, **options: Any) -> None:
+        if Path(source).is_relative_to(tree):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", as_between_file_systems)
+    report = slimmed_copy(tree, tmp_path / "out", lambda root: slim_tree(root, HOPPER, jobs=1))
+    assert report.saved > 600_000
+    assert (tmp_path / "out" / "other.so").samefile(tmp_path / "out" / "lib" / "libtwo.so")
+    assert (tmp_path / "out" / "text").stat().st_nlink == 1
 
 
 def test_a_sparse_file_is_copied_as_one(tree: Path, tmp_path: Path) -> None:

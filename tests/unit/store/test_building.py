@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stocking import FIRST, SECOND, make, names
 
-from vllm_variants.errors import Error, ResourceError
+from vllm_variants.errors import Error, Interrupted, ResourceError
 from vllm_variants.store import Store, disk
 from vllm_variants.system import atomic
 
@@ -23,6 +27,29 @@ def test_a_build_sweeps_what_killed_ones_left_and_nothing_that_is_held(here: Sto
         with here.lock(FIRST, lambda: None), here.building(FIRST) as folder:
             assert names(here.root / "building") == sorted([held.name, folder.name, notes.name])
             assert (held / "half").exists()
+
+
+def test_ctrl_c_again_while_a_build_is_removed_leaves_nothing_of_it(
+    here: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def impatiently(path: Path, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", impatiently)
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(Interrupted), here.lock(FIRST, lambda: None), here.building(FIRST) as folder:
+            (folder / "half").write_text("")
+            raise Interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert names(here.root / "building") == []
 
 
 def test_a_result_is_on_the_disk_before_it_is_seen(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:

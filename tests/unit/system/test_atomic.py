@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from vllm_variants.errors import Interrupted
 from vllm_variants.system import atomic
 
 
@@ -99,3 +101,26 @@ def test_leftovers_of_one_target_are_removed_and_those_of_others_stay(tmp_path: 
             atomic.remove_leftovers_of(each)
         assert names(tmp_path) == sorted([left[other].name, busy.path.name])
     assert not atomic.is_leftover_of(left[other], target)
+
+
+def test_ctrl_c_at_the_moment_when_a_file_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.open
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def then_interrupted(path: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = make(path, flags, mode)
+        os.kill(os.getpid(), signal.SIGINT)
+        return descriptor
+
+    before = signal.signal(signal.SIGINT, stop)
+    monkeypatch.setattr(os, "open", then_interrupted)
+    try:
+        with pytest.raises(Interrupted), atomic.new_file(tmp_path / "new"):
+            raise AssertionError("it was interrupted before")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.iterdir()) == []

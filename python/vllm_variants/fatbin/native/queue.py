@@ -28,6 +28,7 @@ from vllm_variants.fatbin.native.compiler import Compiler, out_of_memory
 from vllm_variants.fatbin.native.cubin import WrongCubin
 from vllm_variants.fatbin.native.ptx import Ptx
 from vllm_variants.model.capability import Target
+from vllm_variants.system import interruption
 from vllm_variants.system.parent_death import die_with_us
 
 _POLL = 0.02  # seconds
@@ -215,7 +216,8 @@ def _start_some(
 ) -> None:
     """Start what cores and memory allow; those that were killed once when all others are done."""
     if alone and not waiting and not running:
-        running.append(_Running(alone.pop(0), compiler, work))
+        with interruption.held():
+            running.append(_Running(alone.pop(0), compiler, work))
     if any(process.task.alone for process in running):
         return
     while waiting and len(running) < limits.at_once:
@@ -224,7 +226,8 @@ def _start_some(
         index = schedule.next_to_start(sizes, used, limits.at_once, limits.available())
         if index is None:
             return
-        running.append(_Running(waiting.pop(index), compiler, work))
+        with interruption.held():
+            running.append(_Running(waiting.pop(index), compiler, work))
 
 
 class _Running:
