@@ -15,14 +15,14 @@ from typing import Any
 
 from vllm_variants.audit import features as claimed
 from vllm_variants.audit.features import Feature
-from vllm_variants.audit.library import COMPILERS_DEFAULT, images_of
+from vllm_variants.audit.fitting import fitting, images_of, is_stray, kinds_of
 from vllm_variants.audit.offers import offered
 from vllm_variants.audit.summary import HeldContainer, LibrarySummary, ScatteredGroup
 from vllm_variants.fatbin.codecs import ZSTD_DRIVER
 from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import schedule
 from vllm_variants.model import toolkits
-from vllm_variants.model.capability import Capability, Fit, Kind, choose
+from vllm_variants.model.capability import Capability, Fit, Kind
 
 
 class State(StrEnum):
@@ -52,28 +52,24 @@ class FitCounts:
 
     def add(self, held: HeldContainer, device: Capability) -> None:
         """Count one more container."""
-        images = [(kind, image) for image in held.images if (kind := image.kind)]
-        if held.stubs and not images:
+        if held.stubs and not any(image.kind for image in held.images):
             self.stubs += 1
             return
-        best = choose([(kind, image.target) for kind, image in images], device)
-        self.containers[best.fit if best else Fit.NONE] += 1
-        for kind, image in images:
-            if best and (kind, image.target) == (best.kind, best.target):
-                self._add_chosen(kind, image)
+        found = held.fitting(device)
+        self.containers[found.fit] += 1
+        for n in found.chosen:
+            self._add_chosen(held.container.images[n])
 
     def add_scattered(self, group: ScatteredGroup, device: Capability) -> None:
         """Count containers that lie among other data; how long their PTX takes is not known."""
-        kinds = [(kind, image.target) for image in images_of(group) if (kind := image.kind)]
-        if kinds:
-            best = choose(kinds, device)
-            self.containers[best.fit if best else Fit.NONE] += group.containers
+        if any(image.kind for image in images_of(group.kinds)):
+            self.containers[fitting(group.kinds, frozenset(), device).fit] += group.containers
         else:
             self.stubs += group.containers
 
-    def _add_chosen(self, kind: Kind, image: Image) -> None:
+    def _add_chosen(self, image: Image) -> None:
         self.zstd = self.zstd or image.compression == "zstd"
-        if kind is Kind.PTX:
+        if image.kind is Kind.PTX:
             self.jit_bytes += image.original_size
             self.jit_seconds += schedule.cpu_seconds(image.original_size)
             self.jit_ptx = max(self.jit_ptx or (0, 0), image.version)
@@ -124,8 +120,7 @@ def counted(containers: Sequence[HeldContainer], device: Capability) -> FitCount
 
 
 def _is_stray(held: HeldContainer) -> bool:
-    targets = {image.target for image in held.images}
-    return targets == {COMPILERS_DEFAULT}
+    return is_stray(kinds_of(held.images))
 
 
 def library_fit(library: LibrarySummary, device: Capability) -> FitCounts:
