@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vllm_variants.audit.judging import JudgedFeature, State
+from vllm_variants.audit.judging import JudgedFeature, State, too_old
 from vllm_variants.model.capability import Capability
 
 
@@ -81,9 +81,7 @@ def _missing(features: Sequence[JudgedFeature], about: Circumstances) -> Iterato
 
 def _driver(features: Sequence[JudgedFeature], about: Circumstances) -> Iterator[Advice]:
     old = [f for f in features if f.state is State.DRIVER]
-    if old or (
-        about.driver and about.driver_needed and int(about.driver.split(".")[0]) < about.driver_needed
-    ):
+    if old or too_old(about.driver, about.driver_needed):
         yield Advice(
             f"install NVIDIA driver {about.driver_needed or max(f.counts.driver or 0 for f in old)} or newer"
             f" (here is {about.driver})", None, _keys(old),

@@ -23,6 +23,7 @@ from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import schedule
 from vllm_variants.model import toolkits
 from vllm_variants.model.capability import Capability, Fit, Kind
+from vllm_variants.versions import numbers
 
 
 class State(StrEnum):
@@ -249,4 +250,4 @@ def _state(feature: Feature, counts: FitCounts, device: Capability, driver: str 
 
 def too_old(driver: str | None, needed: int | None) -> bool:
     """Whether a driver (`570.86`) is known to be older than the branch that is needed."""
-    return bool(driver and needed and int(driver.partition(".")[0]) < needed)
+    return bool(driver and needed and () < numbers(driver)[:1] < (needed,))

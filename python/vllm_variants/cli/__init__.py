@@ -110,7 +110,8 @@ def __getattr__(name: str) -> typer.Typer:
     """`app`: the command line with every command, made when somebody asks for it."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault("app", application())
+    globals()["app"] = whole = application()
+    return whole
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

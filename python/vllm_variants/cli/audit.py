@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_variants import documents
-from vllm_variants.cli.options import Devices, Json, ReleaseName, path_option
+from vllm_variants.cli.options import Devices, DriverVersion, Json, ReleaseName, path_option
 from vllm_variants.cli.output import print_json, say
 from vllm_variants.cli.rules import CommandLine, distinct_files, excludes, requires, rules
 from vllm_variants.errors import ExitCode, InputError, UsageError
@@ -81,12 +81,7 @@ def audit(
     all_sms: Annotated[
         bool, typer.Option("--all-sms", help="A matrix: every library and feature on every SM there is.")
     ] = False,
-    driver: Annotated[
-        str | None,
-        typer.Option(
-            "--driver", metavar="V", help="Judge for this driver, e.g. 550.54; if absent, for the one here."
-        ),
-    ] = None,
+    driver: DriverVersion = None,
     fail_on: Annotated[
         list[FailOn] | None,
         typer.Option("--fail-on", help="Exit with 5 for this too. Repeatable.", show_default=False),

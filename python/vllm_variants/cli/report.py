@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_variants.cli.options import Devices, Json, path_option
+from vllm_variants.cli.options import Devices, DriverVersion, Json, path_option
 from vllm_variants.cli.output import err, print_json, say, size
 from vllm_variants.cli.rules import one_of, rules
 from vllm_variants.errors import UsageError
@@ -35,6 +35,7 @@ def report(
         Path | None, path_option("--output", "-o", metavar="FILE", help="The HTML file to write.")
     ] = None,
     sm: Devices = None,
+    driver: DriverVersion = None,
     evidence: Annotated[
         list[Path] | None,
         path_option(
@@ -70,18 +71,25 @@ def report(
     given, kept = _runs(evidence or ())
     listed = [advisory for path in advisories or () for advisory in lists.read(path)]
     extra = Extra(given, kept, listed, shlex.join(["vllm-variants", *sys.argv[1:]]))
-    found = document([_read(word, sm[0] if sm else None) for word in subjects], extra)
+    found = document([_read(word, sm[0] if sm else None, driver) for word in subjects], extra)
     if output:
         _write(output, found)
     if as_json:
         print_json(found)
 
 
-def _read(word: str, sm: Capability | None) -> Any:
+def _read(word: str, sm: Capability | None, driver: str | None) -> Any:
+    from vllm_variants.machine import gpus
     from vllm_variants.reports import inputs
 
+    here = gpus.machine()
     with err.status(f"reading {word} …", spinner_style="default") as status:
-        return inputs.read(word, sm, lambda name: status.update(f"reading {name}"))
+        return inputs.read(
+            word,
+            sm,
+            lambda name: status.update(f"reading {name}"),
+            lambda device: driver or here.driver_for(device),
+        )
 
 
 def _runs(evidence: Sequence[Path]) -> tuple[list[Run], list[Run]]:
