@@ -149,7 +149,7 @@ def _verdict(report: AuditReport) -> None:
     if report.capability is None:
         _findings(report)
         return
-    totals = report.as_dict()["totals"]
+    totals = report.totals
     held_to = f", held to vLLM {report.release}" if report.release else ""
     driver = f", on driver {report.about.driver}" if report.about.driver else ""
     out.print(f"verdict for {report.capability.sm}{held_to}{driver}: {report.verdict}", markup=False)
