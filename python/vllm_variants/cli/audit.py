@@ -55,6 +55,7 @@ def _named(line: CommandLine) -> None:
     excludes("--why", "--release", "--strict", "--closure", "--closure-from"),
     excludes("--all-sms", "--sm", "--why", "--derive", "--strict", "--fail-on", "--sarif", "--junit"),
     excludes("--closure", "--closure-from"),
+    excludes("--remember", "--python", "--closure", "--closure-from", "--why", "--derive"),
     excludes("--python", "PATH", "--closure", "--closure-from", "--why", "--derive"),
     requires("--why", "--sm", hint="name the device: --sm sm90"),
     distinct_files("--sarif", "--junit"),
@@ -107,6 +108,12 @@ def audit(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Read every file, also what was read before and is the same.")
     ] = False,
+    remember: Annotated[
+        bool,
+        typer.Option(
+            "--remember", help="Write what was read into the environment: an image of it is audited at once."
+        ),
+    ] = False,
     sarif: Annotated[
         Path | None, path_option("--sarif", metavar="FILE", help="Write the findings as SARIF 2.1.0.")
     ] = None,
@@ -133,7 +140,7 @@ def audit(
         _why(paths or [], sm or [], as_json)
         return
     request = auditing.AuditRequest(
-        tuple(paths or ()), python, tuple(sm or ()), driver, release, closure, closure_from, fresh
+        tuple(paths or ()), python, tuple(sm or ()), driver, release, closure, closure_from, fresh, remember
     )
     if all_sms:
         auditing.show_matrix(request, as_json)

@@ -33,6 +33,7 @@ class AuditRequest:
     closure: bool
     closure_from: Path | None
     fresh: bool
+    remember: bool = False
 
     def named(self) -> tuple[Path, ...]:
         """The paths to audit: those that were named, else the environment that somebody works in."""
@@ -141,7 +142,7 @@ def _read(request: AuditRequest, path: Path) -> Found:
                 Kind.STORE_PATH, audits.summaries(roots, progress), None, (), tuple(map(str, roots))
             )
         else:
-            found = identify.read(path, progress, fresh=request.fresh)
+            found = identify.read(path, progress, fresh=request.fresh, remember=request.remember)
     for note in found.notes:
         say(f"note: {note}")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import venv
 from pathlib import Path
@@ -12,7 +14,7 @@ from making import cubin, library, section
 from vllm_variants.audit.targets import environments, identify
 from vllm_variants.audit.targets.environments import active, read_python
 from vllm_variants.audit.targets.found import Found, Kind
-from vllm_variants.errors import InputError, MissingError
+from vllm_variants.errors import InputError, MissingError, UsageError
 
 CODE = section([cubin("sm_90")])
 
@@ -147,3 +149,53 @@ def test_a_second_look_reads_no_library(environment: Path, monkeypatch: pytest.M
     read: list[str] = []
     assert environments.read_environment(environment, read.append, fresh=True) == first
     assert read == [LIBRARY]
+
+
+def test_an_image_of_an_environment_remembers_what_was_read(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another host its files have other inodes and times to the second: what a layer keeps is enough."""
+    import shutil
+
+    monkeypatch.setattr("vllm_variants.audit.cache._SETTLING", -1.0)
+    first = identify.read(environment, remember=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    there = tmp_path / "host" / "env"
+    shutil.copytree(environment, there, symlinks=True)
+    os.utime(there / LIBRARY, (0, int((environment / LIBRARY).stat().st_mtime)))
+    assert environments.read_environment(there, pytest.fail, fresh=False).libraries == first.libraries
+
+    library(there / LIBRARY, section([cubin("sm_75")], [cubin("sm_80")]))
+    (changed,) = identify.read(there).libraries
+    assert len(changed.containers) == 2, "another size: it is read"
+
+
+def test_a_memory_of_other_code_or_of_no_form_is_not_used(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vllm_variants.audit.cache._SETTLING", -1.0)
+    identify.read(environment, remember=True)
+    memory = environment / "share" / "vllm-variants" / "audited.json"
+    document = json.loads(memory.read_text())
+    assert next(iter(document["files"])).endswith(LIBRARY)
+    for number, other in enumerate(
+        (
+            {**document, "code": "0"},
+            {**document, "files": []},
+            {"files": {}},
+            [],
+            {**document, "files": {"x": 1}},
+        )
+    ):
+        memory.write_text(json.dumps(other))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{number}"))
+        read: list[str] = []
+        environments.read_environment(environment, read.append, fresh=False)
+        assert read == [LIBRARY]
+
+
+def test_only_an_environment_can_remember(tmp_path: Path) -> None:
+    library(tmp_path / "made.so", CODE)
+    with pytest.raises(UsageError, match="is no environment"):
+        identify.read(tmp_path, remember=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["made.so"]

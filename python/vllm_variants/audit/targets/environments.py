@@ -49,9 +49,12 @@ def active(variables: Mapping[str, str], folder: Path) -> Path:
     )
 
 
-def read_environment(prefix: Path, progress: Progress, fresh: bool) -> Found:
-    """Everything below an environment's prefix, and packages of the system where it uses them."""
-    libraries = read_tree(prefix, progress, "", Cache(prefix, fresh), _NOT_OF_IT)
+def read_environment(prefix: Path, progress: Progress, fresh: bool, remember: bool = False) -> Found:
+    """Everything below an environment's prefix; `remember`: what was read is written into it."""
+    cache = Cache(prefix, fresh)
+    libraries = read_tree(prefix, progress, "", cache, _NOT_OF_IT)
+    if remember:
+        cache.remember()
     folders = sorted({folder.resolve() for folder in prefix.glob("lib*/python3*/site-packages")})
     notes = _elsewhere(folders)
     names = [path.name for folder in folders for path in inside(folder)]
