@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vllm_variants.audit import AuditReport
     from vllm_variants.audit.audited_path import AuditedPath
     from vllm_variants.audit.targets.found import Found
+    from vllm_variants.cli.audit_options import ReadOptions
     from vllm_variants.machine.gpus import Machine
     from vllm_variants.model.capability import Capability
     from vllm_variants.model.variants import Matrix
@@ -23,24 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """What was asked for on the command line: the paths or the interpreter, devices, driver and release."""
+    """What was asked for on the command line: paths, what of them is read, devices, driver and release."""
 
     paths: tuple[Path, ...]
-    python: Path | None
+    read: ReadOptions
     devices: tuple[Capability, ...]
     driver: str | None
     release: str | None
-    closure: bool
-    closure_from: Path | None
-    fresh: bool
-    remember: bool = False
 
     def named(self) -> tuple[Path, ...]:
         """The paths to audit: those that were named, else the environment that somebody works in."""
         from vllm_variants.audit.targets import environments
 
-        if self.python is not None:
-            return (self.python,)
+        if self.read.python is not None:
+            return (self.read.python,)
         return self.paths or (environments.active(os.environ, Path.cwd()),)
 
 
@@ -134,15 +131,15 @@ def _read(request: AuditRequest, path: Path) -> Found:
         def progress(name: str) -> None:
             status.update(f"reading {name}")
 
-        if request.python is not None:
-            found = environments.read_python(request.python, progress, request.fresh)
-        elif request.closure or request.closure_from:
+        if request.read.python is not None:
+            found = environments.read_python(request.read.python, progress, request.read.fresh)
+        elif request.read.closure or request.read.closure_from:
             roots = _closure(request, path)
             found = Found(
                 Kind.STORE_PATH, audits.summaries(roots, progress), None, (), tuple(map(str, roots))
             )
         else:
-            found = identify.read(path, progress, fresh=request.fresh, remember=request.remember)
+            found = identify.read(path, progress, fresh=request.read.fresh, remember=request.read.remember)
     for note in found.notes:
         say(f"note: {note}")
     return found
@@ -151,9 +148,9 @@ def _read(request: AuditRequest, path: Path) -> Found:
 def _closure(request: AuditRequest, path: Path) -> list[Path]:
     from vllm_variants import audit as audits
 
-    if request.closure_from is None:
+    if request.read.closure_from is None:
         return audits.closure(path)
-    listed = map(Path, request.closure_from.read_text(encoding="utf-8").splitlines())
+    listed = map(Path, request.read.closure_from.read_text(encoding="utf-8").splitlines())
     return list(dict.fromkeys([path, *listed]))
 
 
