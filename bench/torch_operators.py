@@ -10,6 +10,7 @@ Prints first calls in seconds; exit code 1 if anything differs. Needs lz4, toml 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -72,6 +73,7 @@ def tried(expression: str, jit: bool) -> tuple[float | None, str]:
 
 def main() -> None:
     """Audit, try, compare."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     from vllm_variants.audit.judging import judge_features
     from vllm_variants.audit.targets.environments import read_python
 
