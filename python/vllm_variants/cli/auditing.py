@@ -37,7 +37,7 @@ class AuditRequest:
         from vllm_variants.audit.targets import environments
 
         if self.read.python is not None:
-            return (self.read.python,)
+            return (environments.interpreter(self.read.python),)
         return self.paths or (environments.active(os.environ, Path.cwd()),)
 
 
@@ -78,20 +78,26 @@ def _subjects(
     request: AuditRequest, rows: Matrix, machine: Machine, release: str | None, strict: bool
 ) -> list[AuditedPath]:
     """What is judged: every path for every device, those of one path together."""
+    from dataclasses import replace
+
     from vllm_variants.audit.audited_path import audited_paths
     from vllm_variants.audit.find import examined
+    from vllm_variants.audit.targets.found import Kind
 
     for device in request.devices:
         if not rows.knows(device):
             say(f"note: no variant of the matrix is for {device} or serves it; is it what you mean?")
     paths = request.named()
-    for path in paths:
-        examined(path)
+    if request.read.python is None:
+        for path in paths:
+            examined(path)
     here = tuple(dict.fromkeys(gpu.capability for gpu in machine.gpus))
     judged: list[AuditedPath] = []
     requested: Sequence[Capability | None] = request.devices or [None]
     for capability in requested:
         for subject in audited_paths(paths, capability, release, here):
+            if request.read.python is not None:  # what it imports from, not the program itself
+                subject = replace(subject, kind=Kind.ENVIRONMENT)
             if subject not in judged:
                 _require_judgeable(subject, release, strict)
                 _note_own(subject, capability, release)
@@ -132,7 +138,7 @@ def _read(request: AuditRequest, path: Path) -> Found:
             status.update(f"reading {name}")
 
         if request.read.python is not None:
-            found = environments.read_python(request.read.python, progress, request.read.fresh)
+            found = environments.read_python(path, progress, request.read.fresh)
         elif request.read.closure or request.read.closure_from:
             roots = _closure(request, path)
             found = Found(

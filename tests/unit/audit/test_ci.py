@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import venv
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
@@ -177,3 +178,20 @@ def test_the_cards_that_are_here_are_judged_for_with_their_driver(
         monkeypatch.setenv("VLLM_VARIANTS_MACHINE", str(tmp_path / "machine.json"))
         assert run(tree) == expected
         assert run(tree, "--sm", "sm100") == 0, "of another card's driver nothing is known"
+
+
+def test_what_an_interpreter_imports_is_held_to_its_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its path, and by its name on PATH as a shell finds it."""
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
+    (site / "vllm").mkdir()
+    library(site / "vllm" / "_C.abi3.so", RUNS)
+    program = tmp_path / "env" / "bin" / "python"
+    assert run("--python", program, "--sm", "sm90") == 0
+    (site / "vllm-0.13.0.dist-info").mkdir()
+    assert run("--python", program, "--sm", "sm90") == 5, "that release has more libraries"
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    assert run("--python", "python", "--sm", "sm90", "--release", "0.13.0") == 5

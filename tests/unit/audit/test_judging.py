@@ -202,6 +202,8 @@ def test_a_file_that_cannot_be_read_is_never_a_yes(tmp_path: Path) -> None:
     (tmp_path / "cut.so").write_bytes((tmp_path / "vllm" / "_moe_C.so").read_bytes()[:300])
     given = report(tmp_path, HOPPER).answer
     assert given and given.word is Word.NO and "cut.so" in given.sentence
+    for_all = SmMatrix(("x",), (HOPPER,), summaries([tmp_path])).answers()["sm90"]
+    assert (for_all.word, for_all.sentence) == (Word.NO, "no: 1 file could not be read")
 
 
 def test_the_matrix_says_of_every_sm_what_a_report_says_of_one(tmp_path: Path) -> None:

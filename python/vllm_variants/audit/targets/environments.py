@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def _elsewhere(folders: list[Path]) -> list[str]:
                 if added and added.is_dir() and not added.is_relative_to(folder.resolve()):
                     notes.append(f"{file.name} adds {added}, which was not read: audit it by its name")
     return notes
+
+
+def interpreter(program: Path) -> Path:
+    """The path of an interpreter, as a shell finds what was named; `MissingError` where there is none."""
+    found = shutil.which(program)
+    if found is None:
+        raise MissingError(
+            f"{program} is no program that can be run", hint="name an interpreter: --python .venv/bin/python"
+        )
+    return Path(found)
 
 
 def read_python(program: Path, progress: Progress, fresh: bool) -> Found:
