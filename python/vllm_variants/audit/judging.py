@@ -41,7 +41,8 @@ class FitCounts:
     """Containers by how they fit one device; seconds and bytes of what the driver compiles.
 
     `jit_ptx` is the newest PTX language among it; `zstd`: some image that runs is stored so; `stubs` counts
-    containers whose code was dropped by slimming, which are not among the others.
+    containers whose code was dropped by slimming, which are not among the others. `timed`: it is known of all
+    that is compiled how long that takes.
     """
 
     containers: Counter[Fit] = field(default_factory=Counter)
@@ -50,6 +51,7 @@ class FitCounts:
     jit_ptx: tuple[int, int] | None = None
     zstd: bool = False
     stubs: int = 0
+    timed: bool = True
 
     def add(self, held: HeldContainer, device: Capability) -> None:
         """Count one more container."""
@@ -64,7 +66,9 @@ class FitCounts:
     def add_scattered(self, group: ScatteredGroup, device: Capability) -> None:
         """Count containers that lie among other data; how long their PTX takes is not known."""
         if any(image.kind for image in images_of(group.kinds)):
-            self.containers[fitting(group.kinds, frozenset(), device).fit] += group.containers
+            fit = fitting(group.kinds, frozenset(), device).fit
+            self.containers[fit] += group.containers
+            self.timed = self.timed and fit is not Fit.JIT
         else:
             self.stubs += group.containers
 

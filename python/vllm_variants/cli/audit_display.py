@@ -72,7 +72,7 @@ def _show_features(report: AuditReport) -> None:
         counts = feature.counts
         waits = counts.containers["jit"]  # type: ignore[index]
         runs = counts.total - waits - counts.containers["none"]  # type: ignore[index]
-        seconds = duration(counts.jit_seconds) if waits else ""
+        seconds = (duration(counts.jit_seconds) if counts.timed else "not known") if waits else ""
         says = "" if feature.use.feature.key.startswith("package:") else feature.use.feature.says
         rows.add_row(feature.name, says, _SHOWN[str(feature.state)], str(runs), str(waits or ""), seconds)
     narrow().print(rows)

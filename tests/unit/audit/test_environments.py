@@ -165,6 +165,7 @@ def test_an_image_of_an_environment_remembers_what_was_read(
     os.utime(there / LIBRARY, (0, int((environment / LIBRARY).stat().st_mtime)))
     assert environments.read_environment(there, pytest.fail, fresh=False).libraries == first.libraries
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a third"))
     library(there / LIBRARY, section([cubin("sm_75")], [cubin("sm_80")]))
     (changed,) = identify.read(there).libraries
     assert len(changed.containers) == 2, "another size: it is read"

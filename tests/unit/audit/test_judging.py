@@ -141,6 +141,16 @@ def test_containers_among_other_data_count_where_a_library_has_no_others(tmp_pat
     assert (found.state, found.counts.containers) == (State.RUNS, {Fit.NATIVE: 1, Fit.NONE: 1})
 
 
+def test_how_long_code_among_other_data_compiles_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    code = {".ldata": b"table..." + container(kernel("_Z1kv"))}
+    library(tmp_path / "lib" / "libcufft.so.12", section([cubin("sm_52")]), more=code)
+    found = features(tmp_path, HOPPER)["cufft"]
+    assert (found.state, found.counts.timed) == (State.WAITS, False)
+    given = report(tmp_path, HOPPER).answer
+    assert given and "in all; not known for cuFFT)" in given.sentence
+
+
 # ── drivers ──
 
 
