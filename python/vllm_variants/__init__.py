@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllm_variants.api import load_matrix as load_matrix
     from vllm_variants.api import load_schema as load_schema
     from vllm_variants.api import read_result as read_result
+    from vllm_variants.api import report as report
     from vllm_variants.api import request as request
     from vllm_variants.api import slim as slim
     from vllm_variants.api import source_builder as source_builder
@@ -63,6 +64,7 @@ _NAMES = {
         "load_matrix",
         "load_schema",
         "read_result",
+        "report",
         "request",
         "slim",
         "source_builder",

@@ -304,35 +304,86 @@ def audit_path(
     sm: Device | None = None,
     *,
     release: str | Release | None = None,
+    driver: str | None = None,
     closure: bool = False,
     progress: Callable[[str], None] = lambda name: None,
 ) -> AuditReport:
-    """Read every CUDA image in a library, wheel, directory, result or store path, and judge it for `sm`.
+    """Read every CUDA image in whatever `path` is, and judge it for `sm`.
 
-    A result is judged for the SM and held to the release that it was built for, unless they are given; of
-    anything else, images are only counted without `sm`. `closure`: with all that a store path needs at run
-    time. `progress` hears each library's name. Needs no GPU.
+    That is a library, wheel, folder, environment, wheelhouse, requirements lock, image (OCI layout or
+    archive), result or store path. A result is judged for the SM and held to the release that it was built
+    for, unless they are given; of anything else, images are only counted without `sm`. `driver` (`570.86`) is
+    the version to judge for; None: this machine's, where it has such a GPU. `closure`: with all that a store
+    path needs at run time. `progress` hears each library's name. Needs no GPU.
 
-    `passed` of the report says whether all code that must be there is. Raises `MissingError` or
-    `InputError` for a `path` that cannot be read; what cannot be read in it is a finding.
+    `answer` of the report says whether it will run there, `passed` whether all code that must be there is.
+    Raises `MissingError` or `InputError` for a `path` that cannot be read, `ResourceError` where no wheel of
+    a lock can be reached; what cannot be read in it is a finding.
     """
     from vllm_variants import audit
-    from vllm_variants.audit.audited_path import audited_paths, expectations_for
+    from vllm_variants.audit.audited_path import audited_paths
     from vllm_variants.audit.find import examined
+    from vllm_variants.audit.subject import report_on
+    from vllm_variants.audit.targets import identify
+    from vllm_variants.audit.targets.found import Found, Kind
 
     rows, root = load_matrix(), Path(path)
     name = _release(release, rows).name if release is not None else None
     examined(root)
-    (audited,) = audited_paths([root], _device(sm, rows) if sm is not None else None, name)
-    if name and (audited.capability is None or not audited.whole):
+    (subject,) = audited_paths([root], _device(sm, rows) if sm is not None else None, name)
+    if name and (subject.capability is None or not subject.whole):
         raise UsageError(
             f"{root} cannot be held to vLLM {name}",
             hint='name the device, sm="sm90", and the wheel or directory that holds all of the release',
         )
-    roots = audit.closure(root) if closure else [root]
-    libraries = audit.collect(roots, audited.capability, progress)
-    expected, _ = expectations_for(audited, libraries)
-    return audit.judge(tuple(map(str, roots)), libraries, audited.capability, expected)
+    if closure:
+        roots = audit.closure(root)
+        found = Found(Kind.STORE_PATH, audit.summaries(roots, progress), roots=tuple(map(str, roots)))
+    else:
+        found = identify.read(root, progress)
+    report, _ = report_on(subject, found, _driver_for(driver)(subject.capability), rows)
+    return report
+
+
+def _driver_for(driver: str | None) -> Callable[[Capability | None], str | None]:
+    """The driver that a device would run on: the one that is given, else this machine's for its own GPUs."""
+    from vllm_variants.machine import gpus
+
+    return lambda device: driver or (gpus.machine().driver_for(device) if device else None)
+
+
+def report(
+    what: PathLike | Sequence[PathLike],
+    to: PathLike | None = None,
+    *,
+    sm: Device | None = None,
+    driver: str | None = None,
+    evidence: Sequence[PathLike] = (),
+    advisories: Sequence[PathLike] = (),
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Write what is in a result, an audit or a batch of builds as one HTML file that needs nothing else.
+
+    `what` is a variant (its `./result-…` is meant), a path as of `audit_path`, or a file that `--json` of
+    `audit` or `build` printed; two are compared. `to` is the HTML file (None: none is written), `sm` and
+    `driver` are as of `audit_path`. `evidence` are runs of checks (files that `verify --json` printed),
+    `advisories` lists of them. Returns the document that the file holds, `vllm-variants/report/1`.
+
+    Raises `UsageError` for what cannot stand in one report, and as `audit_path` does.
+    """
+    from vllm_variants.reports import advisories as lists
+    from vllm_variants.reports import document, inputs, runs
+    from vllm_variants.reports.page import page
+    from vllm_variants.system import reporting
+
+    words = [what] if isinstance(what, str | os.PathLike) else list(what)
+    device = _device(sm, load_matrix()) if sm is not None else None
+    named = [inputs.read(os.fspath(word), device, progress, _driver_for(driver)) for word in words]
+    listed = [advisory for path in advisories for advisory in lists.read(Path(path))]
+    made = document.report(named, document.Extra(runs.read(map(Path, evidence)), (), listed))
+    if to is not None:
+        reporting.write(Path(to), page(made))
+    return made
 
 
 # ── taking it elsewhere ──

@@ -11,7 +11,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install vllm-variants[browser]")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: ./vllm-variants test sets it up"
+    )
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("there is no chromium on PATH: apt install chromium")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vllm_variants.audit.judging import JudgedFeature, State
+from vllm_variants.audit.judging import JudgedFeature, State, too_old
 from vllm_variants.model.capability import Capability
+from vllm_variants.system.text import size
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Circumstances:
 
     `variant` is the variant of the matrix that serves the device (None: no one does), `release` the release
     of vLLM that is in it where one is known to the matrix, `result`: whether it is a result of ours already,
-    `foreign` bytes that can never run, `driver_needed` the branch that runs all of it.
+    `foreign` bytes that can never run, `driver_needed` the branch that runs all of it. `path` is what `slim`
+    can be given, empty where it cannot (an image, a lock).
     """
 
     device: Capability
@@ -38,6 +41,7 @@ class Circumstances:
     foreign: int
     driver: str | None
     driver_needed: int | None
+    path: str = ""
 
 
 _WORTH = 100_000_000
@@ -81,9 +85,7 @@ def _missing(features: Sequence[JudgedFeature], about: Circumstances) -> Iterato
 
 def _driver(features: Sequence[JudgedFeature], about: Circumstances) -> Iterator[Advice]:
     old = [f for f in features if f.state is State.DRIVER]
-    if old or (
-        about.driver and about.driver_needed and int(about.driver.split(".")[0]) < about.driver_needed
-    ):
+    if old or too_old(about.driver, about.driver_needed):
         yield Advice(
             f"install NVIDIA driver {about.driver_needed or max(f.counts.driver or 0 for f in old)} or newer"
             f" (here is {about.driver})", None, _keys(old),
@@ -103,19 +105,22 @@ def _waits(features: Sequence[JudgedFeature], about: Circumstances) -> Iterator[
     waiting = [f for f in features if f.state is State.WAITS]
     if not waiting:
         return
-    if command := _build(about, "--native"):
-        ours = [f for f in waiting if _vllm(f)]
-        if ours:
-            yield Advice("compile it once, ahead, instead of at every first call", command, _keys(ours))
+    command, ours = _build(about, "--native"), [f for f in waiting if _vllm(f)]
+    if command and ours:
+        yield Advice("compile it once, ahead, instead of at every first call", command, _keys(ours))
+    either = "or " if command and ours else ""
     yield Advice(
-        "or keep the driver's cache between starts: CUDA_CACHE_PATH on a disk that stays, CUDA_CACHE_MAXSIZE"
-        " of 4 GiB", "export CUDA_CACHE_PATH=… CUDA_CACHE_MAXSIZE=4294967296", _keys(waiting),
-    )  # fmt: skip
+        f"{either}keep the driver's cache between starts: CUDA_CACHE_PATH on a disk that stays,"
+        " CUDA_CACHE_MAXSIZE of 4 GiB",
+        "export CUDA_CACHE_PATH=… CUDA_CACHE_MAXSIZE=4294967296",
+        _keys(waiting),
+    )
 
 
 def _foreign(about: Circumstances) -> Iterator[Advice]:
     if about.foreign < _WORTH or about.result:
         return
-    gigabytes = about.foreign / 1e9
-    command = _build(about) if about.release else f"vllm-variants slim PATH --sm {about.device.sm} -o COPY"
-    yield Advice(f"{gigabytes:.1f} GB can never run on {about.device.sm}: slimming drops them", command)
+    command = _build(about) if about.release else None
+    if command is None and about.path:
+        command = shlex.join(["vllm-variants", "slim", about.path, "--sm", about.device.sm, "-o", "COPY"])
+    yield Advice(f"{size(about.foreign)} can never run on {about.device.sm}: slimming drops them", command)

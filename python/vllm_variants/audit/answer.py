@@ -62,9 +62,14 @@ def answer(
         return Answer(
             Word.WAITS,
             f"yes, but not at once: on {sm} the driver first compiles {_names(waiting)}"
-            f" ({duration(seconds)} of one core in all)",
+            f" ({duration(seconds)} of one core in all{_and_more(waiting)})",
         )
     return Answer(Word.YES, f"yes: everything in it that is made for {sm} runs from the first call on")
+
+
+def _and_more(waiting: Sequence[JudgedFeature]) -> str:
+    unknown = [f for f in waiting if not f.counts.timed]
+    return f"; not known for {_names(unknown)}" if unknown else ""
 
 
 def duration(seconds: float) -> str:

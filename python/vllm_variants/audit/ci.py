@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from vllm_variants import __version__
 from vllm_variants.audit.judging import State
 from vllm_variants.audit.report import AuditReport, Verdict
+from vllm_variants.errors import readable
 from vllm_variants.system import junit
 
 _RULES = {
@@ -52,7 +54,7 @@ def _results(report: AuditReport) -> list[dict[str, Any]]:
         {
             "ruleId": str(verdict),
             "level": _RULES[verdict][0],
-            "message": {"text": f"{library}{device}: {what}"},
+            "message": {"text": readable(f"{library}{device}: {what}")},
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(report, library)}}}],
         }
         for verdict, library, what in found
@@ -60,9 +62,14 @@ def _results(report: AuditReport) -> list[dict[str, Any]]:
 
 
 def _uri(report: AuditReport, library: str) -> str:
-    from urllib.parse import quote
-
-    return quote(f"{report.roots[0]}/{library}" if report.roots else library)
+    """Where a finding is: its library below what was audited, which a finding on all of it stands for."""
+    root = report.roots[0] if len(report.roots) == 1 else ""
+    known = any(library == each.path for each in report.libraries)
+    if root and (not known or report.about.kind == "library"):
+        path = root
+    else:
+        path = f"{root}/{library}" if root else library
+    return quote(path.encode("utf-8", "surrogateescape"))
 
 
 def junit_document(reports: Sequence[AuditReport]) -> str:

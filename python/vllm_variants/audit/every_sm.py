@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_variants import documents
 from vllm_variants.audit.answer import Answer, answer
+from vllm_variants.audit.drivers import cuda_obstacle
 from vllm_variants.audit.judging import FitCounts, JudgedFeature, features_in, judge_features, library_fit
 from vllm_variants.audit.library import LibraryAudit, judged
 from vllm_variants.audit.report import About
@@ -42,10 +43,10 @@ class SmMatrix:
     def answers(self) -> dict[str, Answer]:
         """Whether it will run, by SM."""
         unread = sum(bool(library.problem) for library in self.libraries)
+        driver = self.about.driver
+        obstacle = cuda_obstacle(self.libraries, driver)
         return {
-            device.sm: answer(
-                device, judge_features(self.libraries, device, self.about.driver), unread, "", ""
-            )
+            device.sm: answer(device, judge_features(self.libraries, device, driver), unread, "", obstacle)
             for device in self.devices
         }
 

@@ -147,13 +147,15 @@ def regular_files(
         if parent == folder:
             below[:] = [name for name in below if name not in skipped]
         for name in names:
+            if name.endswith(TEXT):
+                continue
             path = os.path.join(parent, name)  # noqa: PTH118 - 100,000 of them
             try:
                 status = os.lstat(path)
             except OSError as error:
                 refused(error)
                 continue
-            if stat.S_ISREG(status.st_mode) and not name.endswith(TEXT):
+            if stat.S_ISREG(status.st_mode):
                 inode = status.st_dev, status.st_ino
                 if inode not in inodes or path < inodes[inode][0]:
                     inodes[inode] = path, status

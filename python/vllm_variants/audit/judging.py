@@ -15,14 +15,15 @@ from typing import Any
 
 from vllm_variants.audit import features as claimed
 from vllm_variants.audit.features import Feature
-from vllm_variants.audit.library import COMPILERS_DEFAULT, images_of
+from vllm_variants.audit.fitting import fitting, images_of, is_stray, kinds_of
 from vllm_variants.audit.offers import offered
 from vllm_variants.audit.summary import HeldContainer, LibrarySummary, ScatteredGroup
 from vllm_variants.fatbin.codecs import ZSTD_DRIVER
 from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import schedule
 from vllm_variants.model import toolkits
-from vllm_variants.model.capability import Capability, Fit, Kind, choose
+from vllm_variants.model.capability import Capability, Fit, Kind
+from vllm_variants.versions import numbers
 
 
 class State(StrEnum):
@@ -40,7 +41,8 @@ class FitCounts:
     """Containers by how they fit one device; seconds and bytes of what the driver compiles.
 
     `jit_ptx` is the newest PTX language among it; `zstd`: some image that runs is stored so; `stubs` counts
-    containers whose code was dropped by slimming, which are not among the others.
+    containers whose code was dropped by slimming, which are not among the others. `timed`: it is known of all
+    that is compiled how long that takes.
     """
 
     containers: Counter[Fit] = field(default_factory=Counter)
@@ -49,31 +51,30 @@ class FitCounts:
     jit_ptx: tuple[int, int] | None = None
     zstd: bool = False
     stubs: int = 0
+    timed: bool = True
 
     def add(self, held: HeldContainer, device: Capability) -> None:
         """Count one more container."""
-        images = [(kind, image) for image in held.images if (kind := image.kind)]
-        if held.stubs and not images:
+        if held.stubs and not any(image.kind for image in held.images):
             self.stubs += 1
             return
-        best = choose([(kind, image.target) for kind, image in images], device)
-        self.containers[best.fit if best else Fit.NONE] += 1
-        for kind, image in images:
-            if best and (kind, image.target) == (best.kind, best.target):
-                self._add_chosen(kind, image)
+        found = held.fitting(device)
+        self.containers[found.fit] += 1
+        for n in found.chosen:
+            self._add_chosen(held.container.images[n])
 
     def add_scattered(self, group: ScatteredGroup, device: Capability) -> None:
         """Count containers that lie among other data; how long their PTX takes is not known."""
-        kinds = [(kind, image.target) for image in images_of(group) if (kind := image.kind)]
-        if kinds:
-            best = choose(kinds, device)
-            self.containers[best.fit if best else Fit.NONE] += group.containers
+        if any(image.kind for image in images_of(group.kinds)):
+            fit = fitting(group.kinds, frozenset(), device).fit
+            self.containers[fit] += group.containers
+            self.timed = self.timed and fit is not Fit.JIT
         else:
             self.stubs += group.containers
 
-    def _add_chosen(self, kind: Kind, image: Image) -> None:
+    def _add_chosen(self, image: Image) -> None:
         self.zstd = self.zstd or image.compression == "zstd"
-        if kind is Kind.PTX:
+        if image.kind is Kind.PTX:
             self.jit_bytes += image.original_size
             self.jit_seconds += schedule.cpu_seconds(image.original_size)
             self.jit_ptx = max(self.jit_ptx or (0, 0), image.version)
@@ -124,8 +125,7 @@ def counted(containers: Sequence[HeldContainer], device: Capability) -> FitCount
 
 
 def _is_stray(held: HeldContainer) -> bool:
-    targets = {image.target for image in held.images}
-    return targets == {COMPILERS_DEFAULT}
+    return is_stray(kinds_of(held.images))
 
 
 def library_fit(library: LibrarySummary, device: Capability) -> FitCounts:
@@ -254,4 +254,4 @@ def _state(feature: Feature, counts: FitCounts, device: Capability, driver: str 
 
 def too_old(driver: str | None, needed: int | None) -> bool:
     """Whether a driver (`570.86`) is known to be older than the branch that is needed."""
-    return bool(driver and needed and int(driver.partition(".")[0]) < needed)
+    return bool(driver and needed and () < numbers(driver)[:1] < (needed,))

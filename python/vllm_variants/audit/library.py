@@ -16,18 +16,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+from vllm_variants.audit.fitting import fitting, images_of, is_stray, kinds_of
 from vllm_variants.audit.summary import HeldContainer, LibrarySummary, ScatteredGroup, summarise
 from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.native import schedule
-from vllm_variants.fatbin.plan import kept_images
 from vllm_variants.fatbin.source import Source
 from vllm_variants.model import toolkits
-from vllm_variants.model.capability import Capability, Fit, Target, choose, fit
-
-COMPILERS_DEFAULT = Target(Capability(5, 2))
-"""What nvcc compiles for when nobody says: code for it alone is a build's oversight."""
+from vllm_variants.model.capability import Capability, Fit, Target
 
 
 @dataclass(frozen=True)
@@ -173,48 +171,40 @@ def _count(held: HeldContainer, audit: LibraryAudit) -> None:
     audit.stubs += len(held.stubs)
     images = held.images
     for image in images:
-        kind = str(image.kind or f"kind {image.code:#x}")
-        audit.images.setdefault((kind, image.target), ImageGroup()).add(image)
+        group = audit.images.get(key := _group_of(image.code, image.architecture, image.flags))
+        if group is None:
+            group = audit.images[key] = ImageGroup()
+        group.add(image)
         if not image.known:
             facts = f"kind {image.code:#x}, flags {image.flags:#x}, sm {image.architecture}"
             audit.unknown.append(f"image at {image.offset:#x}: {facts}")
-    audit.stray += bool(images) and {i.target for i in images} == {COMPILERS_DEFAULT}
+    audit.stray += is_stray(kinds_of(images))
+
+
+@lru_cache(maxsize=1 << 14)
+def _group_of(code: int, architecture: int, flags: int) -> tuple[str, Target]:
+    (image,) = images_of([(code, architecture, flags)])
+    return str(image.kind or f"kind {code:#x}"), image.target
 
 
 def _judge(held: HeldContainer, device: Capability, audit: LibraryAudit) -> None:
-    images = [(kind, image) for image in held.images if (kind := image.kind)]
-    best = choose([(kind, image.target) for kind, image in images], device)
-    audit.fits[best.fit if best else Fit.NONE] += 1
-    kept = kept_images(held.container, [device])
-    for kind, image in images:
-        if not fit(kind, image.target, device):
-            if image in kept:
-                audit.spare += image.size
-            else:
-                audit.foreign += image.size
-        elif best and (kind, image.target.capability) != (best.kind, best.target.capability):
-            audit.spare += image.size
-        elif best and best.fit is Fit.JIT:
-            audit.jit.append(
-                JitContainer(held.container.offset, image.target, image.original_size, image.version)
-            )
+    container, found = held.container, held.fitting(device)
+    audit.fits[found.fit] += 1
+    audit.foreign += sum(container.images[n].size for n in found.foreign)
+    audit.spare += sum(container.images[n].size for n in found.spare)
+    audit.jit += [
+        JitContainer(container.offset, image.target, image.original_size, image.version)
+        for image in (container.images[n] for n in found.compiled)
+    ]
 
 
 def _count_scattered(group: ScatteredGroup, device: Capability | None, audit: LibraryAudit) -> None:
     counts = audit.scattered.setdefault(group.section, ScatteredContainers())
     counts.containers += group.containers
     counts.bytes += group.bytes
-    images = images_of(group)
-    kinds = [(kind, image.target) for image in images if image.known and (kind := image.kind)]
-    if device and len(kinds) == len(images) and choose(kinds, device) is None:
+    understood = all(image.known for image in images_of(group.kinds))
+    if device and understood and fitting(group.kinds, frozenset(), device).best is None:
         counts.foreign += group.code
-
-
-def images_of(group: ScatteredGroup) -> list[Image]:
-    """The images of one of its containers, as far as a device's choice asks."""
-    return [
-        Image(0, 0, 0, 0, 0, code, (0, 0), architecture, flags) for code, architecture, flags in group.kinds
-    ]
 
 
 def jit_bytes(libraries: Iterable[LibraryAudit]) -> int:

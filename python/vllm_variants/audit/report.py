@@ -19,6 +19,8 @@ from vllm_variants.model.capability import Capability
 
 WORTH_DROPPING = 0x10000
 """Bytes of a library; strays of the compiler's default target are less."""
+_SLIMMABLE = ("environment", "folder", "library")
+"""Kinds of what is audited that `slim` takes."""
 
 
 class Verdict(StrEnum):
@@ -119,12 +121,28 @@ class AuditReport:
         about = self.about
         circumstances = Circumstances(
             self.capability, about.variant, about.published, about.result, foreign, about.driver,
-            self.driver_needed,
+            self.driver_needed, self.roots[0] if about.kind in _SLIMMABLE and len(self.roots) == 1 else "",
         )  # fmt: skip
         return advise(self.features, circumstances)
 
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Sums over all libraries: bytes, seconds of one core, `jit_driver` a driver's branch such as 575."""
+        return {
+            "libraries": len(self.libraries),
+            "size": sum(library.size for library in self.libraries),
+            "device": sum(library.device_bytes for library in self.libraries),
+            "foreign": sum(library.foreign for library in self.libraries),
+            "spare": sum(library.spare for library in self.libraries),
+            "jit_containers": len({(lib.path, j.offset) for lib in self.libraries for j in lib.jit}),
+            "jit_bytes": jit_bytes(self.libraries),
+            "jit_seconds": round(sum(library.jit_seconds for library in self.libraries), 1),
+            "jit_driver": jit_driver(self.libraries),
+            "stubs": sum(library.stubs for library in self.libraries),
+        }
+
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON; sizes and sums in bytes, `jit_driver` a driver's branch such as 575."""
+        """The report as JSON; sizes and sums in bytes."""
         return {
             "schema": documents.AUDIT,
             "roots": list(self.roots),
@@ -138,18 +156,7 @@ class AuditReport:
             "findings": [finding.as_dict() for finding in self.findings],
             "features": [feature.as_dict() for feature in self.features],
             "advice": [advice.as_dict() for advice in self.advice],
-            "totals": {
-                "libraries": len(self.libraries),
-                "size": sum(library.size for library in self.libraries),
-                "device": sum(library.device_bytes for library in self.libraries),
-                "foreign": sum(library.foreign for library in self.libraries),
-                "spare": sum(library.spare for library in self.libraries),
-                "jit_containers": len({(lib.path, j.offset) for lib in self.libraries for j in lib.jit}),
-                "jit_bytes": jit_bytes(self.libraries),
-                "jit_seconds": round(sum(library.jit_seconds for library in self.libraries), 1),
-                "jit_driver": jit_driver(self.libraries),
-                "stubs": sum(library.stubs for library in self.libraries),
-            },
+            "totals": self.totals,
             "libraries": [
                 {**library.as_dict(), "fit": self._fit(library), "jit_seconds": round(library.jit_seconds, 1)}
                 for library in self.libraries

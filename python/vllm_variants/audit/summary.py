@@ -12,20 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_variants.audit.find import begins_as_elf
+from vllm_variants.audit.fitting import Fitting, ImageKind, fitting, kinds_of
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container, Image, containers, scattered_containers
 from vllm_variants.fatbin.rewrite import device_sections
 from vllm_variants.fatbin.source import Malformed, Source
 from vllm_variants.fatbin.stub import is_stub
+from vllm_variants.model.capability import Capability
 
 SCATTERED_SECTIONS = (".cask_resource", ".ldata", ".lrodata")
 """Sections that may hold containers among other data; nothing is dropped from them unless asked."""
 
 FeatureReader = Callable[[Source, Container, frozenset[int]], tuple[str, ...]]
 """Gives the features that a container's kernels belong to; the numbers are those of its stubs."""
-
-ImageKind = tuple[int, int, int]
-"""Code, architecture and flags of an image's header: all that decides on which device it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,15 @@ class HeldContainer:
     features: tuple[str, ...] = ()
 
     @property
-    def images(self) -> list[Image]:
+    def images(self) -> Sequence[Image]:
         """Its images but for stubs."""
+        if not self.stubs:
+            return self.container.images
         return [image for n, image in enumerate(self.container.images) if n not in self.stubs]
+
+    def fitting(self, device: Capability) -> Fitting:
+        """How its images serve a device."""
+        return fitting(kinds_of(self.container.images), self.stubs, device)
 
 
 @dataclass
@@ -179,7 +184,7 @@ def _scattered(source: Source, section: elfs.Section) -> Iterator[ScatteredGroup
     groups: dict[tuple[ImageKind, ...], ScatteredGroup] = {}
     for container in scattered_containers(source, section.offset, section.end):
         real = [image for image in container.images if not is_stub(source, image)]
-        kinds = tuple((image.code, image.architecture, image.flags) for image in real)
+        kinds = kinds_of(real)
         group = groups.setdefault(kinds, ScatteredGroup(section.name, kinds))
         group.containers += 1
         group.bytes += container.size

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
@@ -18,25 +20,8 @@ import typer
 
 from vllm_variants import __version__, data
 from vllm_variants.cli import checkout
-from vllm_variants.cli.advisories import advisories
-from vllm_variants.cli.audit import audit
-from vllm_variants.cli.build import build
 from vllm_variants.cli.command import NOT_UNDERSTOOD, Command
-from vllm_variants.cli.detect import detect
-from vllm_variants.cli.docs import docs
-from vllm_variants.cli.doctor import doctor
-from vllm_variants.cli.export import export
-from vllm_variants.cli.gc import gc
-from vllm_variants.cli.lint import lint
-from vllm_variants.cli.list import list_variants
-from vllm_variants.cli.lock import lock
 from vllm_variants.cli.output import close_streams, complain, err, open_streams
-from vllm_variants.cli.pin import pin
-from vllm_variants.cli.release import release
-from vllm_variants.cli.report import report
-from vllm_variants.cli.slim import slim
-from vllm_variants.cli.test import test
-from vllm_variants.cli.verify import verify
 from vllm_variants.errors import (
     Error,
     ExitCode,
@@ -47,14 +32,13 @@ from vllm_variants.errors import (
     system_error,
 )
 
-app = typer.Typer(
-    name="vllm-variants",
-    help="vLLM for exactly your GPU: list, detect and build per-SM variants.",
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = (
+    "list", "detect", "build", "audit", "report", "slim", "verify", "export", "doctor", "gc", "advisories",
+)  # fmt: skip
+"""Commands that work everywhere, each in a module of its name, in the order of the help."""
+CHECKOUT_COMMANDS = ("docs", "lock", "pin", "release", "lint")
+"""Those that work on a checkout."""
+_FUNCTIONS = {"list": "list_variants"}
 
 
 def _version(requested: bool) -> None:
@@ -63,7 +47,6 @@ def _version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     context: typer.Context,
     version: bool = typer.Option(
@@ -83,24 +66,52 @@ def only_in_a_checkout(context: typer.Context) -> None:
 _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-def _register() -> None:
-    """Add every command to the application; those that work on a checkout are hidden where there is none."""
-    app.command("list", cls=Command)(list_variants)
-    for command in (detect, build, audit, report, slim, verify, export, doctor, gc, advisories):
-        app.command(cls=Command)(command)
-    for command in (docs, lock, pin, release, lint):
+def application(only: str | None = None) -> typer.Typer:
+    """The command line, with every command or, where it is known which is meant, with that alone.
+
+    Importing the modules of all takes a third of a second. Those that work on a checkout are hidden where
+    there is none.
+    """
+    app = typer.Typer(
+        name="vllm-variants",
+        help="vLLM for exactly your GPU: list, detect and build per-SM variants.",
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in COMMANDS:
+        if only in (None, name):
+            app.command(name, cls=Command)(_function(name))
+    for name in CHECKOUT_COMMANDS:
+        if only not in (None, name):
+            continue
         if data.checkout():
-            app.command(cls=Command)(command)
+            app.command(name, cls=Command)(_function(name))
         else:
-            name = command.__name__
             app.command(name, hidden=True, add_help_option=False, context_settings=_ANYTHING)(
                 only_in_a_checkout
             )
-    hidden = not data.checkout()
-    app.command(hidden=hidden, add_help_option=False, context_settings=_ANYTHING)(test)
+    if only in (None, "test"):
+        hidden = not data.checkout()
+        app.command(hidden=hidden, add_help_option=False, context_settings=_ANYTHING)(_function("test"))
+    return app
 
 
-_register()
+def _function(name: str) -> Callable[..., None]:
+    function: Callable[..., None] = getattr(
+        import_module(f"vllm_variants.cli.{name}"), _FUNCTIONS.get(name, name)
+    )
+    return function
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`: the command line with every command, made when somebody asks for it."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = whole = application()
+    return whole
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -136,7 +147,9 @@ def main() -> None:
 def _run() -> int:
     """Run the command line; the exit code, with the reason on stderr where it is not 0."""
     try:
-        return app(prog_name="vllm-variants", standalone_mode=False) or ExitCode.OK
+        word = next(iter(sys.argv[1:]), None)
+        only = word if word in (*COMMANDS, *CHECKOUT_COMMANDS) else None
+        return application(only)(prog_name="vllm-variants", standalone_mode=False) or ExitCode.OK
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except typer.Abort:

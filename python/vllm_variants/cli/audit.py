@@ -4,64 +4,25 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllm_variants import documents
-from vllm_variants.cli.options import Devices, Json, ReleaseName, path_option
+from vllm_variants.cli.audit_options import RULES, JudgeOptions, ReadOptions, ReportOptions
+from vllm_variants.cli.command import with_groups
+from vllm_variants.cli.options import Json
 from vllm_variants.cli.output import print_json, say
-from vllm_variants.cli.rules import CommandLine, distinct_files, excludes, requires, rules
-from vllm_variants.errors import ExitCode, InputError, UsageError
+from vllm_variants.cli.rules import rules
+from vllm_variants.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
     from vllm_variants.model.capability import Capability
 
 
-class FailOn(StrEnum):
-    """What may make the exit code 5."""
-
-    MISSING = "missing"
-    JIT = "jit"
-    FOREIGN = "foreign"
-    DRIVER = "driver"
-
-
-def _one_closure(line: CommandLine) -> None:
-    paths: Any = line.values["paths"]
-    if "--closure-from" in line.given and len(paths or ()) != 1:
-        raise UsageError(
-            "--closure-from goes with one PATH, whose closure it lists", hint="audit the paths one by one"
-        )
-
-
-def _one_matrix(line: CommandLine) -> None:
-    paths: Any = line.values["paths"]
-    if "--all-sms" in line.given and len(paths or ()) > 1:
-        raise UsageError("--all-sms shows one PATH", hint="look at the paths one by one")
-
-
-def _named(line: CommandLine) -> None:
-    paths: Any = line.values["paths"]
-    for option in ("--derive", "--why", "--closure"):
-        if option in line.given and not paths:
-            raise UsageError(f"{option} needs a PATH", hint="name a library, a wheel or a directory")
-
-
-@rules(
-    excludes("--derive", "--sm", "--why", "--release", "--strict", "--closure", "--closure-from", "--json"),
-    excludes("--why", "--release", "--strict", "--closure", "--closure-from"),
-    excludes("--all-sms", "--sm", "--why", "--derive", "--strict", "--fail-on", "--sarif", "--junit"),
-    excludes("--closure", "--closure-from"),
-    excludes("--python", "PATH", "--closure", "--closure-from", "--why", "--derive"),
-    requires("--why", "--sm", hint="name the device: --sm sm90"),
-    distinct_files("--sarif", "--junit"),
-    _one_closure,
-    _one_matrix,
-    _named,
-)
+@rules(*RULES)
+@with_groups
 def audit(
     paths: Annotated[
         list[Path] | None,
@@ -73,55 +34,17 @@ def audit(
             parser=Path,
         ),
     ] = None,
-    python: Annotated[
-        Path | None,
-        path_option("--python", metavar="PROGRAM", help="What this interpreter imports from."),
-    ] = None,
-    sm: Devices = None,
-    all_sms: Annotated[
-        bool, typer.Option("--all-sms", help="A matrix: every library and feature on every SM there is.")
-    ] = False,
-    driver: Annotated[
-        str | None,
-        typer.Option(
-            "--driver", metavar="V", help="Judge for this driver, e.g. 550.54; if absent, for the one here."
-        ),
-    ] = None,
-    fail_on: Annotated[
-        list[FailOn] | None,
-        typer.Option("--fail-on", help="Exit with 5 for this too. Repeatable.", show_default=False),
-    ] = None,
     why: Annotated[
         bool, typer.Option("--why", help="Say which images the devices of --sm run, and why.")
     ] = False,
-    release: ReleaseName = None,
-    closure: Annotated[
-        bool, typer.Option("--closure", help="With all that the store path needs at run time.")
-    ] = False,
-    closure_from: Annotated[
-        Path | None,
-        path_option(
-            "--closure-from",
-            metavar="FILE",
-            help="The same, with its paths in FILE, one a line: nix-store is not asked.",
-        ),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail unless there is code, and the verdict is `pass`.")
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Read every file, also what was read before and is the same.")
-    ] = False,
-    sarif: Annotated[
-        Path | None, path_option("--sarif", metavar="FILE", help="Write the findings as SARIF 2.1.0.")
-    ] = None,
-    junit: Annotated[
-        Path | None, path_option("--junit", metavar="FILE", help="Write a test case a feature, as JUnit XML.")
-    ] = None,
     derive: Annotated[
         bool, typer.Option("--derive", help="Print a release's expectations from its wheels, as TOML.")
     ] = False,
     as_json: Json = False,
+    *,
+    read: ReadOptions,
+    judge: JudgeOptions,
+    reports: ReportOptions,
 ) -> None:
     """Will it run on this card? Read every CUDA image there is, and say what runs, waits or is missing.
 
@@ -129,23 +52,26 @@ def audit(
     code is only listed. Needs no GPU. Exit code 5: code that should be there is missing, nothing of what is
     needed runs, the driver is too old, or a file cannot be read; and what --fail-on names.
     """
-    from vllm_variants.cli import auditing
-
     if derive:
         _derive(paths or [])
-        return
-    if why:
-        _why(paths or [], sm or [], as_json)
-        return
-    request = auditing.AuditRequest(
-        tuple(paths or ()), python, tuple(sm or ()), driver, release, closure, closure_from, fresh
-    )
-    if all_sms:
+    elif why:
+        _why(paths or [], judge.sm or [], as_json)
+    else:
+        _audit(tuple(paths or ()), read, judge, reports, as_json)
+
+
+def _audit(
+    paths: tuple[Path, ...], read: ReadOptions, judge: JudgeOptions, reports: ReportOptions, as_json: bool
+) -> None:
+    from vllm_variants.cli import auditing
+
+    request = auditing.AuditRequest(paths, read, tuple(judge.sm or ()), judge.driver, judge.release)
+    if judge.all_sms:
         auditing.show_matrix(request, as_json)
         return
-    reports = auditing.audit(request, strict, as_json)
-    auditing.write_reports(reports, sarif, junit)
-    if not auditing.good(reports, strict, {each.value for each in fail_on or ()}):
+    found = auditing.audit(request, judge.strict, as_json)
+    auditing.write_reports(found, reports.sarif, reports.junit)
+    if not auditing.good(found, judge.strict, {each.value for each in judge.fail_on or ()}):
         raise typer.Exit(ExitCode.AUDIT)
 
 

@@ -72,7 +72,7 @@ def _show_features(report: AuditReport) -> None:
         counts = feature.counts
         waits = counts.containers["jit"]  # type: ignore[index]
         runs = counts.total - waits - counts.containers["none"]  # type: ignore[index]
-        seconds = duration(counts.jit_seconds) if waits else ""
+        seconds = (duration(counts.jit_seconds) if counts.timed else "not known") if waits else ""
         says = "" if feature.use.feature.key.startswith("package:") else feature.use.feature.says
         rows.add_row(feature.name, says, _SHOWN[str(feature.state)], str(runs), str(waits or ""), seconds)
     narrow().print(rows)
@@ -149,7 +149,7 @@ def _verdict(report: AuditReport) -> None:
     if report.capability is None:
         _findings(report)
         return
-    totals = report.as_dict()["totals"]
+    totals = report.totals
     held_to = f", held to vLLM {report.release}" if report.release else ""
     driver = f", on driver {report.about.driver}" if report.about.driver else ""
     out.print(f"verdict for {report.capability.sm}{held_to}{driver}: {report.verdict}", markup=False)

@@ -58,14 +58,18 @@ def _cell(counts: FitCounts) -> str:
     fit = str(counts.fit)
     if not counts.total and counts.stubs:
         return "stub"
-    return f"JIT {seconds(counts.jit_seconds)}" if fit == "jit" else _WORDS[fit]
+    return _jit(counts) if fit == "jit" else _WORDS[fit]
 
 
 def _feature(fate: JudgedFeature | None) -> str:
     if fate is None:
         return "stub"
     state = str(fate.state)
-    return f"JIT {seconds(fate.counts.jit_seconds)}" if state == "waits" else _STATES[state]
+    return _jit(fate.counts) if state == "waits" else _STATES[state]
+
+
+def _jit(counts: FitCounts) -> str:
+    return f"JIT {seconds(counts.jit_seconds) if counts.timed else '?'}"
 
 
 def seconds(count: float) -> str:

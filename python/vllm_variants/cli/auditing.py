@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,42 +16,34 @@ if TYPE_CHECKING:
     from vllm_variants.audit import AuditReport
     from vllm_variants.audit.audited_path import AuditedPath
     from vllm_variants.audit.targets.found import Found
+    from vllm_variants.cli.audit_options import ReadOptions
     from vllm_variants.machine.gpus import Machine
     from vllm_variants.model.capability import Capability
     from vllm_variants.model.variants import Matrix
 
-_DRIVER = re.compile(r"\d{3}(\.\d+)*")
-
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """What was asked for on the command line: the paths or the interpreter, devices, driver and release."""
+    """What was asked for on the command line: paths, what of them is read, devices, driver and release."""
 
     paths: tuple[Path, ...]
-    python: Path | None
+    read: ReadOptions
     devices: tuple[Capability, ...]
     driver: str | None
     release: str | None
-    closure: bool
-    closure_from: Path | None
-    fresh: bool
 
     def named(self) -> tuple[Path, ...]:
         """The paths to audit: those that were named, else the environment that somebody works in."""
         from vllm_variants.audit.targets import environments
 
-        if self.driver is not None and not _DRIVER.fullmatch(self.driver):
-            raise UsageError(
-                f"--driver {self.driver!r} is no version of a driver",
-                hint="write it as nvidia-smi does: 570.86",
-            )
-        if self.python is not None:
-            return (self.python,)
+        if self.read.python is not None:
+            return (environments.interpreter(self.read.python),)
         return self.paths or (environments.active(os.environ, Path.cwd()),)
 
 
 def audit(request: AuditRequest, strict: bool, as_json: bool) -> list[AuditReport]:
     """Read each path once, judge it for its devices, print the reports; all of them."""
+    from vllm_variants.audit.subject import report_on
     from vllm_variants.cli import audit_display
     from vllm_variants.machine import gpus
     from vllm_variants.model import matrix
@@ -65,7 +56,10 @@ def audit(request: AuditRequest, strict: bool, as_json: bool) -> list[AuditRepor
     for subject in subjects:
         if subject.path not in read:
             read[subject.path] = _read(request, subject.path)
-        report = _report(subject, read[subject.path], _driver(request, machine, subject.capability), rows)
+        driver = request.driver or machine.driver_for(subject.capability)
+        report, why_unheld = report_on(subject, read[subject.path], driver, rows)
+        if why_unheld:
+            say(why_unheld)
         reports.append(report)
         if not as_json:
             if len(subjects) > 1:
@@ -84,20 +78,26 @@ def _subjects(
     request: AuditRequest, rows: Matrix, machine: Machine, release: str | None, strict: bool
 ) -> list[AuditedPath]:
     """What is judged: every path for every device, those of one path together."""
+    from dataclasses import replace
+
     from vllm_variants.audit.audited_path import audited_paths
     from vllm_variants.audit.find import examined
+    from vllm_variants.audit.targets.found import Kind
 
     for device in request.devices:
         if not rows.knows(device):
             say(f"note: no variant of the matrix is for {device} or serves it; is it what you mean?")
     paths = request.named()
-    for path in paths:
-        examined(path)
+    if request.read.python is None:
+        for path in paths:
+            examined(path)
     here = tuple(dict.fromkeys(gpu.capability for gpu in machine.gpus))
     judged: list[AuditedPath] = []
     requested: Sequence[Capability | None] = request.devices or [None]
     for capability in requested:
         for subject in audited_paths(paths, capability, release, here):
+            if request.read.python is not None:  # what it imports from, not the program itself
+                subject = replace(subject, kind=Kind.ENVIRONMENT)
             if subject not in judged:
                 _require_judgeable(subject, release, strict)
                 _note_own(subject, capability, release)
@@ -127,13 +127,6 @@ def _note_own(subject: AuditedPath, device: Capability | None, release: str | No
         say(f"{subject.path} is a result, held to its own {subject.release}: --release is for the rest")
 
 
-def _driver(request: AuditRequest, machine: Machine, device: Capability | None) -> str | None:
-    """The driver to judge for: the one that was named, else this machine's where it has such a card."""
-    if request.driver:
-        return request.driver
-    return machine.driver if any(gpu.capability == device for gpu in machine.gpus) else None
-
-
 def _read(request: AuditRequest, path: Path) -> Found:
     from vllm_variants import audit as audits
     from vllm_variants.audit.targets import environments, identify
@@ -144,15 +137,15 @@ def _read(request: AuditRequest, path: Path) -> Found:
         def progress(name: str) -> None:
             status.update(f"reading {name}")
 
-        if request.python is not None:
-            found = environments.read_python(request.python, progress, request.fresh)
-        elif request.closure or request.closure_from:
+        if request.read.python is not None:
+            found = environments.read_python(path, progress, request.read.fresh)
+        elif request.read.closure or request.read.closure_from:
             roots = _closure(request, path)
             found = Found(
                 Kind.STORE_PATH, audits.summaries(roots, progress), None, (), tuple(map(str, roots))
             )
         else:
-            found = identify.read(path, progress, fresh=request.fresh)
+            found = identify.read(path, progress, fresh=request.read.fresh, remember=request.read.remember)
     for note in found.notes:
         say(f"note: {note}")
     return found
@@ -161,51 +154,24 @@ def _read(request: AuditRequest, path: Path) -> Found:
 def _closure(request: AuditRequest, path: Path) -> list[Path]:
     from vllm_variants import audit as audits
 
-    if request.closure_from is None:
+    if request.read.closure_from is None:
         return audits.closure(path)
-    listed = map(Path, request.closure_from.read_text(encoding="utf-8").splitlines())
+    listed = map(Path, request.read.closure_from.read_text(encoding="utf-8").splitlines())
     return list(dict.fromkeys([path, *listed]))
-
-
-def _report(subject: AuditedPath, found: Found, driver: str | None, rows: Matrix) -> AuditReport:
-    from dataclasses import replace
-
-    from vllm_variants import audit as audits
-    from vllm_variants.audit.audited_path import expectations_for
-    from vllm_variants.audit.library import judged
-    from vllm_variants.audit.report import About
-    from vllm_variants.audit.sms import variant_for
-
-    if subject.release is None:
-        subject = replace(subject, release=found.release)
-    libraries = tuple(judged(library, subject.capability) for library in found.libraries)
-    expected, why_none = expectations_for(subject, libraries)
-    if why_none:
-        say(why_none)
-    machine = next((library.machine for library in libraries if library.machine), "x86_64")
-    variant = variant_for(rows, subject.capability, machine) if subject.capability else None
-    published = subject.release if subject.release in rows.releases else None
-    about = About(
-        str(found.kind), driver, variant.short if variant else None, published, subject.manifest is not None
-    )
-    roots = found.roots or (str(subject.path),)
-    return audits.judge(roots, libraries, subject.capability, expected, about)
 
 
 def show_matrix(request: AuditRequest, as_json: bool) -> None:
     """Print the matrix of one path."""
-    from vllm_variants.audit.every_sm import SmMatrix
-    from vllm_variants.audit.report import About
-    from vllm_variants.audit.sms import every_device
+    from vllm_variants.audit.audited_path import audited_paths
+    from vllm_variants.audit.subject import matrix_on
     from vllm_variants.cli import audit_matrix
     from vllm_variants.model import matrix
 
     rows = matrix.load()
+    release = rows.release(request.release).name if request.release is not None else None
     (path,) = request.named()
-    found = _read(request, path)
-    release = request.release or found.release or ""
-    about = About(str(found.kind), request.driver)
-    shown = SmMatrix(found.roots or (str(path),), every_device(rows), found.libraries, release, about)
+    (subject,) = audited_paths([path], None, release)
+    shown = matrix_on(subject, _read(request, path), request.driver, rows)
     if as_json:
         print_json(shown.as_dict())
     else:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vllm_variants.errors import UsageError
 from vllm_variants.model.capability import Capability
+
+_DRIVER = re.compile(r"\d{3}(\.\d+)*")
 
 
 def device(text: str) -> Capability:
@@ -22,6 +26,15 @@ def device(text: str) -> Capability:
         from vllm_variants.model import matrix
 
         return matrix.load().parse(text).device
+
+
+def driver(text: str) -> str:
+    """The version of a driver as a person writes it; `UsageError` for what is none."""
+    if not _DRIVER.fullmatch(text):
+        raise UsageError(
+            f"--driver {text!r} is no version of a driver", hint="write it as nvidia-smi does: 570.86"
+        )
+    return text
 
 
 def path_option(*names: str, metavar: str, help: str) -> Any:
@@ -78,6 +91,16 @@ Devices = Annotated[
         parser=device,
         help="A device: sm90, 9.0 or a GPU's name. Repeatable.",
         show_default=False,
+    ),
+]
+
+DriverVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--driver",
+        metavar="V",
+        parser=driver,
+        help="Judge for this driver, e.g. 550.54; if absent, for the one here.",
     ),
 ]
 

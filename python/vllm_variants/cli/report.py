@@ -5,22 +5,47 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_variants.cli.options import Devices, Json, path_option
+from vllm_variants.cli.command import with_groups
+from vllm_variants.cli.options import Devices, DriverVersion, Json, path_option
 from vllm_variants.cli.output import err, print_json, say, size
 from vllm_variants.cli.rules import one_of, rules
 from vllm_variants.errors import UsageError
 from vllm_variants.model.capability import Capability
 
 if TYPE_CHECKING:
+    from vllm_variants.reports.document import Extra
     from vllm_variants.reports.runs import Run
 
 
+@dataclass(frozen=True)
+class BesideOptions:
+    """What is shown beside it."""
+
+    evidence: Annotated[
+        list[Path] | None,
+        path_option(
+            "--evidence",
+            metavar="FILE",
+            help="Runs of checks to show, of `verify --json`; in a checkout docs/evidence is looked at too."
+            " Repeatable.",
+        ),
+    ] = None
+    advisories: Annotated[
+        list[Path] | None,
+        path_option(
+            "--advisories", metavar="FILE", help="Known advisories to show, JSON or TOML. Repeatable."
+        ),
+    ] = None
+
+
 @rules(one_of("--output", "--json", hint="say where it goes: -o report.html"))
+@with_groups
 def report(
     subjects: Annotated[
         list[str],
@@ -35,30 +60,16 @@ def report(
         Path | None, path_option("--output", "-o", metavar="FILE", help="The HTML file to write.")
     ] = None,
     sm: Devices = None,
-    evidence: Annotated[
-        list[Path] | None,
-        path_option(
-            "--evidence",
-            metavar="FILE",
-            help="Runs of checks to show, of `verify --json`; in a checkout docs/evidence is looked at too."
-            " Repeatable.",
-        ),
-    ] = None,
-    advisories: Annotated[
-        list[Path] | None,
-        path_option(
-            "--advisories", metavar="FILE", help="Known advisories to show, JSON or TOML. Repeatable."
-        ),
-    ] = None,
+    driver: DriverVersion = None,
     as_json: Json = False,
+    *,
+    beside: BesideOptions,
 ) -> None:
     """Write what is in a result, two results, an audit or a batch of builds as one HTML file.
 
     It shows where the bytes are and went, which GPU runs what, what waits for the driver's compiler, and what
     was seen on a card. The file fetches nothing, and holds its figures as JSON.
     """
-    from vllm_variants.reports import advisories as lists
-    from vllm_variants.reports.document import Extra
     from vllm_variants.reports.document import report as document
 
     if len(subjects) > 2:
@@ -67,21 +78,35 @@ def report(
         )
     if sm and sm[1:]:
         raise UsageError("a report judges for one device", hint="give --sm once; every SM is in it anyway")
-    given, kept = _runs(evidence or ())
-    listed = [advisory for path in advisories or () for advisory in lists.read(path)]
-    extra = Extra(given, kept, listed, shlex.join(["vllm-variants", *sys.argv[1:]]))
-    found = document([_read(word, sm[0] if sm else None) for word in subjects], extra)
+    extra = _beside(beside)
+    found = document([_read(word, sm[0] if sm else None, driver) for word in subjects], extra)
     if output:
         _write(output, found)
     if as_json:
         print_json(found)
 
 
-def _read(word: str, sm: Capability | None) -> Any:
+def _beside(options: BesideOptions) -> Extra:
+    from vllm_variants.reports import advisories as lists
+    from vllm_variants.reports.document import Extra
+
+    given, kept = _runs(options.evidence or ())
+    listed = [advisory for path in options.advisories or () for advisory in lists.read(path)]
+    return Extra(given, kept, listed, shlex.join(["vllm-variants", *sys.argv[1:]]))
+
+
+def _read(word: str, sm: Capability | None, driver: str | None) -> Any:
+    from vllm_variants.machine import gpus
     from vllm_variants.reports import inputs
 
+    here = gpus.machine()
     with err.status(f"reading {word} …", spinner_style="default") as status:
-        return inputs.read(word, sm, lambda name: status.update(f"reading {name}"))
+        return inputs.read(
+            word,
+            sm,
+            lambda name: status.update(f"reading {name}"),
+            lambda device: driver or here.driver_for(device),
+        )
 
 
 def _runs(evidence: Sequence[Path]) -> tuple[list[Run], list[Run]]:

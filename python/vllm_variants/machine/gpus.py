@@ -78,6 +78,10 @@ class Machine:
         """Whether the driver is known and older than `driver` (`560`, `575.51.03`)."""
         return self.driver is not None and numbers(self.driver) < numbers(driver)
 
+    def driver_for(self, device: Capability | None) -> str | None:
+        """The driver, where a GPU of this capability is here; None: what else would run it is not known."""
+        return self.driver if any(gpu.capability == device for gpu in self.gpus) else None
+
     def as_dict(self) -> dict[str, object]:
         """The machine as JSON; `from_dict` reads it back."""
         return {

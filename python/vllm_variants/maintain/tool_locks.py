@@ -16,7 +16,7 @@ from pathlib import Path
 from vllm_variants.errors import Error
 from vllm_variants.system import uv
 
-EXTRAS: Mapping[str, tuple[str, ...]] = {"tool": ("pin",), "tool-test": ("pin", "test")}
+EXTRAS: Mapping[str, tuple[str, ...]] = {"tool": ("pin",), "tool-test": ("pin", "test", "browser")}
 """A lock's name → the extras of pyproject.toml that it has besides the dependencies."""
 
 

@@ -19,7 +19,8 @@ class Toolkit(NamedTuple):
     driver: int
 
 
-# NVIDIA's "PTX ISA Release History", oldest first; CUDA 12.6 writes the PTX of 12.5.
+# NVIDIA's "PTX ISA Release History", and the drivers of each toolkit's release notes, oldest first;
+# CUDA 12.6 writes the PTX of 12.5.
 TOOLKITS = (
     Toolkit((7, 0), "11.0", 450),
     Toolkit((7, 1), "11.1", 455),
@@ -40,6 +41,10 @@ TOOLKITS = (
     Toolkit((8, 7), "12.8", 570),
     Toolkit((8, 8), "12.9", 575),
     Toolkit((9, 0), "13.0", 580),
+    Toolkit((9, 1), "13.1", 590),
+    Toolkit((9, 2), "13.2", 595),
+    Toolkit((9, 3), "13.3", 610),
+    Toolkit((9, 4), "13.4", 615),
 )
 
 

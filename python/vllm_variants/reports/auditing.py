@@ -6,35 +6,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vllm_variants import audit as audits
-from vllm_variants.audit.audited_path import audited_paths, expectations_for
-from vllm_variants.audit.every_sm import SmMatrix
-from vllm_variants.audit.library import judged
-from vllm_variants.audit.report import About
-from vllm_variants.audit.sms import every_device
+from vllm_variants.audit.audited_path import audited_paths
+from vllm_variants.audit.subject import matrix_on, report_on
+from vllm_variants.audit.targets import identify
 from vllm_variants.model import matrix
 from vllm_variants.model.capability import Capability
 
+DriverFor = Callable[[Capability | None], str | None]
+"""The driver that a device would run on; None: not known."""
+
+
+def no_driver(device: Capability | None) -> None:
+    """Where nobody knows of a driver."""
+
 
 class Audited(NamedTuple):
-    """Documents of `audit --json` and of `audit --all-sms --json`."""
+    """Documents of `audit --json` and of `audit --all-sms --json`; `notes` on what was read and what not."""
 
     audit: dict[str, Any]
     matrix: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
-def audited(path: Path, device: Capability | None, progress: Callable[[str], None]) -> Audited:
-    """Read every library at a path, and judge it.
+def audited(
+    path: Path,
+    device: Capability | None,
+    progress: Callable[[str], None],
+    driver_for: DriverFor = no_driver,
+) -> Audited:
+    """Read whatever a path is, and judge it.
 
     A result is judged for its own device unless another is given. Raises `MissingError` or `InputError` where
-    the path cannot be read.
+    the path cannot be read, `ResourceError` where the wheels of a lock cannot be reached.
     """
     (subject,) = audited_paths([path], device, None)
-    summaries = audits.summaries([path], progress)
-    libraries = tuple(judged(summary, subject.capability) for summary in summaries)
-    expected, _ = expectations_for(subject, libraries)
-    own = subject.manifest
-    about = About(kind="result", variant=own.short, result=True) if own else About()
-    report = audits.judge((str(path),), libraries, subject.capability, expected, about)
-    every = SmMatrix((str(path),), every_device(matrix.load()), summaries, subject.release or "", about)
-    return Audited(report.as_dict(), every.as_dict())
+    found, rows = identify.read(path, progress), matrix.load()
+    driver = driver_for(subject.capability)
+    report, _ = report_on(subject, found, driver, rows)
+    every = matrix_on(subject, found, driver, rows)
+    return Audited(report.as_dict(), every.as_dict(), found.notes)

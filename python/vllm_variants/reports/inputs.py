@@ -14,7 +14,7 @@ from vllm_variants.errors import InputError, MissingError, UsageError
 from vllm_variants.model import matrix, results
 from vllm_variants.model.capability import Capability
 from vllm_variants.reports import reading, subjects
-from vllm_variants.reports.auditing import audited
+from vllm_variants.reports.auditing import DriverFor, audited, no_driver
 from vllm_variants.reports.packages import owners
 from vllm_variants.reports.subjects import Subject
 
@@ -29,11 +29,12 @@ class Named:
     batch: bool = False
 
 
-def read(word: str, device: Capability | None, progress: Say) -> Named:
+def read(word: str, device: Capability | None, progress: Say, driver_for: DriverFor = no_driver) -> Named:
     """What `word` names: a path, or a variant, whose `./result-…` is meant.
 
-    `device` is what a path is audited for that does not say so itself; `progress` hears of libraries that are
-    read. Raises `MissingError` for what is not there, `InputError` for what is broken, `UsageError`.
+    `device` is what a path is audited for that does not say so itself, `driver_for` gives the driver that a
+    device would run on; `progress` hears of libraries that are read. Raises `MissingError` for what is not
+    there, `InputError` for what is broken, `ResourceError` for wheels that cannot be reached, `UsageError`.
     """
     path = Path(word)
     if not path.exists() and not path.is_symlink():
@@ -43,9 +44,11 @@ def read(word: str, device: Capability | None, progress: Say) -> Named:
     examined(path)
     if (path / results.MANIFEST).is_file():
         result = results.read(path)
-        return Named((subjects.of_result(word, result, audited(path, device, progress)),))
-    found = audited(path, device, progress)
+        return Named((subjects.of_result(word, result, audited(path, device, progress, driver_for)),))
+    found = audited(path, device, progress, driver_for)
     known = owners(subjects.site_packages(path))
+    for note in found.notes:
+        progress(note)
     return Named((subjects.of_audit(word, found.audit, found.matrix, known),))
 
 

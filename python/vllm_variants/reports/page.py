@@ -39,7 +39,7 @@ def page(document: Mapping[str, Any]) -> str:
         .get_template("report.html")
         .render(
             report=document,
-            style=(_HERE / "page" / "report.css").read_text(encoding="utf-8"),
+            style=_style(),
             library=library,
             script=script,
             policy=" ".join(f"'sha256-{_digest(text)}'" for text in (library, script)),
@@ -47,6 +47,14 @@ def page(document: Mapping[str, Any]) -> str:
         )
     )
     return html.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files that are no UTF-8
+
+
+def _style() -> str:
+    """The style sheet, with the dark colours where a person chose them and where their system has them."""
+    style, dark = ((_HERE / "page" / name).read_text(encoding="utf-8") for name in ("report.css", "dark.css"))
+    chosen = f':root[data-theme="dark"] {{ {dark} }}\n'
+    by_system = f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {dark} }} }}\n'
+    return style + chosen + by_system
 
 
 def embedded(document: Mapping[str, Any]) -> str:

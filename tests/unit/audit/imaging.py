@@ -19,10 +19,14 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 Files = Mapping[str, bytes]
 
 
-def layer(files: Files, links: Mapping[str, str] | None = None) -> bytes:
-    """A layer: files by path, hard links by path to what they share."""
+def layer(files: Files, links: Mapping[str, str] | None = None, folders: Sequence[str] = ()) -> bytes:
+    """A layer: files by path, hard links by path to what they share, folders."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path in folders:
+            info = tarfile.TarInfo(path)
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
         for path, data in files.items():
             info = tarfile.TarInfo(path)
             info.size = len(data)

@@ -43,6 +43,15 @@ def test_a_layout_holds_what_its_layers_leave(tmp_path: Path, layers: list[bytes
     assert [len(each.containers) for each in found.libraries] == [4, 4]
 
 
+def test_a_folder_in_the_place_of_a_library_hides_it(tmp_path: Path) -> None:
+    data = library(tmp_path / "made.so", CODE).read_bytes()
+    upper = imaging.layer({"a/x.so/text": b"1"}, folders=["a", "a/x.so"])
+    found = identify.read(
+        imaging.layout(tmp_path / "image", [imaging.layer({"a/x.so": data, "a/y.so": data}), upper])
+    )
+    assert [each.path for each in found.libraries] == ["a/y.so"]
+
+
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tar.zst"])
 def test_an_archive_holds_the_same(tmp_path: Path, layers: list[bytes], name: str) -> None:
     found = identify.read(imaging.docker_archive(tmp_path / name, layers))

@@ -32,7 +32,9 @@ def test_a_version_needs_the_driver_of_its_toolkit(version: tuple[int, int], dri
         ("12.5", 555),
         ("13.0", 580),
         ("13.0.2", 580),
-        ("13.1", None),
+        ("13.1", 590),
+        ("13.4", 615),
+        ("13.9", None),
         ("10.2", None),
     ],
 )

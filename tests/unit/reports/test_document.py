@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sample_result
 from validating import require_closed, require_valid
+
+sys.path.append(str(Path(__file__).parents[1] / "audit"))
+import imaging
 
 from vllm_variants.errors import InputError, MissingError, UsageError
 from vllm_variants.model.capability import Capability
@@ -113,7 +117,31 @@ def test_kept_runs_are_shown_where_they_are_of_the_same_variant(result: Path, tm
     assert not any(card["native"] for card in shown), "the result is not native"
 
 
+def test_the_driver_that_is_here_decides_too(result: Path) -> None:
+    """The sample waits for PTX that driver 575 compiles."""
+    for driver, answer in (("570.86", "no"), ("575.51", "wait")):
+        asked: list[Capability | None] = []
+
+        def driver_for(device: Capability | None, driver: str = driver) -> str:
+            asked.append(device)  # noqa: B023 - called at once
+            return driver
+
+        document = report([inputs.read(str(result), None, lambda name: None, driver_for)], Extra())
+        assert (document["answer"], asked) == (answer, [Capability(9, 0)])
+        advice = [each["what"] for each in document["subjects"][0]["advice"]]
+        assert any("install NVIDIA driver 575" in what for what in advice) == (answer == "no")
+
+
 # ── audits, comparisons, batches ──
+
+
+def test_an_image_is_reported_as_the_tree_in_it(result: Path, tmp_path: Path) -> None:
+    tree = result / sample_result.SITE
+    files = {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*.so*") if path.is_file()}
+    archive = imaging.docker_archive(tmp_path / "image.tar", [imaging.layer(files)])
+    (image,), (lying,) = (read(path, device="9.0")["subjects"] for path in (archive, tree))
+    assert image["libraries"] == lying["libraries"] and image["libraries"]
+    assert image["answer"] == lying["answer"]
 
 
 def test_an_audit_document_and_the_tree_itself_say_the_same(result: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,10 +50,13 @@ def active(variables: Mapping[str, str], folder: Path) -> Path:
     )
 
 
-def read_environment(prefix: Path, progress: Progress, fresh: bool) -> Found:
-    """Everything below an environment's prefix, and packages of the system where it uses them."""
-    libraries = read_tree(prefix, progress, "", Cache(prefix, fresh), _NOT_OF_IT)
-    folders = sorted(prefix.glob("lib*/python3*/site-packages"))
+def read_environment(prefix: Path, progress: Progress, fresh: bool, remember: bool = False) -> Found:
+    """Everything below an environment's prefix; `remember`: what was read is written into it."""
+    cache = Cache(prefix, fresh)
+    libraries = read_tree(prefix, progress, "", cache, _NOT_OF_IT)
+    if remember:
+        cache.remember()
+    folders = sorted({folder.resolve() for folder in prefix.glob("lib*/python3*/site-packages")})
     notes = _elsewhere(folders)
     names = [path.name for folder in folders for path in inside(folder)]
     if _uses_system(prefix):
@@ -88,6 +92,16 @@ def _elsewhere(folders: list[Path]) -> list[str]:
                 if added and added.is_dir() and not added.is_relative_to(folder.resolve()):
                     notes.append(f"{file.name} adds {added}, which was not read: audit it by its name")
     return notes
+
+
+def interpreter(program: Path) -> Path:
+    """The path of an interpreter, as a shell finds what was named; `MissingError` where there is none."""
+    found = shutil.which(program)
+    if found is None:
+        raise MissingError(
+            f"{program} is no program that can be run", hint="name an interpreter: --python .venv/bin/python"
+        )
+    return Path(found)
 
 
 def read_python(program: Path, progress: Progress, fresh: bool) -> Found:

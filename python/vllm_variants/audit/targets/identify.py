@@ -10,7 +10,7 @@ from vllm_variants.audit.targets import environments, images, locks
 from vllm_variants.audit.targets.found import Found, Kind, Progress, release_in
 from vllm_variants.audit.targets.layers import compression
 from vllm_variants.audit.targets.trees import inside, read_tree
-from vllm_variants.errors import InputError
+from vllm_variants.errors import InputError, UsageError
 from vllm_variants.model import results
 
 _STORES = ("/nix/store",)
@@ -59,15 +59,23 @@ def _head(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="see who may: ls -l") from error
 
 
-def read(path: Path, progress: Progress = lambda name: None, *, fresh: bool = False) -> Found:
+def read(
+    path: Path, progress: Progress = lambda name: None, *, fresh: bool = False, remember: bool = False
+) -> Found:
     """The libraries of whatever a path is. Raises `MissingError` or `InputError` where it cannot be read.
 
-    `fresh`: nothing that was read before is used again.
+    `fresh`: nothing that was read before is used again. `remember`: what is read is written into it, for an
+    image of it; `UsageError` for anything but an environment.
     """
     kind = kind_of(path)
+    if remember and kind is not Kind.ENVIRONMENT:
+        raise UsageError(
+            f"{path} is no environment that could remember what was read of it ({kind})",
+            hint="--remember is for the environment of an image, while that is built",
+        )
     match kind:
         case Kind.ENVIRONMENT:
-            return environments.read_environment(path, progress, fresh)
+            return environments.read_environment(path, progress, fresh, remember)
         case Kind.OCI_LAYOUT:
             return images.read_layout(path, progress)
         case Kind.IMAGE_ARCHIVE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -34,14 +35,15 @@ class Index:
     @classmethod
     def of_settings(cls) -> Index:
         """The indexes that uv would ask, by its settings and its own default."""
+        # Of any Python: without one uv looks through all that the machine has, which can take seconds.
         asked = [
             "pip",
             "compile",
             "--emit-index-url",
             "--no-header",
             "--quiet",
-            "--python-version",
-            "3.12",
+            "--python",
+            sys.executable,
             "-",
         ]
         said = uv.capture(asked).stdout

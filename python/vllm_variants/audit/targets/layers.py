@@ -222,6 +222,8 @@ def _hidden(layer: Layer) -> Callable[[str], bool]:
     opaque = layer.opaque
 
     def hides(path: str) -> bool:
+        if path in layer.folders:  # a folder in the place of a file
+            return True
         above = path
         while above:
             if above in gone:

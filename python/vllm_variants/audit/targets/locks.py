@@ -29,7 +29,8 @@ from vllm_variants.system.http import RemoteFile, Unreachable
 from vllm_variants.versions import numbers
 
 _PIN = re.compile(
-    r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==\s*([^\s;\\#]+)(?:\s*;\s*([^\\#]*))?", re.MULTILINE
+    r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==\s*([^\s;\\#]+)(?:\s*;\s*((?:(?!\s--hash)[^\\#\n])*))?",
+    re.MULTILINE,
 )
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 _LIBRARY = re.compile(r"\.so(?:\.\d+)*$")
@@ -147,7 +148,8 @@ class UvCache:
         """
         if self.root is None:
             return None
-        for folder in self.root.glob(f"wheels-v*/*/{pin.name}") if self.root else ():
+        of_indexes = (f"wheels-v*/*/{pin.name}", f"wheels-v*/index/*/{pin.name}")
+        for folder in (folder for pattern in of_indexes for folder in self.root.glob(pattern)):
             for entry in sorted(folder.glob(f"{pin.version}-*.http")):
                 link = entry.with_suffix("")
                 if not link.is_dir() or not _for_machine(entry.name, machine):

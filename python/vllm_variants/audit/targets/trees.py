@@ -33,12 +33,11 @@ def read_tree(
 
     for file, status in regular_files(str(root), unreadable, skipped):
         name = os.path.relpath(file, root)
-        key = Cache.key(above + name, status)
-        found = cache.get(key) if cache else None
+        found = cache.get(above + name, status) if cache else None
         if found is None:
             found = _read(Path(file), name, above, progress)
             if cache:
-                cache.keep(key, status, found)
+                cache.keep(above + name, status, found)
         libraries += found
     if cache:
         cache.save()
