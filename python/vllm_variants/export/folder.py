@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_variants.errors import resource_error
-from vllm_variants.export import destinations, portable, tree
+from vllm_variants.export import destinations, portable, tree, workspace
 from vllm_variants.export.destinations import Destination
 from vllm_variants.export.options import Options, Talk
 from vllm_variants.export.report import Exported
@@ -29,17 +29,17 @@ def export(results: Sequence[Result], destination: Destination, options: Options
     """
     (result,) = results
     destinations.require_room(destination, tree.size_of(result) + _PYTHON)
-    with portable.prepared(results, destination.form, options, talk) as (made,):
-        try:
+    try:
+        with workspace.opened() as work:
+            (made,) = portable.prepared(results, destination.form, options, talk, work)
             with new_folder.aside(destination.path) as folder:
                 write(made.tree.entries, folder, talk.advance)
                 folder.chmod(0o755)
                 disk.sync_file_system(folder)
                 new_folder.publish(folder, destination.path)
-        except OSError as error:
-            raise resource_error(error) from error
-        facts = {"python": made.runtime.as_dict()}
-        return Exported(destination, (result,), made.tree.size, facts)
+    except OSError as error:
+        raise resource_error(error) from error
+    return Exported(destination, (result,), made.tree.size, {"python": made.runtime.as_dict()})
 
 
 def write(entries: Sequence[Entry], folder: Path, advance: Advance) -> None:

@@ -26,6 +26,7 @@ from vllm_variants import api, audit
 from vllm_variants.builders.wheels.records import encoded
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, UsageError
 from vllm_variants.export import canonical_zip, facts, licences, sbom
+from vllm_variants.export.others import Other
 from vllm_variants.machine import interpreters
 from vllm_variants.model.results import DamagedError, Result
 from vllm_variants.store import disk
@@ -275,8 +276,9 @@ def test_other_exports_get_the_same_facts_without_an_index(
     result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uv, "capture", None)
-    libc = sbom.Other("libc6", "2.41-12", "pkg:deb/debian/libc6@2.41-12", "LGPL-2.1-or-later")
-    facts.write([result], tmp_path, [libc])
+    libc = Other("libc6", "2.41-12", "pkg:deb/debian/libc6@2.41-12", ("LGPL-2.1-or-later",))
+    licence = facts.write(result, tmp_path, [libc])
+    assert licence == "BSD-3-Clause AND MIT AND LicenseRef-copyright-files-of-the-distribution AND LicenseRef-vllm"
     bill = read(tmp_path / sbom.FILE)
     assert {part["name"]: part["version"] for part in bill["components"]} == {
         "libc6": "2.41-12",
