@@ -195,8 +195,10 @@ def _parts(
     python = Other("cpython", version, f"pkg:generic/cpython@{version}", (_LICENCE,), "", (text,))
     if not text.is_file():  # Debian has it in the package's copyright file
         python = replace(python, texts=())
-    own = [found for found in host_packages.of([interpreter.path]) if found.version]
-    return (python, *own, *host_packages.of([*bundled.values(), *fallbacks.values()]))
+    package = [found for found in host_packages.of([interpreter.path]) if found.version]
+    libraries = {*bundled.values(), *fallbacks.values()}
+    own = {path for path in libraries if path.name.startswith("libpython")}
+    return (python, *package, *host_packages.of(sorted(libraries - own)))
 
 
 def _make_relative(program: Path, standard: Path, bundled: Mapping[str, Path]) -> None:

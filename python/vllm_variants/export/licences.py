@@ -77,7 +77,7 @@ def write(
             _copy(package.info / name, root / package.info.name.removesuffix(".dist-info") / name)
     for other in others:
         for path in other.texts:
-            _copy(path, root / f"{other.name}-{other.version}" / path.name)
+            _copy(path, root / other.name / path.name)
             for name in debian_copyright.common(path.read_text(encoding="utf-8", errors="replace")):
                 if (_COMMON / name).is_file():
                     _copy(_COMMON / name, root / _COMMON.name / name)

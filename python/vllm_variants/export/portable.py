@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_variants.export import facts as facts_of_parts
-from vllm_variants.export import interpreter, licences, report, sources, tree
+from vllm_variants.export import interpreter, licences, packages, report, sources, tree
 from vllm_variants.export.destinations import Form
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.export.options import Options, Talk
@@ -60,7 +60,8 @@ def prepared(
             talk.say(f"taking Python {python.version} along ({python.path}) …")
             place = folder / f"python{len(runtimes)}"
             runtimes[python] = interpreter.take(python, place, talk.say)
-        planned = Portable(result, runtimes[python], tree.plan(result, runtimes[python]))
+        recorded = packages.recorded(packages.of_result(result), result.path)
+        planned = Portable(result, runtimes[python], tree.plan(result, runtimes[python], recorded))
         made.append(_with_facts(planned, form, folder / f"facts{len(made)}", others))
     talk.say(licences.NOTICE)
     return made

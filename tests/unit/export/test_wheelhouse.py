@@ -278,7 +278,10 @@ def test_other_exports_get_the_same_facts_without_an_index(
     monkeypatch.setattr(uv, "capture", None)
     libc = Other("libc6", "2.41-12", "pkg:deb/debian/libc6@2.41-12", ("LGPL-2.1-or-later",))
     licence = facts.write(result, tmp_path, [libc])
-    assert licence == "BSD-3-Clause AND MIT AND LicenseRef-copyright-files-of-the-distribution AND LicenseRef-vllm"
+    assert (
+        licence
+        == "BSD-3-Clause AND MIT AND LicenseRef-copyright-files-of-the-distribution AND LicenseRef-vllm"
+    )
     bill = read(tmp_path / sbom.FILE)
     assert {part["name"]: part["version"] for part in bill["components"]} == {
         "libc6": "2.41-12",
