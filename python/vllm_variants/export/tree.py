@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from vllm_variants.builders.wheels import launchers
 from vllm_variants.errors import InputError
 from vllm_variants.export import report
+from vllm_variants.export.checked import lost
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.model import results
 from vllm_variants.model.results import DamagedError, Result
@@ -110,7 +111,7 @@ def plan(result: Result, runtime: Runtime, recorded: Mapping[str, Collection[str
 
     `recorded` are the hashes of the result's files, by path, as its RECORDs have them.
 
-    Raises `DamagedError` for a result that has links out of itself or something that is no file.
+    Raises `DamagedError` for a result that lost a file, has links out of itself or something that is no file.
     """
     python = tuple(_scanned(runtime.path, ""))
     packages: list[Entry] = []
@@ -122,6 +123,9 @@ def plan(result: Result, runtime: Runtime, recorded: Mapping[str, Collection[str
             if not _is_python(entry.path):
                 part = packages if entry.path.startswith("lib/") else launchers
                 part.append(_of_result(entry, result, recorded) if isinstance(entry, File) else entry)
+    present = {entry.path for entry in (*packages, *launchers)}
+    for path in sorted(recorded.keys() - present):
+        raise lost(result.path / path)
     taken = {entry.path for entry in (*python, *launchers)}
     clashes = sorted(taken & {entry.path for entry in packages})
     if clashes:

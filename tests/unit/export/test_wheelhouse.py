@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -234,6 +235,21 @@ def test_audit_reads_a_wheelhouse(result: Result, wheelhouse: Path) -> None:
     assert [library.path.rpartition("!")[2].rpartition("/")[2] for library in there.libraries] == [
         library.path.rpartition("/")[2] for library in built.libraries
     ]
+
+
+def test_a_killed_wheelhouse_is_not_there_and_the_next_sweeps_what_it_left(
+    result: Result, tmp_path: Path
+) -> None:
+    to = f"wheels:{tmp_path / 'wheels'}"
+    child = os.fork()
+    if not child:
+        api.export_results(result.path, to, progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".wheels.")
+    api.export_results(result.path, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
 
 
 # ── licences and the bill of materials ──

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.audit.targets.archives import Blobs, open_archive
+from vllm_variants.audit.targets.archives import Blobs, is_tree, open_archive
 from vllm_variants.audit.targets.found import Found, Kind, Progress, release_in
 from vllm_variants.audit.targets.layers import DAMAGED, Layer, merged, read_layer, reason
 from vllm_variants.audit.targets.ranges import Blob
@@ -44,9 +44,23 @@ def read_layout(folder: Path, progress: Progress) -> Found:
 
 
 def read_archive(path: Path, progress: Progress) -> Found:
-    """The image in an archive, compressed or not; raises as `read_layout` does."""
+    """The image in an archive, compressed or not, or the tree of files; raises as `read_layout` does."""
+    if is_tree(path):
+        return _read_tree(path)
     with open_archive(path, progress) as blobs:
         return _read(blobs, Kind.IMAGE_ARCHIVE, progress)
+
+
+def _read_tree(path: Path) -> Found:
+    """A tree of files in an archive, such as an export has it."""
+    try:
+        with path.open("rb") as file:
+            files = merged([read_layer(file, str(path))])
+    except DAMAGED as error:
+        raise InputError(
+            f"{path} cannot be read: {reason(error)}", hint="make it again, or check that it was copied whole"
+        ) from error
+    return Found(Kind.FOLDER, tuple(files.libraries), release_in(files.names))
 
 
 def _read(blobs: Blobs, kind: Kind, progress: Progress) -> Found:
