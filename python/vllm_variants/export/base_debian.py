@@ -38,7 +38,9 @@ PACKAGES = (
 )
 """base-files says which system it is; libc-bin has ldconfig, by which Triton finds the driver."""
 _NAMED = re.compile(r"debian:(?P<suite>[a-z][a-z0-9-]*)(@(?P<moment>\d{8}T\d{6}Z))?")
+_LISTING = "packages.control"
 _LEFT_OUT = (
+    _LISTING,
     *(
         "dev/*",
         "proc/*",
@@ -99,10 +101,11 @@ def taken(text: str, system: str, layout: Layout, compression: Compression, work
     require(text)
     say(f"fetching packages of {text} …")
     archive = work / "base.tar"
-    packages = _fetch(text, system, archive)
+    _fetch(text, system, archive)
     with layout.new_blob() as file:
         packed = Packed(file, compression)
         with tarfile.open(archive) as source, tarring.writing(packed) as writer:
+            packages = _control_data(source)
             _write(source, packages, writer)
             glibc, parts = _glibc(source), tuple(_parts(source, packages))
         packed.finish()
@@ -114,30 +117,29 @@ def taken(text: str, system: str, layout: Layout, compression: Compression, work
     return Base(text, (layer,), (packed.inner_digest,), {"history": history}, glibc, parts)
 
 
-def _fetch(text: str, system: str, archive: Path) -> list[str]:
-    """Have mmdebstrap write the packages' files to `archive`; the control data of each package."""
+def _fetch(text: str, system: str, archive: Path) -> None:
+    """Have mmdebstrap write the packages' files to `archive`, and their control data to a file in it.
+
+    Without root it works as a user of a namespace of its own, who must get at the archive's folder.
+    """
+    archive.parent.chmod(0o711)
     match = _NAMED.fullmatch(text)
     assert match is not None
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}[system.partition("-")[0]]
-    listing = archive.with_name("packages")
-    # The hook packs, with this machine's tar: without root mmdebstrap cannot run the new system's.
-    hook = (
-        f'for deb in "$1"/var/cache/apt/archives/*.deb; do dpkg-deb -f "$deb"; echo; done > {listing} &&'
-        f' tar -C "$1" --exclude=./var/cache --exclude=./dev --exclude=./proc --exclude=./sys -cf {archive} .'
+    listing = (
+        f'for deb in "$1"/var/cache/apt/archives/*.deb; do dpkg-deb -f "$deb"; echo; done > "$1"/{_LISTING}'
     )
     command = [
-        "mmdebstrap", "--variant=extract", "--format=null", f"--architectures={architecture}",
+        "mmdebstrap", "--variant=extract", "--format=tar", f"--architectures={architecture}",
         f"--include={','.join(PACKAGES)}", '--aptopt=Acquire::Languages "none"',
-        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--extract-hook={hook}",
-        match["suite"], "-", *_sources(match["suite"], match["moment"]),
+        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--extract-hook={listing}",
+        match["suite"], str(archive), *_sources(match["suite"], match["moment"]),
     ]  # fmt: skip
     completed = process.capture(command, env={**os.environ, "TMPDIR": str(archive.parent)})
     if completed.status or not archive.is_file():
         lines = [line for line in completed.stderr.splitlines() if line.startswith(("E:", "Err:"))]
         last = (lines or completed.stderr.splitlines() or ["it said nothing"])[-1]
         raise Error(f"mmdebstrap could not fetch {text}: {last}", hint="name an image: --base oci:DIR")
-    fields = listing.read_text(encoding="utf-8") if listing.is_file() else ""
-    return sorted(part + "\n" for part in fields.split("\n\n") if part.strip())
 
 
 def _sources(suite: str, moment: str | None) -> list[str]:
@@ -194,6 +196,13 @@ def _is_kept(name: str) -> bool:
     if fnmatchcase(name, _COPYRIGHT):
         return True
     return not any(fnmatchcase(name, pattern) for pattern in (*_LEFT_OUT, _DOCS))
+
+
+def _control_data(source: tarfile.TarFile) -> list[str]:
+    """What each package of an archive says of itself, as the hook of `_fetch` wrote it."""
+    data = source.extractfile(f"./{_LISTING}")
+    text = data.read().decode("utf-8", "replace") if data else ""
+    return sorted(part + "\n" for part in text.split("\n\n") if part.strip())
 
 
 def _parts(source: tarfile.TarFile, packages: list[str]) -> Iterator[Other]:

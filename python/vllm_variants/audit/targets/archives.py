@@ -99,7 +99,7 @@ def open_archive(path: Path, progress: Progress) -> Iterator[Blobs]:
 
 
 def is_tree(path: Path) -> bool:
-    """Whether a tar archive holds a tree of files and no image: its first file is none that images begin with.
+    """Whether a tar archive holds a tree of files and no image: its first file is none of an image.
 
     False for what cannot be read: then the reader of images says why.
     """
