@@ -138,8 +138,8 @@ def _fetch(text: str, system: str, archive: Path) -> None:
     completed = process.capture(command, env={**os.environ, "TMPDIR": str(archive.parent)})
     if completed.status or not archive.is_file():
         lines = [line for line in completed.stderr.splitlines() if line.startswith(("E:", "Err:"))]
-        last = (lines or completed.stderr.splitlines() or ["it said nothing"])[-1]
-        raise Error(f"mmdebstrap could not fetch {text}: {last}", hint="name an image: --base oci:DIR")
+        reason = (lines or completed.stderr.splitlines()[-1:] or ["it said nothing"])[0]
+        raise Error(f"mmdebstrap could not fetch {text}: {reason}", hint="name an image: --base oci:DIR")
 
 
 def _sources(suite: str, moment: str | None) -> list[str]:
