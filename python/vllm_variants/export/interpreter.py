@@ -73,17 +73,28 @@ def chosen(result: Result, requested: Path | None, say: Say) -> Interpreter:
 
     Raises `UsageError` for one of another version than the result needs, `MissingError` without any.
     """
-    minor = ".".join(str(result.manifest.facts["python"]).split(".")[:2])
+    minor = _minor(result)
     if requested:
         return interpreters.find(minor, requested)
     installed = _installed_by_uv(minor)
     if installed:
         return interpreters.find(minor, installed)
-    own = (result.path / "bin" / f"python{minor}").resolve()
-    say(f"uv could not install Python {minor}: taking {own} along")
-    if not own.is_file():
-        raise MissingError(f"{result.path} needs {own}, which is not there", hint="name one with --python")
-    return interpreters.find(minor, own)
+    program = own(result)
+    say(f"uv could not install Python {minor}: taking {program} along")
+    if not program.is_file():
+        raise MissingError(
+            f"{result.path} needs {program}, which is not there", hint="name one with --python"
+        )
+    return interpreters.find(minor, program)
+
+
+def own(result: Result) -> Path:
+    """The interpreter of this host that a result runs with, links resolved."""
+    return (result.path / "bin" / f"python{_minor(result)}").resolve()
+
+
+def _minor(result: Result) -> str:
+    return ".".join(str(result.manifest.facts["python"]).split(".")[:2])
 
 
 def _installed_by_uv(minor: str) -> Path | None:

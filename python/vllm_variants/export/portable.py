@@ -51,11 +51,15 @@ def prepared(
     Results of one Python version share it; `others` is what the export has besides. Raises
     `UnsupportedError` for a result of another platform, and what `interpreter` raises.
     """
+    chosen: dict[Path, Interpreter] = {}
     runtimes: dict[Interpreter, Runtime] = {}
     made: list[Portable] = []
     for result in results:
         sources.require_this_platform(result)
-        python = interpreter.chosen(result, options.python, talk.say)
+        own = interpreter.own(result)
+        if own not in chosen:
+            chosen[own] = interpreter.chosen(result, options.python, talk.say)
+        python = chosen[own]
         if python not in runtimes:
             talk.say(f"taking Python {python.version} along ({python.path}) …")
             place = folder / f"python{len(runtimes)}"
