@@ -99,7 +99,7 @@ def open_archive(path: Path, progress: Progress) -> Iterator[Blobs]:
 
 
 def is_tree(path: Path) -> bool:
-    """Whether a tar archive holds a tree of files and no image: its first file is none of an image.
+    """Whether a tar archive holds a tree of folders, no image: its first file is in one and none of an image.
 
     False for what cannot be read: then the reader of images says why.
     """
@@ -109,7 +109,7 @@ def is_tree(path: Path) -> bool:
     except DAMAGED:
         return False
     of_image = first.startswith("blobs/") or first in _OF_IMAGES or first.endswith(_ENDS_OF_IMAGES)
-    return bool(first) and not of_image
+    return "/" in first and not of_image
 
 
 def _indexed(blobs: Blobs, whole: FileRange, descriptor: int) -> None:
