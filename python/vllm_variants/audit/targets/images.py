@@ -60,7 +60,16 @@ def _read_tree(path: Path) -> Found:
         raise InputError(
             f"{path} cannot be read: {reason(error)}", hint="make it again, or check that it was copied whole"
         ) from error
+    if not files.libraries and not files.names:
+        raise _no_image(path)
     return Found(Kind.FOLDER, tuple(files.libraries), release_in(files.names))
+
+
+def _no_image(path: Path) -> InputError:
+    return InputError(
+        f"{path} has no image in it: neither index.json nor manifest.json names one",
+        hint="name an OCI layout, or what `docker save` or `skopeo copy … docker-archive:` wrote",
+    )
 
 
 def _read(blobs: Blobs, kind: Kind, progress: Progress) -> Found:
@@ -104,10 +113,7 @@ def choose(blobs: Blobs) -> tuple[Image, tuple[str, ...]]:
     """The image to read, of those that vLLM runs on, this machine's first; notes on the choice."""
     images = list(_images(blobs))
     if not images:
-        raise InputError(
-            f"{blobs.path} has no image in it: neither index.json nor manifest.json names one",
-            hint="name an OCI layout, or what `docker save` or `skopeo copy … docker-archive:` wrote",
-        )
+        raise _no_image(blobs.path)
     host = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "amd64")
     usable = [image for image in images if image.platform.removeprefix("linux/") in _PLATFORMS]
     if not usable:
