@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent / "audit"))
 import imaging
 
+from unit.export.conftest import SITE, write_result
 from vllm_variants.errors import ExitCode
 
 TESTS = Path(__file__).parents[1]
@@ -38,6 +40,14 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "bin").mkdir()
     imaging.mistakes(tmp_path / "audits")
     return tmp_path
+
+
+def write_results(folder: Path) -> None:
+    """What exports are made of: a result, one of another platform, and one that lost its packages."""
+    write_result(folder / "result")
+    write_result(folder / "foreign", system="riscv64-linux")
+    write_result(folder / "damaged")
+    shutil.rmtree(folder / "damaged" / SITE)
 
 
 def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -67,6 +77,8 @@ def test_a_mistake_is_answered_as_its_snapshot_says(
     file: Path, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     line = file.read_text().splitlines()[0].removeprefix("$ ")
+    if " export --result " in line:
+        write_results(folder)
     before = sorted(folder.iterdir())
     completed = run(line, folder)
     actual = snapshot(line, completed, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from vllm_variants.audit.contents import Expectations
 from vllm_variants.audit.library import LibraryAudit
 from vllm_variants.audit.targets.found import Kind
 from vllm_variants.audit.targets.identify import kind_of
+from vllm_variants.errors import Error
 from vllm_variants.model import results
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.results import Manifest
@@ -48,7 +50,8 @@ def audited_paths(
 ) -> tuple[AuditedPath, ...]:
     """Each path with its device and release; where no device is named, those `here`, once each.
 
-    A result's manifest names both; `capability` and `release` are for paths that have none. Where all
+    A result's manifest names both, and so does that of an export of one result where it lies open;
+    `capability` and `release` are for paths that have none. Where all
     paths are results, `capability` and `release` replace what their manifests say. Raises `InputError` for a
     manifest that is broken.
     """
@@ -62,6 +65,8 @@ def audited_paths(
         if own and not (only_results and release):
             version = own.release
         kind = kind_of(path)
+        if not own and (exported := _exported(path)):
+            device, version = device or exported[0], version or exported[1]
         version = version or next(_releases(path), None)
         devices: Sequence[Capability | None] = [device] if device else here or [None]
         audited += [AuditedPath(path, kind, each, version, own) for each in devices]
@@ -72,6 +77,15 @@ def manifest(path: Path) -> Manifest | None:
     """The manifest of a result; None when `path` is none."""
     file = path / results.MANIFEST
     return Manifest.read(file) if path.is_dir() and file.is_file() else None
+
+
+def _exported(path: Path) -> tuple[Capability, str] | None:
+    """The device and the release of the one result that a wheelhouse or an image layout was made of."""
+    try:
+        (result,) = json.loads((path / "export.json").read_text(encoding="utf-8"))["results"]
+        return Capability.parse(str(result["capability"])), str(result["release"])
+    except (OSError, ValueError, KeyError, TypeError, Error):
+        return None
 
 
 def expectations_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from vllm_variants.cli.options import Json, ReleaseName, VariantNames, path_option
 from vllm_variants.cli.output import print_json, say, size
 from vllm_variants.cli.rules import CommandLine, one_of, rules
-from vllm_variants.errors import UsageError
+from vllm_variants.errors import MissingError, UsageError
 from vllm_variants.export import destinations
 from vllm_variants.export.destinations import Form
 from vllm_variants.system.progress import bar
@@ -96,7 +97,7 @@ def export(
 
     assert to is not None
     destination = destinations.parse(to)
-    paths = [*_links(variants or [], release), *(result or [])]
+    paths = [*_built(variants or [], release), *(result or [])]
     with bar(f"exporting to {destination.form}") as advance:
         exported = api.export_results(
             paths,
@@ -115,8 +116,17 @@ def export(
     say(f"{destination.path}: {size(exported.bytes)}")
 
 
-def _links(variants: list[str], release: str | None) -> list[Path]:
+def _built(variants: list[str], release: str | None) -> list[Path]:
+    """The `./result-…` links of some variants; raises `MissingError` for one that was not built."""
     from vllm_variants.model import matrix
 
     rows = matrix.load()
-    return [Path(f"result-{rows.parse(name).variant.name(rows.release(release))}") for name in variants]
+    chosen, links = rows.release(release), []
+    for name in variants:
+        variant = rows.parse(name).variant
+        link = Path(f"result-{variant.name(chosen)}")
+        if not os.path.lexists(link):
+            words = f"{variant.short} --release {chosen.name}" if release else variant.short
+            raise MissingError(f"there is no {link} here", hint=f"build it: vllm-variants build {words}")
+        links.append(link)
+    return links

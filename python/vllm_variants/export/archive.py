@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from vllm_variants.errors import resource_error
-from vllm_variants.export import destinations, portable, tarring, tree
+from vllm_variants.export import destinations, portable, tarring, tree, workspace
 from vllm_variants.export.destinations import Destination
 from vllm_variants.export.options import Options, Talk
 from vllm_variants.export.report import Exported
@@ -25,17 +25,17 @@ def export(results: Sequence[Result], destination: Destination, options: Options
     """
     (result,) = results
     destinations.require_room(destination, int(tree.size_of(result) * _RATIO))
-    with portable.prepared(results, destination.form, options, talk) as (made,):
-        try:
-            with atomic.new_file(destination.path, 0o644) as new:
-                with os.fdopen(os.dup(new.descriptor), "wb") as file:
-                    packed = Packed(file, Compression.ZSTD)
-                    with tarring.writing(packed) as writer:
-                        tarring.add_tree(writer, made.tree.entries, f"{made.name}/", talk.advance)
-                    packed.finish()
-                destinations.require_absent(destination)
-                new.publish()
-        except OSError as error:
-            raise resource_error(error) from error
-        facts = {"python": made.runtime.as_dict(), "digest": packed.digest, "folder": made.name}
-        return Exported(destination, (result,), packed.size, facts)
+    try:
+        with workspace.opened() as work, atomic.new_file(destination.path, 0o644) as new:
+            (made,) = portable.prepared(results, destination.form, options, talk, work)
+            with os.fdopen(os.dup(new.descriptor), "wb") as file:
+                packed = Packed(file, Compression.ZSTD)
+                with tarring.writing(packed) as writer:
+                    tarring.add_tree(writer, made.tree.entries, f"{made.name}/", talk.advance)
+                packed.finish()
+            destinations.require_absent(destination)
+            new.publish()
+    except OSError as error:
+        raise resource_error(error) from error
+    facts = {"python": made.runtime.as_dict(), "digest": packed.digest, "folder": made.name}
+    return Exported(destination, (result,), packed.size, facts)

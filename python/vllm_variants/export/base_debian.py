@@ -6,18 +6,19 @@ is run. What maintainer scripts would have made and vLLM needs is made here. Not
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vllm_variants.errors import Error, MissingError, UsageError
-from vllm_variants.export import tarring
+from vllm_variants.export import debian_copyright, tarring
 from vllm_variants.export.base_layout import Base
 from vllm_variants.export.layout import LAYER, Descriptor, Layout
+from vllm_variants.export.others import Other
 from vllm_variants.export.tarring import Compression, Packed, TarWriter
 from vllm_variants.export.tree import Text
 from vllm_variants.system import process
@@ -37,7 +38,9 @@ PACKAGES = (
 )
 """base-files says which system it is; libc-bin has ldconfig, by which Triton finds the driver."""
 _NAMED = re.compile(r"debian:(?P<suite>[a-z][a-z0-9-]*)(@(?P<moment>\d{8}T\d{6}Z))?")
+_LISTING = "packages.control"
 _LEFT_OUT = (
+    _LISTING,
     *(
         "dev/*",
         "proc/*",
@@ -89,54 +92,54 @@ def require(text: str) -> None:
         )
 
 
-def taken(text: str, system: str, layout: Layout, compression: Compression, say: Say) -> Base:
-    """The base of that name as one layer in `layout`.
+def taken(text: str, system: str, layout: Layout, compression: Compression, work: Path, say: Say) -> Base:
+    """The base of that name as one layer in `layout`; `work` is a folder to fetch packages into.
 
     With a moment the same packages come whenever it is made: Debian's snapshots have them. Raises as
     `require` does, and `Error` where packages cannot be fetched.
     """
     require(text)
-    with tempfile.TemporaryDirectory(prefix="vllm-variants-base.") as folder:
-        archive = Path(folder, "base.tar")
-        say(f"fetching packages of {text} …")
-        versions = _fetch(text, system, archive)
-        with layout.new_blob() as file:
-            packed = Packed(file, compression)
-            with tarfile.open(archive) as source, tarring.writing(packed) as writer:
-                _write(source, versions, writer)
-                glibc = _glibc(source)
-            packed.finish()
-            layout.keep(file, packed.digest)
+    say(f"fetching packages of {text} …")
+    archive = work / "base.tar"
+    _fetch(text, system, archive)
+    with layout.new_blob() as file:
+        packed = Packed(file, compression)
+        with tarfile.open(archive) as source, tarring.writing(packed) as writer:
+            packages = _control_data(source)
+            _write(source, packages, writer)
+            glibc, parts = _glibc(source), tuple(_parts(source, packages))
+        packed.finish()
+        layout.keep(file, packed.digest)
+    archive.unlink()
     kind = f"{LAYER}+{compression}"
     history = [{"created": "1980-01-01T00:00:00Z", "created_by": "vllm-variants export", "comment": text}]
     layer = Descriptor(kind, packed.digest, packed.size)
-    return Base(text, (layer,), (packed.inner_digest,), {"history": history}, glibc)
+    return Base(text, (layer,), (packed.inner_digest,), {"history": history}, glibc, parts)
 
 
-def _fetch(text: str, system: str, archive: Path) -> list[str]:
-    """Have mmdebstrap write the packages' files to `archive`; the control data of each package."""
+def _fetch(text: str, system: str, archive: Path) -> None:
+    """Have mmdebstrap write the packages' files to `archive`, and their control data to a file in it.
+
+    Without root it works as a user of a namespace of its own, who must get at the archive's folder.
+    """
+    archive.parent.chmod(0o711)
     match = _NAMED.fullmatch(text)
     assert match is not None
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}[system.partition("-")[0]]
-    listing = archive.with_name("packages")
-    # The hook packs, with this machine's tar: without root mmdebstrap cannot run the new system's.
-    hook = (
-        f'for deb in "$1"/var/cache/apt/archives/*.deb; do dpkg-deb -f "$deb"; echo; done > {listing} &&'
-        f' tar -C "$1" --exclude=./var/cache --exclude=./dev --exclude=./proc --exclude=./sys -cf {archive} .'
+    listing = (
+        f'for deb in "$1"/var/cache/apt/archives/*.deb; do dpkg-deb -f "$deb"; echo; done > "$1"/{_LISTING}'
     )
     command = [
-        "mmdebstrap", "--variant=extract", "--format=null", f"--architectures={architecture}",
+        "mmdebstrap", "--variant=extract", "--format=tar", f"--architectures={architecture}",
         f"--include={','.join(PACKAGES)}", '--aptopt=Acquire::Languages "none"',
-        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--extract-hook={hook}",
-        match["suite"], "-", *_sources(match["suite"], match["moment"]),
+        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", f"--extract-hook={listing}",
+        match["suite"], str(archive), *_sources(match["suite"], match["moment"]),
     ]  # fmt: skip
-    completed = process.capture(command)
+    completed = process.capture(command, env={**os.environ, "TMPDIR": str(archive.parent)})
     if completed.status or not archive.is_file():
         lines = [line for line in completed.stderr.splitlines() if line.startswith(("E:", "Err:"))]
-        last = (lines or completed.stderr.splitlines() or ["it said nothing"])[-1]
-        raise Error(f"mmdebstrap could not fetch {text}: {last}", hint="name an image: --base oci:DIR")
-    fields = listing.read_text(encoding="utf-8") if listing.is_file() else ""
-    return sorted(part + "\n" for part in fields.split("\n\n") if part.strip())
+        reason = (lines or completed.stderr.splitlines()[-1:] or ["it said nothing"])[0]
+        raise Error(f"mmdebstrap could not fetch {text}: {reason}", hint="name an image: --base oci:DIR")
 
 
 def _sources(suite: str, moment: str | None) -> list[str]:
@@ -195,12 +198,44 @@ def _is_kept(name: str) -> bool:
     return not any(fnmatchcase(name, pattern) for pattern in (*_LEFT_OUT, _DOCS))
 
 
+def _control_data(source: tarfile.TarFile) -> list[str]:
+    """What each package of an archive says of itself, as the hook of `_fetch` wrote it."""
+    data = source.extractfile(f"./{_LISTING}")
+    text = data.read().decode("utf-8", "replace") if data else ""
+    return sorted(part + "\n" for part in text.split("\n\n") if part.strip())
+
+
+def _parts(source: tarfile.TarFile, packages: list[str]) -> Iterator[Other]:
+    """The packages as parts of the image; their licences are those that copyright files for machines name."""
+    for fields in packages:
+        name, version, architecture = (_field(fields, key) for key in ("Package", "Version", "Architecture"))
+        text = _copyright(source, name)
+        where = f"of the base, licence in /usr/share/doc/{name}/copyright" if text else "of the base"
+        licences = tuple(debian_copyright.licences(text))
+        yield Other(
+            name, version, debian_copyright.purl("debian", name, version, architecture), licences, where
+        )
+
+
+def _field(fields: str, key: str) -> str:
+    match = re.search(rf"^{key}: (\S+)$", fields, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _copyright(source: tarfile.TarFile, package: str) -> str:
+    """The copyright file of a package; empty without one (its folder may be a link to another's)."""
+    try:
+        data = source.extractfile(f"./usr/share/doc/{package}/copyright")
+    except KeyError:
+        return ""
+    return data.read().decode("utf-8", "replace") if data else ""
+
+
 def _statuses(packages: list[str]) -> Iterator[Text]:
     """What is installed, as scanners of images without dpkg read it: a file for each package."""
     for fields in packages:
-        name = re.search(r"^Package: (\S+)$", fields, re.MULTILINE)
-        if name:
-            yield Text(f"var/lib/dpkg/status.d/{name[1]}", fields.encode())
+        if name := _field(fields, "Package"):
+            yield Text(f"var/lib/dpkg/status.d/{name}", fields.encode())
 
 
 def _certificates(source: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> Text:

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vllm_variants.errors import InputError, MissingError
-from vllm_variants.export.layout import LAYER, REF_NAME, Descriptor, Layout
+from vllm_variants.export.layout import LAYER, LICENCES, REF_NAME, Descriptor, Layout
+from vllm_variants.export.others import Other
 
 _BLOCK = 1 << 20
 _NESTED = "application/vnd.oci.image.index.v1+json"
@@ -20,7 +22,8 @@ _NESTED = "application/vnd.oci.image.index.v1+json"
 class Base:
     """What an image stands on: its layers, which the layout holds by now, their diff IDs, its configuration.
 
-    `name` says what it is, to people; `glibc` is the version in it, where that is known.
+    `name` says what it is, to people; `glibc` is the version in it, where that is known; `parts` are what it
+    is made of, for a bill of materials.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Base:
     diff_ids: tuple[str, ...]
     config: Mapping[str, Any]
     glibc: str = ""
+    parts: tuple[Other, ...] = ()
 
 
 def find(text: str, platform: Mapping[str, str]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
@@ -71,7 +75,22 @@ def taken(text: str, platform: Mapping[str, str], layout: Layout) -> Base:
             )
         _copy(folder, layer, layout)
         layers.append(Descriptor(kind, layer["digest"], layer["size"]))
-    return Base(text, tuple(layers), tuple(config["rootfs"]["diff_ids"]), config)
+    return Base(
+        text, tuple(layers), tuple(config["rootfs"]["diff_ids"]), config, parts=(_part(manifest, config),)
+    )
+
+
+def _part(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> Other:
+    """The base as one part, by its configuration's digest: what is in it, its own bill of materials says."""
+    digest = str(manifest["config"]["digest"])
+    licence = ((config.get("config") or {}).get("Labels") or {}).get(LICENCES)
+    return Other(
+        "base-image",
+        digest,
+        f"pkg:oci/base-image@{quote(digest, safe='')}",
+        (str(licence),) if licence else (),
+        "the image that this one stands on",
+    )
 
 
 def _image(

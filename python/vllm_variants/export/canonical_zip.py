@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_variants.builders.wheels.records import encoded
-from vllm_variants.export.members import Member, lost
+from vllm_variants.export.checked import lost
+from vllm_variants.export.members import Member
 
 _TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip file can say."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_variants.errors import resource_error
-from vllm_variants.export import destinations, portable, tree
+from vllm_variants.export import checked, destinations, portable, tree, workspace
 from vllm_variants.export.destinations import Destination
 from vllm_variants.export.options import Options, Talk
 from vllm_variants.export.report import Exported
@@ -20,6 +20,7 @@ from vllm_variants.system.progress import Advance
 
 _PYTHON = 150_000_000
 """Bytes that Python takes at most."""
+_BUFFER = 1 << 20
 
 
 def export(results: Sequence[Result], destination: Destination, options: Options, talk: Talk) -> Exported:
@@ -29,21 +30,21 @@ def export(results: Sequence[Result], destination: Destination, options: Options
     """
     (result,) = results
     destinations.require_room(destination, tree.size_of(result) + _PYTHON)
-    with portable.prepared(results, destination.form, options, talk) as (made,):
-        try:
+    try:
+        with workspace.opened() as work:
+            (made,) = portable.prepared(results, destination.form, options, talk, work)
             with new_folder.aside(destination.path) as folder:
                 write(made.tree.entries, folder, talk.advance)
                 folder.chmod(0o755)
                 disk.sync_file_system(folder)
                 new_folder.publish(folder, destination.path)
-        except OSError as error:
-            raise resource_error(error) from error
-        facts = {"python": made.runtime.as_dict()}
-        return Exported(destination, (result,), made.tree.size, facts)
+    except OSError as error:
+        raise resource_error(error) from error
+    return Exported(destination, (result,), made.tree.size, {"python": made.runtime.as_dict()})
 
 
 def write(entries: Sequence[Entry], folder: Path, advance: Advance) -> None:
-    """Write entries into `folder`. Raises `OSError`."""
+    """Write entries into `folder`. Raises `DamagedError` for a file that is not what it was, `OSError`."""
     for name in tree.folders_of(entries):
         (folder / name).mkdir()
         (folder / name).chmod(0o755)
@@ -54,7 +55,8 @@ def write(entries: Sequence[Entry], folder: Path, advance: Advance) -> None:
             path.symlink_to(entry.target)
             continue
         if isinstance(entry, File):
-            shutil.copyfile(entry.source, path)
+            with checked.reading(entry.source, entry.recorded) as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, _BUFFER)
         else:
             path.write_bytes(entry.data)
         os.chmod(path, 0o755 if entry.executable else 0o644)  # noqa: PTH101 (50,000 files)

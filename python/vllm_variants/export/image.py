@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_variants.export.layout import LICENCES
 from vllm_variants.export.portable import Portable
 from vllm_variants.model.results import Manifest
 
@@ -18,12 +19,13 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def labels_of(portable: Portable) -> dict[str, str]:
-    """What an image is, for an index and for its labels: SM, release, driver floor, its wheels' digest."""
+    """What an image is, for an index and for its labels: SM, release, driver floor, lock, licence."""
     manifest = portable.result.manifest
     stack: Mapping[str, Any] = manifest.facts["stack"]
     return {
         "org.opencontainers.image.title": manifest.variant,
         "org.opencontainers.image.version": manifest.release,
+        LICENCES: portable.licence,
         f"{_PREFIX}sm": str(manifest.facts["sm"]),
         f"{_PREFIX}capability": str(manifest.capability),
         f"{_PREFIX}cuda": str(stack["cuda"]),

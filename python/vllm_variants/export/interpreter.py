@@ -12,14 +12,15 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_variants.builders.steps import Steps
 from vllm_variants.builders.wheels import bytecode
 from vllm_variants.errors import Error, MissingError
-from vllm_variants.export import run_path
+from vllm_variants.export import host_packages, run_path
+from vllm_variants.export.others import Other
 from vllm_variants.machine import interpreters
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.results import Result
@@ -41,6 +42,7 @@ _LEFT_OUT = (
     *("test", "tests", "idlelib", "turtledemo", "tkinter", "_tkinter*.so", "_test*.so", "xx*.so"),
 )
 """Of the standard library, what serving never imports: tests, Tk, static libraries, installers."""
+_LICENCE = "Python-2.0.1"
 _VERSION = re.compile(rb"GLIBC_2\.(\d+)\x00")
 
 
@@ -49,7 +51,8 @@ class Runtime:
     """A relocatable CPython at `path`: `bin/python3.12`, `lib/`, `include/`.
 
     `bundled` are the host's libraries that came along, by name; `glibc` is the oldest that it runs on; `site`
-    is where it looks for packages, relative to it (Debian's: lib/python3/dist-packages).
+    is where it looks for packages, relative to it (Debian's: lib/python3/dist-packages). `parts` says what of
+    this host it is made of.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Runtime:
     bundled: tuple[str, ...]
     glibc: str
     site: str
+    parts: tuple[Other, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """The facts of it in an export's manifest."""
@@ -69,17 +73,28 @@ def chosen(result: Result, requested: Path | None, say: Say) -> Interpreter:
 
     Raises `UsageError` for one of another version than the result needs, `MissingError` without any.
     """
-    minor = ".".join(str(result.manifest.facts["python"]).split(".")[:2])
+    minor = _minor(result)
     if requested:
         return interpreters.find(minor, requested)
     installed = _installed_by_uv(minor)
     if installed:
         return interpreters.find(minor, installed)
-    own = (result.path / "bin" / f"python{minor}").resolve()
-    say(f"uv could not install Python {minor}: taking {own} along")
-    if not own.is_file():
-        raise MissingError(f"{result.path} needs {own}, which is not there", hint="name one with --python")
-    return interpreters.find(minor, own)
+    program = own(result)
+    say(f"uv could not install Python {minor}: taking {program} along")
+    if not program.is_file():
+        raise MissingError(
+            f"{result.path} needs {program}, which is not there", hint="name one with --python"
+        )
+    return interpreters.find(minor, program)
+
+
+def own(result: Result) -> Path:
+    """The interpreter of this host that a result runs with, links resolved."""
+    return (result.path / "bin" / f"python{_minor(result)}").resolve()
+
+
+def _minor(result: Result) -> str:
+    return ".".join(str(result.manifest.facts["python"]).split(".")[:2])
 
 
 def _installed_by_uv(minor: str) -> Path | None:
@@ -122,14 +137,16 @@ def take(interpreter: Interpreter, to: Path, say: Say) -> Runtime:
     if not (standard / "lib-dynload").is_dir() and Path(facts["dynload"]).is_dir():
         shutil.copytree(facts["dynload"], standard / "lib-dynload", ignore=left_out)
     _take_headers(Path(facts["include"]), to / "include" / f"python{minor}", say)
-    bundled = _take_libraries(facts, to / "lib")
+    bundled, fallbacks = _bundled(facts), _fallbacks(facts)
+    _take_libraries(bundled, fallbacks, to / "lib")
     _make_relative(program, standard, bundled)
     _forget_prefix(standard, facts["prefix"])
     bytecode.write(
         Steps(_quiet), bytecode.Bytecode.ALL, Interpreter(program, interpreter.version, ""), standard
     )
     site = _require_same(program, facts, to)
-    return Runtime(to, minor, interpreter.version, tuple(sorted(bundled)), _oldest_glibc(to), site)
+    parts = _parts(interpreter, standard, bundled, fallbacks)
+    return Runtime(to, minor, interpreter.version, tuple(sorted(bundled)), _oldest_glibc(to), site, parts)
 
 
 def _quiet(line: str) -> None:
@@ -157,23 +174,42 @@ def _take_headers(source: Path, target: Path, say: Say) -> None:
         say(f"warning: {source} has no Python.h: Triton cannot compile launchers (install python3-dev)")
 
 
-def _take_libraries(facts: Mapping[str, Any], to: Path) -> dict[str, Path]:
-    """Copy the libraries of the host that the Python loads, by the names under which it asks for them."""
-    bundled = {}
+def _bundled(facts: Mapping[str, Any]) -> dict[str, Path]:
+    """The libraries of the host that the Python loads, by the names under which it asks for them."""
     modules = str(facts["dynload"])
-    for path in map(Path, facts["libraries"]):
-        if not _GLIBC.fullmatch(path.name) and not str(path).startswith(modules):
-            bundled[path.name] = path
-    fallbacks = {Path(path).name: Path(path) for path in facts["asked"]}
-    if missing := set(_FALLBACK) - {*fallbacks, *bundled}:
+    paths = [Path(path) for path in facts["libraries"] if not str(path).startswith(modules)]
+    return {path.name: path for path in paths if not _GLIBC.fullmatch(path.name)}
+
+
+def _fallbacks(facts: Mapping[str, Any]) -> dict[str, Path]:
+    """The libraries that wheels expect of a host; raises `MissingError` where this one has none."""
+    found = {Path(path).name: Path(path) for path in facts["asked"]}
+    if missing := set(_FALLBACK) - {*found, *_bundled(facts)}:
         raise MissingError(f"this machine has no {', '.join(sorted(missing))}", hint="install libstdc++6")
+    return found
+
+
+def _take_libraries(bundled: Mapping[str, Path], fallbacks: Mapping[str, Path], to: Path) -> None:
     for name, path in bundled.items():
         shutil.copyfile(path, to / name)
+    if fallbacks:
+        (to / "fallback").mkdir()
     for name, path in fallbacks.items():
-        folder = to / "fallback"
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
-    return bundled
+        shutil.copyfile(path, to / "fallback" / name)
+
+
+def _parts(
+    interpreter: Interpreter, standard: Path, bundled: Mapping[str, Path], fallbacks: Mapping[str, Path]
+) -> tuple[Other, ...]:
+    """CPython with its licence, its package of this host's distribution if it has one, and its libraries'."""
+    text, version = standard / "LICENSE.txt", interpreter.version
+    python = Other("cpython", version, f"pkg:generic/cpython@{version}", (_LICENCE,), "", (text,))
+    if not text.is_file():  # Debian has it in the package's copyright file
+        python = replace(python, texts=())
+    package = [found for found in host_packages.of([interpreter.path]) if found.version]
+    libraries = {*bundled.values(), *fallbacks.values()}
+    own = {path for path in libraries if path.name.startswith("libpython")}
+    return (python, *package, *host_packages.of(sorted(libraries - own)))
 
 
 def _make_relative(program: Path, standard: Path, bundled: Mapping[str, Path]) -> None:

@@ -13,8 +13,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_variants.export import debian_copyright
+from vllm_variants.export.others import Other
 from vllm_variants.export.packages import Package
 
+_COMMON = Path("/usr/share/common-licenses")
+"""Where Debian keeps the texts that copyright files point to instead of having them."""
 FOLDER = "licences"
 PAGE = "README.md"
 _TEXT = re.compile(r"(licen[cs]e|copying|copyright|notice|eula|authors|third.?party)", re.IGNORECASE)
@@ -58,32 +62,51 @@ def of_package(package: Package) -> Licence:
     return Licence(" or ".join(match[1] for match in classifiers if match), False, files)
 
 
-def write(folder: Path, packages: Sequence[Package], changed: Collection[str]) -> None:
-    """Write `licences/` into `folder`: the texts of each package and a page; `changed` are packages' names.
+def write(
+    folder: Path, packages: Sequence[Package], changed: Collection[str], others: Sequence[Other] = ()
+) -> None:
+    """Write `licences/` into `folder`: the texts of all packages, and a page.
 
-    The same packages give the same bytes. Raises `OSError`.
+    `changed` are the names of packages, `others` is what is in the export besides Python packages. The same
+    packages give the same bytes. Raises `OSError`.
     """
     root = folder / FOLDER
     root.mkdir()
     for package in packages:
         for name in of_package(package).files:
-            target = root / package.info.name.removesuffix(".dist-info") / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(package.info / name, target)
-            target.chmod(0o644)
-    (root / PAGE).write_text(_page(packages, changed), encoding="utf-8")
+            _copy(package.info / name, root / package.info.name.removesuffix(".dist-info") / name)
+    for other in others:
+        for path in other.texts:
+            _copy(path, root / other.name / path.name)
+            for name in debian_copyright.common(path.read_text(encoding="utf-8", errors="replace")):
+                if (_COMMON / name).is_file():
+                    _copy(_COMMON / name, root / _COMMON.name / name)
+    (root / PAGE).write_text(_page(packages, changed, others), encoding="utf-8")
 
 
-def _page(packages: Sequence[Package], changed: Collection[str]) -> str:
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o644)
+
+
+def _page(packages: Sequence[Package], changed: Collection[str], others: Sequence[Other]) -> str:
     lines = ["# Licences", "", NVIDIA.rstrip(), ""]
     lines += ["Each package's texts are in the folder of its name, as far as its wheel has them.", ""]
     lines += ["| package | licence, as the package says | texts | |", "| --- | --- | --- | --- |"]
     for package in packages:
         licence = of_package(package)
         state = "changed" if package.name in changed else ""
-        name = licence.name.replace("|", "\\|") or "see its text"
-        lines.append(f"| {package.name} {package.version} | {name} | {len(licence.files)} | {state} |")
+        lines.append(_row(f"{package.name} {package.version}", licence.name, len(licence.files), state))
+    for other in others:
+        name = f"{other.name} {other.version}".strip()
+        lines.append(_row(name, ", ".join(other.licences), len(other.texts), other.notes))
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, licence: str, texts: int, notes: str) -> str:
+    stated = licence.replace("|", "\\|") or "see its text"
+    return f"| {name} | {stated} | {texts} | {notes} |"
 
 
 def _files(package: Package) -> Iterator[str]:

@@ -12,9 +12,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_variants.errors import Error
+from vllm_variants.export.checked import lost
 from vllm_variants.export.packages import Package, Row
-from vllm_variants.model.results import DamagedError
 
 _OF_INSTALLERS = frozenset(
     {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "provenance_url.json", "uv_build.json"}
@@ -102,11 +101,3 @@ def _first_lines(path: Path) -> bytes | None:
     with path.open("rb") as file:
         match = _RELOCATABLE.match(file.read(512))
     return match[0] if match else None
-
-
-def lost(path: Path) -> Error:
-    """The error for a file that a RECORD lists and that is not there, or that is another than it says."""
-    return DamagedError(
-        f"{os.path.normpath(path)} is not the file that its RECORD lists: the result is damaged",
-        hint="build the variant again",
-    )

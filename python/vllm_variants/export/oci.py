@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vllm_variants.errors import UsageError, resource_error
@@ -18,21 +18,22 @@ from vllm_variants.export import (
     base_layout,
     destinations,
     image,
-    layers,
     portable,
     push,
     report,
+    sources,
     tarring,
     tree,
+    workspace,
 )
 from vllm_variants.export.base_layout import Base
 from vllm_variants.export.destinations import Destination, Form
-from vllm_variants.export.layers import Layer
-from vllm_variants.export.layout import CONFIG, INDEX, LAYER, MANIFEST, REF_NAME, Descriptor, Layout
+from vllm_variants.export.image_writer import Image, ImageWriter
+from vllm_variants.export.layout import INDEX, REF_NAME, Layout
 from vllm_variants.export.options import Options, Talk
 from vllm_variants.export.portable import Portable
 from vllm_variants.export.report import Exported
-from vllm_variants.export.tarring import Compression, Packed
+from vllm_variants.export.tarring import Compression
 from vllm_variants.model.results import Result
 from vllm_variants.store import disk
 from vllm_variants.system import atomic, new_folder
@@ -43,57 +44,33 @@ _BASE = 200_000_000
 """Bytes of a base's packages, packed and not."""
 
 
-@dataclass
-class _Progress:
-    """Bytes of all images that are done, and of how many."""
-
-    talk: Talk
-    total: int
-    done: int = 0
-
-    def layer(self, done: int, size: int) -> None:
-        """Of one layer."""
-        self.talk.advance(self.done + done, self.total)
-        if done == size:
-            self.done += size
-
-
-@dataclass
-class _Image:
-    """One image in the layout: its manifest's descriptor, and what its layers are."""
-
-    tag: str
-    manifest: dict[str, object]
-    layers: list[dict[str, object]] = field(default_factory=list)
-
-
 def export(results: Sequence[Result], destination: Destination, options: Options, talk: Talk) -> Exported:
     """Make the layout, and with `options.push` copy its images to a registry.
 
     Raises `UsageError`, `MissingError` for a base or a registry that cannot be used, `UnsupportedError` for a
     result of another platform, `ResourceError` where the disk refuses, `Error` where the registry does.
     """
-    base = options.base or f"debian:{base_debian.SUITE}"
-    _require(results, destination, base, options)
-    with portable.prepared(results, destination.form, options, talk) as made:
-        try:
-            with _layout(destination) as layout:
-                images, facts = _images(made, base, layout, options, talk)
-                document = report.document(destination.form, results, facts)
-                index = [*_index(images, made, layout)]
-                layout.finish(index, report.text(document).encode())
-            size = layout.size
-        except OSError as error:
-            raise resource_error(error) from error
-    tags = [str(_annotations(listed)[REF_NAME]) for listed in index]
-    pushed = (
-        push.push(destination.path, destination.form, options.push, tags, talk.say) if options.push else []
-    )
-    return Exported(destination, tuple(results), size, {**facts, **({"pushed": pushed} if pushed else {})})
+    _require(results, destination, options)
+    try:
+        with workspace.opened() as work, _layout(destination) as layout:
+            images, facts = _images(results, destination.form, layout, work, options, talk)
+            document = report.document(destination.form, results, facts)
+            index = [*_index(images, results, layout)]
+            layout.finish(index, report.text(document).encode())
+    except OSError as error:
+        raise resource_error(error) from error
+    if options.push:
+        tags = [str(_annotations(listed)[REF_NAME]) for listed in index]
+        pushed = push.push(destination.path, destination.form, options.push, tags, talk.say)
+        facts = {**facts, "pushed": pushed}
+    return Exported(destination, tuple(results), layout.size, facts)
 
 
-def _require(results: Sequence[Result], destination: Destination, base: str, options: Options) -> None:
+def _require(results: Sequence[Result], destination: Destination, options: Options) -> None:
     """Raise an `Error` for what can be known to go wrong before work starts."""
+    base = _named_base(options)
+    for result in results:
+        sources.require_this_platform(result)
     if ":" in str(destination.path):
         raise UsageError(
             f"{destination.path} has a colon, which container tools take for a tag's", hint="name another"
@@ -128,25 +105,30 @@ def _layout(destination: Destination) -> Iterator[Layout]:
         new.publish()
 
 
+def _named_base(options: Options) -> str:
+    return options.base or f"debian:{base_debian.SUITE}"
+
+
 def _images(
-    made: Sequence[Portable], base: str, layout: Layout, options: Options, talk: Talk
-) -> tuple[list[_Image], dict[str, Any]]:
+    results: Sequence[Result], form: Form, layout: Layout, work: Path, options: Options, talk: Talk
+) -> tuple[list[Image], dict[str, Any]]:
     """An image for each result, and the facts of them for the manifest of the export."""
     compression = Compression.GZIP if options.gzip else Compression.ZSTD
-    platform = image.platform(made[0])
+    base, manifest = _named_base(options), results[0].manifest
     if base_debian.is_named(base):
-        stands_on = base_debian.taken(base, made[0].result.manifest.system, layout, compression, talk.say)
+        stands_on = base_debian.taken(base, manifest.system, layout, compression, work, talk.say)
     else:
-        stands_on = base_layout.taken(base, platform, layout)
+        stands_on = base_layout.taken(base, image.platform_of(manifest), layout)
+    made = portable.prepared(results, form, options, talk, work, stands_on.parts)
     for each in made:
         _require_glibc(each, stands_on)
-    progress = _Progress(talk, sum(each.tree.size for each in made))
-    images = [_image(each, stands_on, layout, compression, progress) for each in made]
+    writer = ImageWriter(layout, stands_on, compression, talk, sum(each.tree.size for each in made))
+    images = [writer.add(each) for each in made]
     facts = {
         "base": stands_on.name,
         "compression": compression.value,
         "python": made[0].runtime.as_dict(),
-        "images": [{"tag": i.tag, "digest": i.manifest["digest"], "layers": i.layers} for i in images],
+        "images": [each.as_dict() for each in images],
     }
     return images, facts
 
@@ -160,67 +142,8 @@ def _require_glibc(made: Portable, base: Base) -> None:
         )
 
 
-def _image(
-    made: Portable, base: Base, layout: Layout, compression: Compression, progress: _Progress
-) -> _Image:
-    """Write one image's layers, configuration and manifest."""
-    parts = layers.layers(made, len(base.layers))
-    written = [(layer, *_layer(layer, layout, compression, progress)) for layer in parts]
-    home, home_id = _home(layout, compression)
-    labels = image.labels_of(made)
-    diff_ids = [*base.diff_ids, home_id, *(diff_id for _, _, diff_id in written)]
-    names = ["home", *(layer.name for layer, _, _ in written)]
-    config = layout.add(CONFIG, image.config(made, base.config, labels, diff_ids, names))
-    added = [home, *(descriptor for _, descriptor, _ in written)]
-    descriptors = [*base.layers, *added]
-    document = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": config.as_dict(),
-        "layers": [descriptor.as_dict() for descriptor in descriptors],
-        "annotations": labels,
-    }
-    manifest = layout.add(MANIFEST, document)
-    tag = image.tag(made)
-    facts: list[dict[str, object]] = [
-        {"name": base.name, "digest": layer.digest, "bytes": layer.size} for layer in base.layers
-    ]
-    facts += [
-        {"name": name, "digest": d.digest, "bytes": d.size} for name, d in zip(names, added, strict=True)
-    ]
-    described = manifest.as_dict(platform=image.platform(made), annotations={**labels, REF_NAME: tag})
-    return _Image(tag, described, facts)
-
-
-def _layer(
-    layer: Layer, layout: Layout, compression: Compression, progress: _Progress
-) -> tuple[Descriptor, str]:
-    """Write one layer; its descriptor and the digest of what it unpacks to."""
-    with layout.new_blob() as file:
-        packed = Packed(file, compression)
-        with tarring.writing(packed) as writer:
-            tarring.add_tree(writer, layer.entries, image.PREFIX, progress.layer)
-        packed.finish()
-        layout.keep(file, packed.digest)
-    return Descriptor(f"{LAYER}+{compression}", packed.digest, packed.size), packed.inner_digest
-
-
-def _home(layout: Layout, compression: Compression) -> tuple[Descriptor, str]:
-    """The layer of what may be written to: the user's home, for any user of group 0, and /tmp."""
-    with layout.new_blob() as file:
-        packed = Packed(file, compression)
-        with tarring.writing(packed) as writer:
-            writer.add_folder("srv")
-            writer.add_folder(image.HOME.lstrip("/"), 0o775, image.USER)
-            writer.add_folder(f"{image.HOME.lstrip('/')}/.cache", 0o775, image.USER)
-            writer.add_folder("tmp", 0o1777)
-        packed.finish()
-        layout.keep(file, packed.digest)
-    return Descriptor(f"{LAYER}+{compression}", packed.digest, packed.size), packed.inner_digest
-
-
 def _index(
-    images: Sequence[_Image], made: Sequence[Portable], layout: Layout
+    images: Sequence[Image], results: Sequence[Result], layout: Layout
 ) -> Iterator[Mapping[str, object]]:
     """What the layout's index lists: each image by its tag, and one index of all where there are several."""
     for each in images:
@@ -234,7 +157,7 @@ def _index(
             for each in images
         ]
         document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": inner}
-        name = "-".join(sorted({each.result.manifest.release for each in made}))
+        name = "-".join(sorted({result.manifest.release for result in results}))
         yield layout.add(INDEX, document).as_dict(annotations={REF_NAME: name})
 
 

@@ -99,6 +99,18 @@ def of_result(result: Result) -> tuple[Package, ...]:
     return tuple(found)
 
 
+def recorded(packages: Sequence[Package], root: Path) -> dict[str, set[str]]:
+    """The hashes that RECORDs have of files, by their paths relative to `root`: `sha256=…`, as written."""
+    found: dict[str, set[str]] = {}
+    for package in packages:
+        site = os.path.relpath(package.site, root)
+        for row in package.rows:
+            if row.hash.startswith("sha256="):
+                path = os.path.normpath(f"{site}/{row.path}")
+                found.setdefault(path, set()).add(row.hash)
+    return found
+
+
 def normalized(name: str) -> str:
     """A project's name as it is compared: lower case, one dash for each run of `-`, `_` and `.`."""
     return re.sub(r"[-_.]+", "-", name).lower()

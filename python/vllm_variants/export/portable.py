@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_variants.export import facts as facts_of_parts
-from vllm_variants.export import interpreter, licences, report, sources, tree
+from vllm_variants.export import interpreter, licences, packages, report, sources, tree
 from vllm_variants.export.destinations import Form
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.export.options import Options, Talk
-from vllm_variants.export.sbom import Other
+from vllm_variants.export.others import Other
 from vllm_variants.export.tree import Text, Tree
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.results import Result
@@ -24,11 +22,15 @@ _FORMS = {Form.TAR: Form.FOLDER, Form.OCI_ARCHIVE: Form.OCI}
 
 @dataclass(frozen=True)
 class Portable:
-    """A result, the Python that it runs with, and the plan of both in one tree."""
+    """A result, the Python that it runs with, and the plan of both in one tree.
+
+    `licence` is that of all that is in it, an SPDX expression.
+    """
 
     result: Result
     runtime: Runtime
     tree: Tree
+    licence: str = ""
 
     @property
     def name(self) -> str:
@@ -36,37 +38,45 @@ class Portable:
         return f"{self.result.manifest.variant}-{self.result.manifest.release}"
 
 
-@contextmanager
-def prepared(results: Sequence[Result], form: Form, options: Options, talk: Talk) -> Iterator[list[Portable]]:
-    """The results, each with its Python beside it until the block ends, and all that an export carries.
+def prepared(
+    results: Sequence[Result],
+    form: Form,
+    options: Options,
+    talk: Talk,
+    folder: Path,
+    others: Sequence[Other] = (),
+) -> list[Portable]:
+    """The results, each with its Python in `folder`, which must last as long, and all that they carry.
 
-    Results of one Python version share it. Raises `UnsupportedError` for one of another platform, and what
-    `interpreter` raises.
+    Results of one Python version share it; `others` is what the export has besides. Raises
+    `UnsupportedError` for a result of another platform, and what `interpreter` raises.
     """
-    with tempfile.TemporaryDirectory(prefix="vllm-variants-export.") as folder:
-        runtimes: dict[Interpreter, Runtime] = {}
-        made: list[Portable] = []
-        for result in results:
-            sources.require_this_platform(result)
-            python = interpreter.chosen(result, options.python, talk.say)
-            if python not in runtimes:
-                talk.say(f"taking Python {python.version} along ({python.path}) …")
-                place = Path(folder, f"python{len(runtimes)}")
-                runtimes[python] = interpreter.take(python, place, talk.say)
-            planned = Portable(result, runtimes[python], tree.plan(result, runtimes[python]))
-            made.append(_with_facts(planned, form, Path(folder, f"facts{len(made)}")))
-        talk.say(licences.NOTICE)
-        yield made
+    chosen: dict[Path, Interpreter] = {}
+    runtimes: dict[Interpreter, Runtime] = {}
+    made: list[Portable] = []
+    for result in results:
+        sources.require_this_platform(result)
+        own = interpreter.own(result)
+        if own not in chosen:
+            chosen[own] = interpreter.chosen(result, options.python, talk.say)
+        python = chosen[own]
+        if python not in runtimes:
+            talk.say(f"taking Python {python.version} along ({python.path}) …")
+            place = folder / f"python{len(runtimes)}"
+            runtimes[python] = interpreter.take(python, place, talk.say)
+        recorded = packages.recorded(packages.of_result(result), result.path)
+        planned = Portable(result, runtimes[python], tree.plan(result, runtimes[python], recorded))
+        made.append(_with_facts(planned, form, folder / f"facts{len(made)}", others))
+    talk.say(licences.NOTICE)
+    return made
 
 
-def _with_facts(portable: Portable, form: Form, folder: Path) -> Portable:
+def _with_facts(portable: Portable, form: Form, folder: Path, others: Sequence[Other]) -> Portable:
     """With the manifest of the export, the bill of materials and the licences of what is in it."""
     folder.mkdir()
-    version = portable.runtime.version
-    python = Other("cpython", version, f"pkg:generic/cpython@{version}", "Python-2.0.1")
-    facts_of_parts.write([portable.result], folder, [python])
+    licence = facts_of_parts.write(portable.result, folder, [*portable.runtime.parts, *others])
     facts = report.document(_FORMS.get(form, form), [portable.result], {"python": portable.runtime.as_dict()})
     manifest = Text(str(report.MANIFEST), report.text(facts).encode())
     about = tree.scanned(folder, str(report.MANIFEST.parent))
     launchers = sorted((*portable.tree.launchers, manifest, *about), key=lambda entry: entry.path)
-    return replace(portable, tree=replace(portable.tree, launchers=tuple(launchers)))
+    return replace(portable, tree=replace(portable.tree, launchers=tuple(launchers)), licence=licence)

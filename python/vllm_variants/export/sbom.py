@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_variants import __version__
 from vllm_variants.export import licences, pins
 from vllm_variants.export.changes import Changes
+from vllm_variants.export.others import Other
 from vllm_variants.export.packages import Package
 from vllm_variants.export.report import timeless
 from vllm_variants.model.results import Manifest
@@ -26,19 +27,6 @@ if TYPE_CHECKING:
 
 FILE = "sbom.cdx.json"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "vllm-variants")
-
-
-@dataclass(frozen=True)
-class Other:
-    """Something in an export that is no Python package: its purl says what (`pkg:deb/debian/libc6@2.41-12`).
-
-    `licence` is an SPDX expression, or a name; empty where it is not known.
-    """
-
-    name: str
-    version: str
-    purl: str
-    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +84,7 @@ def _component(part: Part, manifest: Manifest) -> Component:
     package = part.package
     version = part.version or package.version
     purl = PackageURL("pypi", name=package.name, version=version)
+    stated = licences.of_package(package)
     return Component(
         type=ComponentType.LIBRARY,
         name=package.name,
@@ -104,7 +93,7 @@ def _component(part: Part, manifest: Manifest) -> Component:
         bom_ref=str(purl),
         description=str(package.distribution.metadata["Summary"] or "") or None,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=part.sha256)] if part.sha256 else [],
-        licenses=_licences(*_stated(licences.of_package(package))),
+        licenses=_licences([stated.name] if stated.name else [], stated.is_expression),
         pedigree=_pedigree(part, manifest) if part.changes else None,
     )
 
@@ -131,19 +120,18 @@ def _pedigree(part: Part, manifest: Manifest) -> Pedigree:
     return Pedigree(ancestors=[published], notes=notes)
 
 
-def _stated(licence: licences.Licence) -> tuple[str, bool]:
-    return licence.name, licence.is_expression
-
-
-def _licences(name: str, is_expression: bool) -> list[Any]:
+def _licences(names: Sequence[str], is_expression: bool = True) -> list[Any]:
+    """Licences of a component: one expression, or identifiers and names (the format knows no mixture)."""
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.license import DisjunctiveLicense
 
-    if not name:
-        return []
-    if is_expression:
-        return [LicenseFactory().make_from_string(name)]
-    return [DisjunctiveLicense(name=name)]
+    if is_expression and len(names) == 1:
+        return [LicenseFactory().make_from_string(names[0])]
+    found = [LicenseFactory().make_from_string(name) if is_expression else None for name in names]
+    return [
+        licence if isinstance(licence, DisjunctiveLicense) else DisjunctiveLicense(name=name)
+        for name, licence in zip(names, found, strict=True)
+    ]
 
 
 def _other(other: Other) -> Component:
@@ -153,10 +141,11 @@ def _other(other: Other) -> Component:
     return Component(
         type=ComponentType.LIBRARY,
         name=other.name,
-        version=other.version,
+        version=other.version or None,
         purl=PackageURL.from_string(other.purl),
         bom_ref=other.purl,
-        licenses=_licences(other.licence, True),
+        description=other.notes or None,
+        licenses=_licences(other.licences),
     )
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import zstandard
 
+from vllm_variants.export import checked
 from vllm_variants.export.tree import Entry, File, Link, folders_of
 from vllm_variants.system.progress import Advance
 
@@ -119,7 +120,7 @@ class TarWriter:
         self._archive.addfile(_header(path, tarfile.DIRTYPE, mode, user))
 
     def add(self, entry: Entry, prefix: str = "") -> None:
-        """An entry, at `prefix` + its path. Raises `OSError` where its source is not what it was."""
+        """An entry, at `prefix` + its path. Raises `DamagedError` for a file that is another, `OSError`."""
         path = prefix + entry.path
         if isinstance(entry, Link):
             self.add_link(path, entry.target)
@@ -127,8 +128,8 @@ class TarWriter:
         header = _header(path, tarfile.REGTYPE, 0o755 if entry.executable else 0o644)
         header.size = entry.size
         if isinstance(entry, File):
-            with entry.source.open("rb") as source:
-                self._archive.addfile(header, source)
+            with checked.reading(entry.source, entry.recorded) as source:
+                self._archive.addfile(header, cast("IO[bytes]", source))
         else:
             self._archive.addfile(header, io.BytesIO(entry.data))
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from vllm_variants.builders.wheels import launchers
 from vllm_variants.errors import InputError
 from vllm_variants.export import report
+from vllm_variants.export.checked import lost
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.model import results
 from vllm_variants.model.results import DamagedError, Result
@@ -51,12 +52,13 @@ _NOT_TAKEN = frozenset({".gitignore", ".lock", "CACHEDIR.TAG", "pyvenv.cfg", "li
 
 @dataclass(frozen=True)
 class File:
-    """A file whose bytes are those of `source`; `size` in bytes."""
+    """A file whose bytes are those of `source`; `size` in bytes, `recorded` the hashes that it may have."""
 
     path: str
     source: Path
     size: int
     executable: bool
+    recorded: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,12 @@ class Tree:
         return sum(entry.size for entry in self.entries)
 
 
-def plan(result: Result, runtime: Runtime) -> Tree:
+def plan(result: Result, runtime: Runtime, recorded: Mapping[str, Collection[str]]) -> Tree:
     """The tree of a result that runs with `runtime`, without the export's own manifest.
 
-    Raises `DamagedError` for a result that has links out of itself or something that is no file.
+    `recorded` are the hashes of the result's files, by path, as its RECORDs have them.
+
+    Raises `DamagedError` for a result that lost a file, has links out of itself or something that is no file.
     """
     python = tuple(_scanned(runtime.path, ""))
     packages: list[Entry] = []
@@ -115,10 +119,13 @@ def plan(result: Result, runtime: Runtime) -> Tree:
     for name in sorted(os.listdir(result.path)):  # noqa: PTH208 (names are what is needed)
         if name in _NOT_TAKEN:
             continue
-        found = list(_scanned(result.path, name))
-        for entry in found:
+        for entry in _scanned(result.path, name):
             if not _is_python(entry.path):
-                (packages if entry.path.startswith("lib/") else launchers).append(_timeless(entry, result))
+                part = packages if entry.path.startswith("lib/") else launchers
+                part.append(_of_result(entry, result, recorded) if isinstance(entry, File) else entry)
+    present = {entry.path for entry in (*packages, *launchers)}
+    for path in sorted(recorded.keys() - present):
+        raise lost(result.path / path)
     taken = {entry.path for entry in (*python, *launchers)}
     clashes = sorted(taken & {entry.path for entry in packages})
     if clashes:
@@ -171,11 +178,11 @@ def _launchers(runtime: Runtime) -> Iterator[Entry]:
         yield Link(runtime.site, "../" * depth + site)
 
 
-def _timeless(entry: Entry, result: Result) -> Entry:
-    """The result's manifest loses the moment of its build: two builds of the same give the same bytes."""
-    if entry.path != str(results.MANIFEST):
-        return entry
-    return Text(entry.path, report.text(report.timeless(result.manifest)).encode())
+def _of_result(file: File, result: Result, recorded: Mapping[str, Collection[str]]) -> Entry:
+    """A file with its hashes. The manifest loses the moment of its build: two builds give the same bytes."""
+    if file.path == str(results.MANIFEST):
+        return Text(file.path, report.text(report.timeless(result.manifest)).encode())
+    return replace(file, recorded=recorded[file.path]) if file.path in recorded else file
 
 
 def _scanned(root: Path, name: str) -> Iterator[Entry]:

@@ -77,10 +77,15 @@ def publish(folder: Path, to: Path) -> None:
         raise
 
 
-def remove_leftovers(to: Path) -> None:
-    """Remove what killed writers of `to` left: folders of our name that are empty, or whose lock is free."""
+def remove_leftovers(to: Path, *, only_own: bool = False) -> None:
+    """Remove what killed writers of `to` left: folders of our name that are empty, or whose lock is free.
+
+    With `only_own` those of this user alone, as it must be where anybody may make folders (`/tmp`).
+    """
     with suppress(OSError):
         for path in list(to.parent.iterdir()):
+            if only_own and path.lstat().st_uid != os.geteuid():
+                continue
             if atomic.is_leftover_of(path, to) and not path.is_symlink():
                 with suppress(OSError):
                     path.rmdir()  # killed before there was a lock; does nothing to one with files

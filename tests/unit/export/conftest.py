@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_variants.builders.wheels.records import encoded
 from vllm_variants.errors import MissingError
 from vllm_variants.export import interpreter, portable
 from vllm_variants.export.interpreter import Runtime
@@ -46,7 +47,7 @@ def write_package(site: Path, name: str, files: dict[str, bytes]) -> None:
     for path, data in files.items():
         (site / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).write_bytes(data)
-    rows = [f"{path},sha256=x,{len(data)}" for path, data in files.items()]
+    rows = [f"{path},{encoded(hashlib.sha256(data))},{len(data)}" for path, data in files.items()]
     (site / info / "RECORD").write_text("\n".join([*rows, f"{info}/RECORD,,"]) + "\n")
 
 

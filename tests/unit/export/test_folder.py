@@ -20,6 +20,7 @@ from vllm_variants import documents
 from vllm_variants.errors import UnsupportedError, UsageError
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.model import results
+from vllm_variants.model.results import DamagedError
 from vllm_variants.system import new_folder
 
 pytestmark = pytest.mark.usefixtures("made_before")
@@ -159,3 +160,20 @@ def test_the_copy_of_python_has_what_a_compiler_of_launchers_needs(python: Runti
     assert include == str(python.path / "include" / f"python{MINOR}")
     assert prefix == str(python.path)
     assert (Path(include) / "Python.h").is_file()
+
+
+@pytest.mark.parametrize("form", ["folder", "tar.zst", "oci", "oci-archive"])
+@pytest.mark.parametrize("damage", ["another byte", "gone"])
+def test_a_file_that_is_not_what_its_record_says_is_refused_and_leaves_nothing(
+    form: str, damage: str, tmp_path: Path, base: str
+) -> None:
+    result = write_result(tmp_path / "result")
+    kernel = result / SITE / "vllm" / "_C.abi3.so"
+    if damage == "gone":
+        kernel.unlink()
+    else:
+        kernel.write_bytes(kernel.read_bytes()[:-1] + b"?")
+    options = {"base": base} if form.startswith("oci") else {}
+    with pytest.raises(DamagedError, match="RECORD"):
+        vllm_variants.export_results(result, f"{form}:{tmp_path / 'made'}", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "result"]

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from vllm_variants import api, audit
 from vllm_variants.builders.wheels.records import encoded
 from vllm_variants.errors import Error, InputError, MissingError, ResourceError, UsageError
 from vllm_variants.export import canonical_zip, facts, licences, sbom
+from vllm_variants.export.others import Other
 from vllm_variants.machine import interpreters
 from vllm_variants.model.results import DamagedError, Result
 from vllm_variants.store import disk
@@ -246,6 +248,21 @@ def test_audit_reads_a_wheelhouse(result: Result, wheelhouse: Path) -> None:
     ]
 
 
+def test_a_killed_wheelhouse_is_not_there_and_the_next_sweeps_what_it_left(
+    result: Result, tmp_path: Path
+) -> None:
+    to = f"wheels:{tmp_path / 'wheels'}"
+    child = os.fork()
+    if not child:
+        api.export_results(result.path, to, progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".wheels.")
+    api.export_results(result.path, to)
+    assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
+
+
 # ── licences and the bill of materials ──
 
 
@@ -286,8 +303,12 @@ def test_other_exports_get_the_same_facts_without_an_index(
     result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uv, "capture", None)
-    libc = sbom.Other("libc6", "2.41-12", "pkg:deb/debian/libc6@2.41-12", "LGPL-2.1-or-later")
-    facts.write([result], tmp_path, [libc])
+    libc = Other("libc6", "2.41-12", "pkg:deb/debian/libc6@2.41-12", ("LGPL-2.1-or-later",))
+    licence = facts.write(result, tmp_path, [libc])
+    assert (
+        licence
+        == "BSD-3-Clause AND MIT AND LicenseRef-copyright-files-of-the-distribution AND LicenseRef-vllm"
+    )
     bill = read(tmp_path / sbom.FILE)
     assert {part["name"]: part["version"] for part in bill["components"]} == {
         "libc6": "2.41-12",

@@ -23,6 +23,9 @@ from vllm_variants.errors import InputError
 
 _DOCUMENT = 1 << 24
 """Bytes that a manifest, an index or a configuration may have."""
+_OF_IMAGES = frozenset({"oci-layout", "repositories"})
+_ENDS_OF_IMAGES = (".json", ".tar", "/VERSION")
+"""How files of image archives are called, besides blobs."""
 
 
 @dataclass
@@ -93,6 +96,20 @@ def open_archive(path: Path, progress: Progress) -> Iterator[Blobs]:
         yield blobs
     finally:
         blobs.close()
+
+
+def is_tree(path: Path) -> bool:
+    """Whether a tar archive holds a tree of folders, no image: its first file is in one and none of an image.
+
+    False for what cannot be read: then the reader of images says why.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=decompressed(file), mode="r|") as archive:
+            first = next((posixpath.normpath(member.name) for member in archive if member.isreg()), "")
+    except DAMAGED:
+        return False
+    of_image = first.startswith("blobs/") or first in _OF_IMAGES or first.endswith(_ENDS_OF_IMAGES)
+    return "/" in first and not of_image
 
 
 def _indexed(blobs: Blobs, whole: FileRange, descriptor: int) -> None:

@@ -28,7 +28,9 @@ def kind_of(path: Path) -> Kind:
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06") or path.suffix == ".whl":
         return Kind.WHEEL
     if head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC) or (
-        (compression(head) and ".tar" in path.name) or path.suffix in (".tar", ".tgz")
+        compression(head) == "zstd"
+        or (compression(head) and ".tar" in path.name)
+        or path.suffix in (".tar", ".tgz")
     ):
         return Kind.IMAGE_ARCHIVE
     if locks.is_lock(path, head):

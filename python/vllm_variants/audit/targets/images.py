@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.audit.targets.archives import Blobs, open_archive
+from vllm_variants.audit.targets.archives import Blobs, is_tree, open_archive
 from vllm_variants.audit.targets.found import Found, Kind, Progress, release_in
 from vllm_variants.audit.targets.layers import DAMAGED, Layer, merged, read_layer, reason
 from vllm_variants.audit.targets.ranges import Blob
@@ -44,9 +44,32 @@ def read_layout(folder: Path, progress: Progress) -> Found:
 
 
 def read_archive(path: Path, progress: Progress) -> Found:
-    """The image in an archive, compressed or not; raises as `read_layout` does."""
+    """The image in an archive, compressed or not, or the tree of files; raises as `read_layout` does."""
+    if is_tree(path):
+        return _read_tree(path)
     with open_archive(path, progress) as blobs:
         return _read(blobs, Kind.IMAGE_ARCHIVE, progress)
+
+
+def _read_tree(path: Path) -> Found:
+    """A tree of files in an archive, such as an export has it."""
+    try:
+        with path.open("rb") as file:
+            files = merged([read_layer(file, str(path))])
+    except DAMAGED as error:
+        raise InputError(
+            f"{path} cannot be read: {reason(error)}", hint="make it again, or check that it was copied whole"
+        ) from error
+    if not files.libraries and not files.names:
+        raise _no_image(path)
+    return Found(Kind.FOLDER, tuple(files.libraries), release_in(files.names))
+
+
+def _no_image(path: Path) -> InputError:
+    return InputError(
+        f"{path} has no image in it: neither index.json nor manifest.json names one",
+        hint="name an OCI layout, or what `docker save` or `skopeo copy … docker-archive:` wrote",
+    )
 
 
 def _read(blobs: Blobs, kind: Kind, progress: Progress) -> Found:
@@ -90,10 +113,7 @@ def choose(blobs: Blobs) -> tuple[Image, tuple[str, ...]]:
     """The image to read, of those that vLLM runs on, this machine's first; notes on the choice."""
     images = list(_images(blobs))
     if not images:
-        raise InputError(
-            f"{blobs.path} has no image in it: neither index.json nor manifest.json names one",
-            hint="name an OCI layout, or what `docker save` or `skopeo copy … docker-archive:` wrote",
-        )
+        raise _no_image(blobs.path)
     host = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "amd64")
     usable = [image for image in images if image.platform.removeprefix("linux/") in _PLATFORMS]
     if not usable:
