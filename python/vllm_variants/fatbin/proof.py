@@ -125,7 +125,7 @@ def _loaded_sections_address(elf: Elf) -> int | None:
     start = elf.section_headers_at
     end = start + len(elf.sections) * elfs.SECTION_HEADER.size
     shared = any(s.file_size and s.offset < end and start < s.end for s in elf.sections)
-    return _address(elf, start) if start and not shared and _is_loaded(elf, start, end) else None
+    return _Addresses(elf)(start) if start and not shared and _is_loaded(elf, start, end) else None
 
 
 def _is_loaded(elf: Elf, start: int, end: int) -> bool:
