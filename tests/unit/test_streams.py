@@ -101,7 +101,7 @@ def test_whatever_the_system_refuses_is_one_sentence_and_a_code(
     def app(**options: object) -> None:
         raise failure
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli, "application", lambda only: app)
 
     assert cli._run() == code
     told = capsys.readouterr()
@@ -114,7 +114,7 @@ def test_a_defect_is_not_hidden_by_the_net(monkeypatch: pytest.MonkeyPatch) -> N
     def app(**options: object) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli, "application", lambda only: app)
     with pytest.raises(KeyError):
         cli._run()
 

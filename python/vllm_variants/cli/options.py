@@ -77,7 +77,8 @@ ReleaseName = Annotated[
     typer.Option(
         "--release",
         metavar="V",
-        help="The vLLM release, of build also newest, the newest that fits; the default one if absent.",
+        help="The vLLM release, of build also newest, the newest that fits; if absent, the default one, "
+        "of audit the one that is found.",
         autocompletion=_releases,
     ),
 ]
