@@ -38,9 +38,12 @@ def exported(results: Sequence[Path], to: str, options: Sequence[str]) -> dict[s
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        document: dict[str, Any] = json.loads(process.stdout.read())
+        told = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)  # of this process and those that it waited for
         process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(process.returncode)  # the command has said why
+    document: dict[str, Any] = json.loads(told)
     peak = usage.ru_maxrss * 1024
     return {**document, "seconds": round(time.monotonic() - started, 1), "peak": peak}
 
