@@ -85,6 +85,14 @@ def mounted(source: Path, target: Path, *options: str) -> Iterator[None]:
         run("umount", target)
 
 
+def place_of(start: Sequence[str], words: str) -> str:
+    """What the system that `start` enters says of itself: `words` of a shell that has read its os-release."""
+    told = subprocess.run(
+        [*start, "sh", "-c", f". /etc/os-release; echo {words}"], capture_output=True, text=True, check=True
+    )
+    return told.stdout.strip()
+
+
 def folder(result: Path, work: Path, suite: str) -> dict[str, object]:
     """Export a result as a folder, and ask in a bare root of a Debian suite."""
     root, moved = work / "root", work / "moved there"
@@ -101,13 +109,10 @@ def folder(result: Path, work: Path, suite: str) -> dict[str, object]:
         mounted(Path("/dev"), root / "dev"),
         mounted(Path("/proc"), root / "proc"),
     ):
-        name = subprocess.run(
-            [*start, "sh", "-c", ". /etc/os-release; echo $PRETTY_NAME"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return {"in": name.stdout.strip(), **answers(start, "/srv/another place/bin/", "/opt/driver")}
+        return {
+            "in": place_of(start, "$PRETTY_NAME"),
+            **answers(start, "/srv/another place/bin/", "/opt/driver"),
+        }
 
 
 def image(layout: str, work: Path) -> dict[str, object]:
@@ -130,13 +135,7 @@ def image(layout: str, work: Path) -> dict[str, object]:
             "taken",
             "--",
         ]
-        name = subprocess.run(
-            [*start, "sh", "-c", ". /etc/os-release; echo $PRETTY_NAME, $(id)"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return {"in": name.stdout.strip(), **answers(start, "", "/opt/driver")}
+        return {"in": place_of(start, "$PRETTY_NAME, $(id)"), **answers(start, "", "/opt/driver")}
     finally:
         run(*buildah, "rm", "taken")
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vllm_variants.errors import Interrupted
 
 PYTHON = Path(__file__).resolve().parents[1] / "python"
 
@@ -20,3 +26,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-snapshots", action="store_true", help="Write tests/snapshots as the program speaks now."
     )
+
+
+@pytest.fixture
+def ctrl_c_at_removal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C comes, and is handled as the command line does, whenever a folder begins to be removed.
+
+    A test names this last, so that it ends before the fixtures whose folders it would disturb.
+    """
+    remove = shutil.rmtree
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def impatiently(path: Path, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(path, **options)
+
+    before = signal.signal(signal.SIGINT, stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", impatiently)
+        yield
+    signal.signal(signal.SIGINT, before)

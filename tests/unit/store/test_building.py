@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from stocking import FIRST, SECOND, make, names
@@ -30,25 +26,11 @@ def test_a_build_sweeps_what_killed_ones_left_and_nothing_that_is_held(here: Sto
 
 
 def test_ctrl_c_again_while_a_build_is_removed_leaves_nothing_of_it(
-    here: Store, monkeypatch: pytest.MonkeyPatch
+    here: Store, ctrl_c_at_removal: None
 ) -> None:
-    remove = shutil.rmtree
-
-    def stop(number: int, frame: object) -> None:
+    with pytest.raises(Interrupted), here.lock(FIRST, lambda: None), here.building(FIRST) as folder:
+        (folder / "half").write_text("")
         raise Interrupted
-
-    def impatiently(path: Path, **options: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        remove(path, **options)
-
-    monkeypatch.setattr(shutil, "rmtree", impatiently)
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        with pytest.raises(Interrupted), here.lock(FIRST, lambda: None), here.building(FIRST) as folder:
-            (folder / "half").write_text("")
-            raise Interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert names(here.root / "building") == []
 
 

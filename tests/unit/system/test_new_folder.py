@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,23 +38,9 @@ def test_what_appears_between_the_last_look_and_the_rename_exists_already(
 
 
 def test_ctrl_c_again_while_it_is_removed_leaves_nothing_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ctrl_c_at_removal: None
 ) -> None:
-    remove = shutil.rmtree
-
-    def stop(number: int, frame: object) -> None:
+    with pytest.raises(Interrupted), new_folder.aside(tmp_path / "to") as aside:
+        (aside / "half").write_text("")
         raise Interrupted
-
-    def impatiently(path: Path, **options: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        remove(path, **options)
-
-    monkeypatch.setattr(shutil, "rmtree", impatiently)
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        with pytest.raises(Interrupted), new_folder.aside(tmp_path / "to") as aside:
-            (aside / "half").write_text("")
-            raise Interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == []
