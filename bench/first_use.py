@@ -59,9 +59,11 @@ def imported(name):
 
 torch = step("import torch", imported("torch"))
 step("context", lambda: (torch.empty(1, device="cuda"), torch.cuda.synchronize()))
-step("import vllm", imported("vllm"))
-step("import vllm's engine", lambda: imported("vllm.entrypoints.llm")())
-ops = imported("vllm._custom_ops")()
+with_vllm = "vllm" not in skip
+if with_vllm:
+    step("import vllm", imported("vllm"))
+    step("import vllm's engine", lambda: imported("vllm.entrypoints.llm")())
+    ops = imported("vllm._custom_ops")()
 half = torch.randn(512, 512, device="cuda", dtype=torch.float16)
 full = torch.randn(64, 64, device="cuda")
 calls("cublas", lambda: half @ half)
@@ -69,10 +71,15 @@ picture, filters = half.view(1, 4, 256, 256), half[:4, :36].reshape(4, 4, 3, 3)
 calls("cudnn", lambda: torch.nn.functional.conv2d(picture, filters))
 calls("cusolver", lambda: torch.linalg.svd(full))
 calls("torch sort", lambda: torch.sort(half.float()))
-calls("vllm rms_norm", lambda: ops.rms_norm(torch.empty_like(half), half, half[0], 1e-6))
-weights, ids = torch.empty(8, 2, device="cuda"), torch.empty(8, 2, device="cuda", dtype=torch.int32)
-rows, gates = torch.empty_like(ids), torch.randn(8, 8, device="cuda")
-calls("vllm topk_softmax", lambda: ops.topk_softmax(weights, ids, rows, gates, False))
+
+
+def vllm_operators():
+    calls("vllm rms_norm", lambda: ops.rms_norm(torch.empty_like(half), half, half[0], 1e-6))
+    weights, ids = torch.empty(8, 2, device="cuda"), torch.empty(8, 2, device="cuda", dtype=torch.int32)
+    rows, gates = torch.empty_like(ids), torch.randn(8, 8, device="cuda")
+    calls("vllm topk_softmax", lambda: ops.topk_softmax(weights, ids, rows, gates, False))
+    for version in (2, 3):
+        calls(f"fa{version}", lambda: attention(version)())
 
 
 def attention(version):
@@ -84,10 +91,6 @@ def attention(version):
         one, one, one, max_seqlen_q=128, cu_seqlens_q=starts, max_seqlen_k=128, cu_seqlens_k=starts,
         causal=True, fa_version=version,
     )
-
-
-for version in (2, 3):
-    calls(f"fa{version}", lambda: attention(version)())
 
 
 def engine():
@@ -108,7 +111,9 @@ def engine():
     )
 
 
-llm = step("LLM", engine)
+if with_vllm:
+    vllm_operators()
+llm = step("LLM", engine) if with_vllm else None
 if llm is not None:
     from vllm import SamplingParams, TokensPrompt
 
@@ -156,7 +161,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loading", default="LAZY", help="CUDA_MODULE_LOADING, of LAZY and EAGER")
-    parser.add_argument("--skip", default="", help="steps to leave out, by name: fa2,LLM")
+    parser.add_argument(
+        "--skip", default="", help="steps to leave out, by name: fa2,LLM; vllm: all of vLLM's"
+    )
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
