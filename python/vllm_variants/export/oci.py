@@ -39,7 +39,8 @@ from vllm_variants.store import disk
 from vllm_variants.system import atomic, new_folder
 from vllm_variants.versions import numbers
 
-_RATIO = 0.75
+_RATIO = 0.5
+"""No result was seen whose layers come to more of its size: 0.36 to 0.41 is usual (docs/export.md)."""
 _BASE = 200_000_000
 """Bytes of a base's packages, packed and not."""
 
@@ -83,7 +84,7 @@ def _require(results: Sequence[Result], destination: Destination, options: Optio
         base_layout.find(base, image.platform_of(results[0].manifest))
     else:
         raise UsageError(f"{base} names no base", hint="write --base oci:DIR[:TAG] or debian:SUITE")
-    needed = sum(int(tree.size_of(result) * _RATIO) for result in results) + _BASE
+    needed = int(tree.size_of(*results) * _RATIO) + _BASE
     destinations.require_room(destination, needed)
 
 

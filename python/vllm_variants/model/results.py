@@ -147,8 +147,8 @@ class Result:
         return self.path / "bin" / "python"
 
 
-def read(path: Path) -> Result:
-    """The result at `path` (a directory or a link to one).
+def read(path: Path, *, variant: str = "VARIANT") -> Result:
+    """The result at `path` (a directory or a link to one), that building `variant` would make.
 
     Raises `MissingError` when there is none, `DamagedError` when it is broken, `InputError` when the
     path cannot be followed or leads to a result of a later version.
@@ -161,7 +161,7 @@ def read(path: Path) -> Result:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         broken = " (a broken link)" if _is_link(path) else ""
         raise MissingError(
-            f"there is no result at {path}{broken}", hint="build it: vllm-variants build VARIANT"
+            f"there is no result at {path}{broken}", hint=f"build it: vllm-variants build {variant}"
         ) from error
     if not _is_file(directory / MANIFEST):
         raise DamagedError(f"{path} is no result: it has no {MANIFEST}", hint="name a ./result-… link")

@@ -59,6 +59,13 @@ def test_facts_of_the_manifest_and_the_card_reach_the_interpreter(tmp_path: Path
     }  # fmt: skip
 
 
+def test_a_result_that_is_not_there_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    completed = verify(tmp_path, "sm89", machine="mixed")
+    assert completed.returncode == 4
+    assert "there is no result at result-vllm-python312-cuda12_9-sm89" in completed.stderr
+    assert "vllm-variants build sm89" in completed.stderr
+
+
 def test_cuda_visible_devices_chooses_among_the_cards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
