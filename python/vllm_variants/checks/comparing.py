@@ -59,6 +59,13 @@ def first_output(
     return operator(*arguments, **keywords)[0]
 
 
+def marked(picked: torch.Tensor, columns: int) -> torch.Tensor:
+    """Rows of `columns` zeros with ones where `picked` [rows, any] points; what is outside picks nothing."""
+    ones = torch.zeros(picked.shape[0], columns + 1, device=picked.device)
+    outside = (picked < 0) | (picked >= columns)
+    return ones.scatter_(1, torch.where(outside, columns, picked).long(), 1.0)[:, :columns]
+
+
 def raw(tensor: torch.Tensor) -> bytes:
     """The bytes of a CPU tensor of any type."""
     data: bytes = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

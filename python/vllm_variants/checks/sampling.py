@@ -10,6 +10,7 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p, random_sampl
 
 from . import references
 from .checking import Run, check
+from .comparing import marked
 
 
 def _masked(logits: torch.Tensor, k: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,18 +112,10 @@ def top_k_per_row(run: Run) -> None:
                 torch.ops._C.top_k_per_row_prefill(x, first, ends, picked, *shape, best)
             else:  # releases before 0.12
                 torch.ops._C.top_k_per_row(x, first, ends, picked, *shape)
-            return _chosen(x, picked)
+            return marked(picked, x.shape[1])
 
         expected = torch.zeros(rows, length, dtype=torch.float64)
         for row, end in enumerate(ends.tolist()):
             chosen = references.exact(logits)[row, :end].topk(min(best, end)).indices
             expected[row, chosen] = 1.0
         run.case(f"{rows} rows of {length}", call, expected, 0.0)
-
-
-def _chosen(logits: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
-    """A row of ones at the picked positions; -1 means nothing was picked."""
-    ones = torch.zeros(logits.shape[0], logits.shape[1] + 1, device=logits.device)
-    outside = (picked < 0) | (picked >= logits.shape[1])
-    index = torch.where(outside, logits.shape[1], picked).long()
-    return ones.scatter_(1, index, 1.0)[:, : logits.shape[1]]

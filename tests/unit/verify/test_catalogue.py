@@ -74,6 +74,12 @@ def test_every_variant_must_prove_something_with_every_release() -> None:
         ("flash_attention.fa4", "0.33.0", "sm103", "ok"),
         ("flash_mla.sparse", "0.33.0", "sm121", "unsupported"),
         ("scaled_mm.fp4", "0.33.0", "sm121", "ok"),
+        ("cutlass_mla.decode", "0.33.0", "sm90", "unsupported"),
+        ("cutlass_mla.decode", "0.33.0", "sm103", "ok"),
+        ("indexer.gather", "0.33.0", "sm90", "ok"),
+        ("indexer.cooperative_top_k", "0.33.0", "sm120", "unsupported"),
+        ("indexer.cooperative_top_k", "0.13.0", "sm90", "unsupported"),
+        ("deep_gemm.mqa_logits", "0.33.0", "sm90", "ok"),
     ],
 )
 def test_known_expectations(name: str, release: str, sm: str, expected: str) -> None:
