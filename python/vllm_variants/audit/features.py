@@ -26,9 +26,9 @@ FILE = Path(__file__).with_name("features.toml")
 class Feature:
     """Something that people use, and where its code is.
 
-    `libraries` are patterns of the ends of paths; any of `kernels` chooses containers in them, none takes
-    what nothing else claims. `needed`: nothing works where nothing of it runs. `anyone`: its libraries stand for
-    each other. `checks` are names of GPU checks that try it.
+    `libraries` are patterns of the ends of paths; any of `kernels` chooses containers in them, none
+    takes what nothing else claims. `needed`: nothing works where nothing of it runs. `anyone`: its libraries
+    stand for each other. `checks` are names of GPU checks that try it.
     """
 
     key: str
