@@ -6,7 +6,9 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_index
@@ -16,10 +18,11 @@ sys.path.append(str(Path(__file__).parent / "fatbin"))
 from compiling import ptx_image, ptx_text
 from making import cubin, library, section
 
-from vllm_variants.builders.wheels import compilers, records, shared_bytecode
+from vllm_variants.builders.wheels import compilers, device_code, records, shared_bytecode
 from vllm_variants.builders.wheels.builder import Wheels
 from vllm_variants.builders.wheels.native import Waiting, duration
 from vllm_variants.errors import MissingError, ResourceError, UnsupportedError, UsageError
+from vllm_variants.fatbin.tree import SlimReport
 from vllm_variants.machine import interpreters
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import host_system
@@ -132,6 +135,33 @@ def test_a_second_variant_takes_the_first_ones_bytecode_and_is_the_same_with_and
     assert [steps(alone)["bytecode"][name] for name in facts] == [
         steps(second)["bytecode"][name] for name in facts
     ]
+
+
+def test_a_second_variant_takes_the_first_ones_images_and_is_the_same_with_and_without(
+    index: ToyIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Path]] = []
+    slim_tree = device_code.slim_tree
+
+    def noted(*arguments: Any, stored: Sequence[Path], **options: Any) -> SlimReport:
+        asked.append(list(stored))
+        return slim_tree(*arguments, stored=stored, **options)
+
+    monkeypatch.setattr(device_code, "slim_tree", noted)
+
+    def libraries(sm: str, folder: Path) -> tuple[Path, bytes]:
+        folder.mkdir()
+        variant = MATRIX.parse(sm, system=HOST).variant
+        result = Wheels(Store.default()).build(Request(variant, MATRIX.default, folder), lambda line: None)
+        return result.path, (site(result) / "torch" / "lib" / "libtorch_cuda.so").read_bytes()
+
+    first, _ = libraries("8.0", tmp_path / "one")
+    _, second = libraries("8.6", tmp_path / "two")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another store"))
+    _, alone = libraries("8.6", tmp_path / "three")
+
+    assert asked == [[], [first], []]
+    assert second == alone
 
 
 @pytest.mark.parametrize("damaged", ["bytecode", "source"])

@@ -26,16 +26,16 @@ FILE = Path(__file__).with_name("features.toml")
 class Feature:
     """Something that people use, and where its code is.
 
-    `libraries` are patterns of the ends of paths; `kernels` chooses containers in them, None takes what
-    nothing else claims. `needed`: nothing works where nothing of it runs. `anyone`: its libraries stand for
-    each other. `checks` are names of GPU checks that try it.
+    `libraries` are patterns of the ends of paths; any of `kernels` chooses containers in them, none
+    takes what nothing else claims. `needed`: nothing works where nothing of it runs. `anyone`: its libraries
+    stand for each other. `checks` are names of GPU checks that try it.
     """
 
     key: str
     name: str
     says: str
     libraries: tuple[str, ...]
-    kernels: re.Pattern[str] | None = None
+    kernels: tuple[re.Pattern[str], ...] = ()
     needed: bool = False
     anyone: bool = False
     checks: tuple[str, ...] = ()
@@ -52,10 +52,9 @@ def known() -> tuple[Feature, ...]:
 
 
 def _read(key: str, table: dict[str, Any]) -> Feature:
-    pattern = table.get("kernels")
     return Feature(
         key, table["name"], table["says"], tuple(table["libraries"]),
-        re.compile(pattern) if pattern else None,
+        tuple(map(re.compile, table.get("kernels", ()))),
         bool(table.get("needed")), bool(table.get("anyone")), tuple(table.get("checks", ())),
     )  # fmt: skip
 
@@ -68,7 +67,7 @@ def _ends_as(path: str, pattern: str) -> bool:
 def of_library(path: str) -> Feature:
     """The feature of containers that no kernel's name decides: the library's, else its package's."""
     for feature in known():
-        if feature.kernels is None and feature.holds(path):
+        if not feature.kernels and feature.holds(path):
             return feature
     package = package_of(path)
     return Feature(f"package:{package}", package, "a package of its own", (), needed=True)
@@ -95,7 +94,7 @@ def by_kernels(path: str) -> FeatureReader | None:
 def _reader(candidates: Sequence[Feature]) -> FeatureReader:
     def read(source: Source, container: Container, stubs: frozenset[int]) -> tuple[str, ...]:
         names = "\n".join(sorted(kernels(source, container, stubs)))
-        feature = next((f for f in candidates if f.kernels and f.kernels.search(names)), None)
+        feature = next((f for f in candidates if any(p.search(names) for p in f.kernels)), None)
         return (feature.key,) if feature else ()
 
     return read

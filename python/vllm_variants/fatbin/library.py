@@ -13,10 +13,11 @@ from typing import Any
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.new_image import NewImage
 from vllm_variants.fatbin.planning import FilePlan, plan_file
-from vllm_variants.fatbin.proof import verify
+from vllm_variants.fatbin.proof import Wrong, verify
 from vllm_variants.fatbin.rewrite import Images, containers_in, device_sections, pieces
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import OpenFile
+from vllm_variants.fatbin.stored import StoredImages
 from vllm_variants.fatbin.stub import is_stub
 from vllm_variants.fatbin.writing import publish, reading, same_metadata, write_pieces, writing
 from vllm_variants.model.capability import Capability, choose
@@ -73,6 +74,7 @@ def slim_file(
     rules: Rules | None = None,
     *,
     compiled: Mapping[int, Images] = MappingProxyType({}),
+    stored: Sequence[Path] = (),
     to: Path | None = None,
     durable: bool = True,
     dry_run: bool = False,
@@ -80,11 +82,12 @@ def slim_file(
     """Slim one shared library for `devices`, in place or `to` another path, which must not exist.
 
     Without devices no image is dropped. `compiled` has, by a container's offset, the images of
-    containers that got cubins of their own (`native.library`). In place, a file with nothing to drop
-    is not touched; `to` another path, nothing is written then. `durable`: the new file is on the disk
-    before it is renamed. `dry_run`: nothing is written at all, and nothing proven. Raises `Malformed`,
-    `Wrong` (the proof failed), `Untouched` (replaced meanwhile, unreadable), `Unwritable` or
-    `ResourceError` (no room); the old file is whole then.
+    containers that got cubins of their own (`native.library`). `stored` are slimmed copies of the same
+    library, made with the same encoding: images that they have are not compressed again. In place, a
+    file with nothing to drop is not touched; `to` another path, nothing is written then. `durable`: the
+    new file is on the disk before it is renamed. `dry_run`: nothing is written at all, and nothing
+    proven. Raises `Malformed`, `Wrong` (the proof failed), `Untouched` (replaced meanwhile, unreadable),
+    `Unwritable` or `ResourceError` (no room); the old file is whole then.
     """
     rules = rules or Rules()
     target = to or path.resolve()
@@ -93,9 +96,20 @@ def slim_file(
         if refusal := _refusal(source, elf, rules):
             return FileReport(str(path), source.size, source.size, kept=refusal)
         assert elf
-        plan = plan_file(source, elf, devices, rules, compiled)
-        if plan.worthwhile and not dry_run:
-            _write(source, plan, target, elsewhere=bool(to), durable=durable)
+
+        def planned(copies: Sequence[Path]) -> FilePlan:
+            with StoredImages(copies) as known:
+                plan = plan_file(source, elf, devices, rules, compiled, known)
+            try:
+                if plan.worthwhile and not dry_run:
+                    _write(source, plan, target, elsewhere=bool(to), durable=durable)
+            except Wrong:
+                if not known.taken:
+                    raise
+                return planned(())  # a copy was damaged: nothing is taken from any
+            return plan
+
+        plan = planned(stored)
         report = _report(path, source.size, plan)
         has_code = bool(device_sections(elf))
         return replace(report, unserved=_unserved(source, elf, devices), device_code=has_code)

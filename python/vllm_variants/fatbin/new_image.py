@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from vllm_variants.fatbin import codecs
@@ -59,14 +59,20 @@ def with_payload(header: bytes, stored: Encoded, stands_for: Image) -> NewImage:
     return NewImage(image, bytes(made), payload, stands_for)
 
 
-def recompressed(source: Source, image: Image, allowed: Collection[Encoding]) -> Image | NewImage:
+def recompressed(
+    source: Source,
+    image: Image,
+    allowed: Collection[Encoding],
+    known: Callable[[Image], Encoded | None] = lambda image: None,
+) -> Image | NewImage:
     """An image stored in the smallest of the encodings; itself where none is smaller.
 
-    An image that is zstd already, or of an unknown kind or flag, stays as it is. Raises `Malformed`.
+    An image that is zstd already, or of an unknown kind or flag, stays as it is. `known` may have the
+    smallest payload already. Raises `Malformed`.
     """
     if not image.known or image.compression == "zstd":
         return image
-    stored = codecs.smallest(codecs.raw_payload(source, image), allowed)
+    stored = known(image) or codecs.smallest(codecs.raw_payload(source, image), allowed)
     if len(stored.padded) >= image.payload_size:
         return image
     return with_payload(source.at(image.offset, image.header_size), stored, image)

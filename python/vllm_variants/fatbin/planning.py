@@ -8,11 +8,13 @@ anew only where that frees pages, since the rest of a page takes its room all th
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from vllm_variants.fatbin import layout, strip
+from vllm_variants.fatbin.codecs import Encoded
+from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.elf import HEADER, Elf, Section, is_program
 from vllm_variants.fatbin.layout import Hole, Layout
 from vllm_variants.fatbin.rewrite import (
@@ -26,6 +28,7 @@ from vllm_variants.fatbin.rewrite import (
 )
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.source import Malformed, Source
+from vllm_variants.fatbin.stored import Place, StoredImages
 from vllm_variants.model.capability import Capability
 
 SMALLEST_HOLE = 0x4000
@@ -56,11 +59,17 @@ class FilePlan:
 
 
 def plan_file(
-    source: Source, elf: Elf, devices: Sequence[Capability], rules: Rules, compiled: Mapping[int, Images]
+    source: Source,
+    elf: Elf,
+    devices: Sequence[Capability],
+    rules: Rules,
+    compiled: Mapping[int, Images],
+    stored: StoredImages,
 ) -> FilePlan:
     """Plan one library; without `devices` no image is dropped. Raises `Malformed`.
 
-    `compiled` are the images of containers that got cubins of their own, by offset.
+    `compiled` are the images of containers that got cubins of their own, by offset; `stored` may have
+    images compressed already.
     """
     program = is_program(source, elf)
     before = _holes(elf, _changed(_rewrites(source, elf, devices, rules, {}))) if compiled else None
@@ -69,7 +78,7 @@ def plan_file(
     holes = _holes(elf, _changed(kept))
     final, final_holes = kept, holes
     if len(rules.encodings) > 1:
-        final = _stored(source, elf, kept, rules)
+        final = _stored(source, elf, kept, rules, stored)
         final_holes = _holes(elf, _changed(final))
     changes = [c for c in _changed(final) if final_holes or c.compiled]
     header = source.at(0, HEADER.size)
@@ -146,10 +155,18 @@ def _holes(elf: Elf, changes: Sequence[Rewrite]) -> list[Hole]:
     return layout.holes_in(elf, [change.dead for change in changes], SMALLEST_HOLE, MOST_HOLES)
 
 
-def _stored(source: Source, elf: Elf, kept: Sequence[Rewrite], rules: Rules) -> list[Rewrite]:
+def _stored(
+    source: Source, elf: Elf, kept: Sequence[Rewrite], rules: Rules, stored: StoredImages
+) -> list[Rewrite]:
     """The containers with their images stored in less room, where that frees more pages than before."""
+    places = _places(elf, kept)
+
+    def known(change: Rewrite) -> Callable[[Image], Encoded | None]:
+        place = places.get(change.container.offset)
+        return lambda image: place and stored.take(source, image, place, rules.encodings[-1])
+
     candidates = [
-        compressed(source, change, rules.encodings)
+        compressed(source, change, rules.encodings, known(change))
         if change.dead_end - change.container.offset >= SMALLEST_HOLE and not change.stub
         else change
         for change in kept
@@ -160,6 +177,15 @@ def _stored(source: Source, elf: Elf, kept: Sequence[Rewrite], rules: Rules) -> 
         candidate if _has_hole(starts, candidate) else change
         for change, candidate in zip(kept, candidates, strict=True)
     ]
+
+
+def _places(elf: Elf, kept: Sequence[Rewrite]) -> dict[int, Place]:
+    """Where the containers of the device sections are, by offset."""
+    places: dict[int, Place] = {}
+    for number, section in enumerate(device_sections(elf)):
+        offsets = [c.container.offset for c in kept if section.offset <= c.container.offset < section.end]
+        places.update((offset, (number, ordinal)) for ordinal, offset in enumerate(offsets))
+    return places
 
 
 def _has_hole(starts: Sequence[int], change: Rewrite) -> bool:

@@ -7,12 +7,12 @@ stand behind it, and what follows up to the next container is dead. Dead pages a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
 
-from vllm_variants.fatbin.codecs import Encoding
+from vllm_variants.fatbin.codecs import Encoded, Encoding
 from vllm_variants.fatbin.container import (
     CONTAINER_HEADER,
     Container,
@@ -131,15 +131,21 @@ def resource_rewrites(
             yield Rewrite(container, (), stub, container.end)
 
 
-def compressed(source: Source, change: Rewrite, allowed: Collection[Encoding]) -> Rewrite:
+def compressed(
+    source: Source,
+    change: Rewrite,
+    allowed: Collection[Encoding],
+    known: Callable[[Image], Encoded | None] = lambda image: None,
+) -> Rewrite:
     """The container with each image of the source that stays stored in the smallest of these encodings.
 
-    A stub of an earlier slimming stays what it is, so that it is known for one.
+    `known` may have the smallest payload of an image already. A stub of an earlier slimming stays what it
+    is, so that it is known for one.
     """
     images = tuple(
         image
         if isinstance(image, NewImage) or is_stub(source, image)
-        else recompressed(source, image, allowed)
+        else recompressed(source, image, allowed, known)
         for image in change.images
     )
     return replace(change, images=images)

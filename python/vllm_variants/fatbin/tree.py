@@ -122,6 +122,7 @@ def slim_tree(
     rules: Rules | None = None,
     *,
     native: Native | None = None,
+    stored: Sequence[Path] = (),
     progress: Progress = lambda done, total, path: None,
     jobs: int | None = None,
     durable: bool = True,
@@ -130,6 +131,8 @@ def slim_tree(
     """Slim every library under `root`, in place, for devices `sms`; none: no image is dropped.
 
     Files are replaced, never written to. `native`: compile the PTX that the devices would compile.
+    `stored` are trees with the same libraries that were slimmed with the same encoding, for other devices:
+    images that they have are taken from there, proven as all are, and not compressed again.
     `jobs` processes work (default and 0: one a core). `durable`: each new file is on the disk before
     it replaces an old one; a tree that nobody uses yet does not need that. `dry_run`: nothing is
     written. A library that is malformed, or whose new file could not be proven, is kept as it is, and
@@ -151,7 +154,7 @@ def slim_tree(
     try:
         if native:
             compiled = compile_tree([library.names[0] for library in work], root, sms, rules, native)
-        request = _Requests(tuple(sms), rules, compiled, durable, dry_run)
+        request = _Requests(root, tuple(sms), rules, compiled, stored, durable, dry_run)
         with closing(_slimmed(work, request, jobs or len(os.sched_getaffinity(0)))) as ready:
             for library, report in ready:
                 if report.changed and not dry_run:
@@ -295,9 +298,11 @@ def _is_readable_elf(name: str, unreadable: Unreadable) -> bool:
 class _Requests:
     """What is asked of the process that slims a library, beside its path."""
 
+    root: Path
     devices: tuple[Capability, ...]
     rules: Rules
     compiled: Mapping[Path, NativeLibrary]
+    stored: Sequence[Path]
     durable: bool
     dry_run: bool
 
@@ -305,7 +310,8 @@ class _Requests:
         """The request for one library, as JSON; its new images are in a file of `folder`."""
         path = library.names[0]
         request = {
-            "path": os.fsencode(path).decode("latin-1"),
+            "path": _as_text(path),
+            "stored": [_as_text(copy / path.relative_to(self.root)) for copy in self.stored],
             "devices": [str(device) for device in self.devices],
             "rules": self.rules.as_dict(),
             "linked": len(library.names) > 1,
@@ -317,6 +323,11 @@ class _Requests:
             file.write_bytes(pickle.dumps(dict(self.compiled[path].containers)))
             request["compiled"] = str(file)
         return request
+
+
+def _as_text(path: Path) -> str:
+    """A path for JSON, whatever bytes it has: each is a character."""
+    return os.fsencode(path).decode("latin-1")
 
 
 def _slimmed(

@@ -74,7 +74,7 @@ def slimmed(request: Mapping[str, Any]) -> FileReport:
 
     Raises `ResourceError` when there is no room.
     """
-    path = Path(os.fsdecode(request["path"].encode("latin-1")))
+    path = _path(request["path"])
     try:
         return _slim(path, request)
     except (Malformed, Wrong) as error:
@@ -102,6 +102,7 @@ def _slim(path: Path, request: Mapping[str, Any]) -> FileReport:
             [Capability.parse(text) for text in request["devices"]],
             Rules.from_dict(request["rules"]),
             compiled=_compiled(request),
+            stored=[_path(text) for text in request["stored"]],
             durable=request["durable"],
             dry_run=dry_run or request["dry_run"],
         )
@@ -115,6 +116,11 @@ def _slim(path: Path, request: Mapping[str, Any]) -> FileReport:
                     raise
                 return report
     return once()
+
+
+def _path(text: str) -> Path:
+    """A path as requests have it: each byte is a character."""
+    return Path(os.fsdecode(text.encode("latin-1")))
 
 
 def _compiled(request: Mapping[str, Any]) -> dict[int, Images]:

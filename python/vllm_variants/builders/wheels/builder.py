@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from vllm_variants.builders.wheels import (
 from vllm_variants.builders.wheels import manifest as manifests
 from vllm_variants.builders.wheels.bytecode import Bytecode
 from vllm_variants.builders.wheels.locks import Lock
-from vllm_variants.builders.wheels.shared_bytecode import Compiled
 from vllm_variants.errors import Error, UnsupportedError, resource_error
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.machine import c_library, interpreters
@@ -151,7 +150,8 @@ class Wheels:
             with self.store.building(inputs.entry) as folder:
                 self._install(inputs, steps, folder)
                 installed_bytes, _ = disk_use(folder)
-                _reduce(inputs, steps, folder, self._compiled())
+                results = [entry.result for entry in self.store.entries() if entry.result]
+                _reduce(inputs, steps, folder, results)
                 device_code.audit(steps, request, folder)
                 waiting = native.waiting(folder, request.variant.capability)
                 size = {"installed": installed_bytes, "result": disk_use(folder)[0]}
@@ -186,12 +186,6 @@ class Wheels:
             home = request.python or FOREIGN_HOME / f"python{minor}"
             launchers.expect_interpreter(folder, home, minor)
 
-    def _compiled(self) -> Iterator[Compiled]:
-        """The bytecode that results of the store have."""
-        for entry in self.store.entries():
-            if entry.result and (found := shared_bytecode.recorded(entry.result)):
-                yield found
-
     def entry(self, request: Request) -> str:
         """The name that the request's result has in the store."""
         return _inputs(request, self.store).entry
@@ -201,12 +195,17 @@ def _site_packages(folder: Path, request: Request) -> Path:
     return folder / "lib" / f"python{request.release.stack.python}" / "site-packages"
 
 
-def _reduce(inputs: _Inputs, steps: Steps, folder: Path, compiled: Iterable[Compiled]) -> None:
-    """Leave in an installed tree what something reads, RECORDs that say so, and bytecode."""
+def _reduce(inputs: _Inputs, steps: Steps, folder: Path, others: Sequence[Result]) -> None:
+    """Leave in an installed tree what something reads, RECORDs that say so, and bytecode.
+
+    What `others`, results of the store, have already is not made again.
+    """
     request, site = inputs.request, _site_packages(folder, inputs.request)
     dropped = files.drop_unread(steps, request, site)
-    slimmed = device_code.slim(steps, request, folder, inputs.compiler)
+    stored = device_code.stored_alike(others, request, inputs.lock)
+    slimmed = device_code.slim(steps, request, folder, inputs.compiler, stored)
     files.refresh_records(steps, site, dropped, slimmed)
+    compiled = filter(None, map(shared_bytecode.recorded, others))
     bytecode.write(steps, Bytecode(request.bytecode), inputs.interpreter, site, compiled)
 
 

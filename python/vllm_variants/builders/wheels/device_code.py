@@ -6,7 +6,7 @@ Both leave their whole report beside the manifest (`slim.json`, `audit.json`) an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from vllm_variants.audit import audit_tree
 from vllm_variants.audit import contents as expected
 from vllm_variants.builders.steps import Steps
 from vllm_variants.builders.wheels import native
+from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import AuditError, Error
 from vllm_variants.fatbin.codecs import requested_codec
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.tree import SlimReport, slim_tree
 from vllm_variants.model.requests import Request
-from vllm_variants.model.results import MANIFEST
+from vllm_variants.model.results import MANIFEST, Result
 from vllm_variants.system.progress import bar
 
 _BACK = {
@@ -37,11 +38,37 @@ def rules_of(request: Request) -> Rules:
     return Rules(request.keep_ptx, compress=codec, keep_symbols=request.keep_symbols)
 
 
-def slim(steps: Steps, request: Request, tree: Path, compiler: Compiler | None) -> SlimReport | None:
+def stored_alike(results: Iterable[Result], request: Request, lock: Lock) -> list[Path]:
+    """The trees of the results whose images the request's may share, stored as its would be: at most two.
+
+    Cubins serve later devices of their major, PTX all later ones: so the nearest device below and the
+    nearest above share the most.
+    """
+    capability, encoding = request.variant.capability, rules_of(request).identity["compress"]
+    alike = [result for result in results if _encoding(result, lock) == encoding]
+    alike.sort(key=lambda result: result.manifest.capability)
+    below = [result.path for result in alike if result.manifest.capability <= capability]
+    above = [result.path for result in alike if result.manifest.capability > capability]
+    return below[-1:] + above[:1]
+
+
+def _encoding(result: Result, lock: Lock) -> object:
+    """How the images of a result are stored; None where it is not made of the lock's libraries."""
+    if result.manifest.facts.get("lock") != lock.digest:
+        return None
+    steps = {step.get("name"): step for step in result.manifest.facts.get("steps") or ()}
+    rules = steps.get("slim", {}).get("rules")
+    return rules.get("compress") if isinstance(rules, dict) else None
+
+
+def slim(
+    steps: Steps, request: Request, tree: Path, compiler: Compiler | None, stored: Sequence[Path] = ()
+) -> SlimReport | None:
     """Leave in the libraries of `tree` what runs on the variant's SM; None where that is not asked for.
 
-    With a `compiler`, PTX that the device would compile becomes its code. Raises `Error` for a library
-    that could not be written, and `ResourceError`.
+    With a `compiler`, PTX that the device would compile becomes its code. `stored` are results that may
+    have images in the form that they get. Raises `Error` for a library that could not be written, and
+    `ResourceError`.
     """
     if not request.slim:
         steps.skip("slim", "not asked for")
@@ -53,6 +80,7 @@ def slim(steps: Steps, request: Request, tree: Path, compiler: Compiler | None) 
             [request.variant.capability],
             rules,
             native=native.ahead(compiler, steps.say) if compiler else None,
+            stored=stored,
             progress=lambda done, total, path: advance(done, total),
             durable=False,  # nobody uses the tree yet: the store syncs what it publishes
         )
