@@ -381,6 +381,7 @@ def _sections(old: bytes, new: bytes, asked: Asked) -> None:
 
 
 _SYMBOLS = (2, 3, 4, 9, 18)
+_PN_XNUM = 0xFFFF
 _DEBUG = (b".debug", b".zdebug", b".gnu", b".stab", b".line", b".gdb_index")
 
 
@@ -392,6 +393,8 @@ def _is_loaded(section: Sequence[int], data: bytes) -> bool:
 def _loads(data: bytes) -> list[tuple[int, int, int, int, int, int]]:
     """Every PT_LOAD: flags, offset, address, bytes in the file, bytes in memory, alignment."""
     at, count = int.from_bytes(data[32:40], "little"), int.from_bytes(data[56:58], "little")
+    if count == _PN_XNUM:  # the real one is in the first section header
+        (count,) = struct.unpack_from("<I", data, int.from_bytes(data[40:48], "little") + 44)
     found = []
     for number in range(count):
         kind, flags, offset, address, _, size, memory, align = _SEGMENT.unpack_from(data, at + 56 * number)

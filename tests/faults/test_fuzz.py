@@ -102,6 +102,17 @@ def test_an_empty_segment_where_pages_are_cut_is_no_obstacle(tmp_path: Path) -> 
     assert outcome.kind == "slimmed"
 
 
+def test_a_number_of_segments_that_stands_in_the_first_section_is_found_there(
+    tmp_path: Path, stripped: tuple[Path, Path, Asked]
+) -> None:
+    data = bytearray(stripped[0].read_bytes())
+    sections = int.from_bytes(data[40:48], "little")
+    data[sections + 44 : sections + 48] = int.from_bytes(data[56:58], "little").to_bytes(4, "little")
+    data[56:58] = b"\xff\xff"
+    (tmp_path / "alone").mkdir()
+    assert examine(bytes(data), stripped[2], tmp_path / "alone").kind == "slimmed"
+
+
 @pytest.fixture
 def stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Asked]:
     """A library with symbols, and what compressing and stripping make of it."""
