@@ -30,7 +30,7 @@ def odd_tree(this: Round) -> None:
     this.trail.append(f"odd: {', '.join(names)}")
     sprinkled = snapshot(world.tree)
     odd = {key: item for key, item in sprinkled.items() if key not in before}
-    command = chance.choice(["slim", "audit", "copy", "one"])
+    command, slims_all = chance.choice(["slim", "audit", "copy", "one"]), False
     if command == "slim":
         this.note(bounded(world, *world.slim()))
     elif command == "copy":
@@ -41,8 +41,9 @@ def odd_tree(this: Round) -> None:
     else:
         target = world.tree / chance.choice(sorted(odd) or ["text"])
         words = ["audit", target] if chance.random() < 0.5 else world.slim(target)
+        slims_all = words[0] == "slim" and target.resolve() == world.tree.resolve()
         this.note(bounded(world, *words))
-    expected = reference if command == "slim" else {}
+    expected = reference if command == "slim" or slims_all else {}
     now = snapshot(world.tree)
     this.hold(
         invariants.old_or_new(
