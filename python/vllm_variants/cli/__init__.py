@@ -136,12 +136,24 @@ def main() -> None:
         signal.signal(signum, _stop)
     try:
         code = close_streams(_run())
-    except Interrupted as stop:
+    except (Interrupted, RuntimeError) as end:
+        stop = _interruption(end)
         err.print(f"interrupted: {str(stop) or 'nothing half-done was left behind'}", markup=False)
         code = ExitCode.INTERRUPTED
     for signum in (signal.SIGINT, signal.SIGTERM):  # what is left to do is the interpreter's own end
         signal.signal(signum, signal.SIG_IGN)
     sys.exit(code)
+
+
+def _interruption(end: BaseException) -> Interrupted:
+    """The interruption that `end` is; or that it wraps, as Python 3.11 does with one in `__set_name__`.
+
+    Raises `end` itself where it is none.
+    """
+    cause = end if isinstance(end, Interrupted) else end.__cause__
+    if isinstance(cause, Interrupted):
+        return cause
+    raise end
 
 
 def _run() -> int:
