@@ -102,6 +102,19 @@ def test_an_empty_segment_where_pages_are_cut_is_no_obstacle(tmp_path: Path) -> 
     assert outcome.kind == "slimmed"
 
 
+@pytest.mark.parametrize("gap", [0x25E0, 0x3490, 0x3A70])
+def test_what_lies_behind_the_loaded_bytes_may_share_offsets_with_an_empty_segment(
+    gap: int, tmp_path: Path
+) -> None:
+    """It holds no byte; where its address lies high in a page, so does its offset."""
+    code = shapes.container([image("sm_80", 30_000), image("sm_90", 300)])
+    text, data = shapes.Part(".text", b"x" * 99, 6), shapes.Part(".data", b"data" * 99, 3)
+    groups = [[text, shapes.Part(".nv_fatbin", code)], [shapes.Part("__nv_relfatbin", b"")], [data]]
+    loose = [shapes.Part(".debug_info", b"d" * 9000, 0), shapes.Part(".comment", b"comment" * 9, 0)]
+    made = shapes.laid_out(shapes.X86_64, groups, loose, 0x1000, gap)
+    assert examine(made, replace(HOPPER, keep_symbols=False), tmp_path).kind == "slimmed"
+
+
 def test_a_number_of_segments_that_stands_in_the_first_section_is_found_there(
     tmp_path: Path, stripped: tuple[Path, Path, Asked]
 ) -> None:

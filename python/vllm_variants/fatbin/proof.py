@@ -318,7 +318,7 @@ def _inactive(name: str, old: Elf, before: Section, new: OpenFile, table: int, i
 
 def _disjoint(name: str, new: Elf) -> None:
     """What lies behind the loaded bytes: kept sections and tables, one after the other to the end."""
-    end = max(load.end for load in new.loads)
+    end = max((load.end for load in new.loads if load.file_size), default=0)
     parts = [(s.offset, s.end) for s in new.sections if s.file_size and s.offset >= end]
     if new.sections:
         table = new.section_headers_at
