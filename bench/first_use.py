@@ -171,9 +171,7 @@ def _arguments() -> argparse.Namespace:
 def measured(result: Path, loading: str, skip: str) -> dict[str, Any]:
     """One process: `ms` by step, `mb` by kind of memory, `gpu`; ends with its words if it failed."""
     with tempfile.TemporaryDirectory() as aside:
-        caches = dict.fromkeys(
-            ("HOME", "XDG_CACHE_HOME", "TMPDIR", "CUDA_CACHE_PATH", "VLLM_CACHE_ROOT"), aside
-        )
+        caches = dict.fromkeys(CACHES, aside)
         done = subprocess.run(
             [result.absolute() / "bin" / "python", "-c", PROGRAM, skip],
             env={**os.environ, **ENVIRONMENT, **caches, "CUDA_MODULE_LOADING": loading},

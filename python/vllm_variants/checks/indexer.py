@@ -121,14 +121,6 @@ def _distinct(run: Run, rows: int, columns: int) -> torch.Tensor:
     return ((ranks.float() - columns // 2) / 64).to(run.device)
 
 
-def _best(logits: torch.Tensor, ends: Sequence[int], count: int) -> torch.Tensor:
-    """Ones at the `count` largest of each row's first `ends`, zeros elsewhere."""
-    ones = torch.zeros(logits.shape, dtype=torch.float64)
-    for row, values, end in zip(ones, references.exact(logits), ends, strict=True):
-        row[values[:end].topk(min(count, end)).indices] = 1.0
-    return ones
-
-
 def _picks(
     logits: torch.Tensor, picked: torch.Tensor, operator: Callable[..., object], *arguments: object
 ) -> torch.Tensor:
@@ -155,7 +147,7 @@ def top_k_decode(run: Run) -> None:
         run.case(
             f"keys {lengths}, {queries} queries each",
             partial(_picks, logits, picked, operator, *arguments[:count]),
-            _best(logits, ends, best),
+            references.largest(logits, ends, best),
             0.0,
         )
 
@@ -176,7 +168,7 @@ def _top_k(run: Run, name: str, shapes: Sequence[tuple[int, int, int]]) -> None:
         run.case(
             f"{best} of {columns} keys, {rows} rows",
             partial(_picks, logits, picked, operator, logits, lengths, picked, workspace, best, columns),
-            _best(logits, ends, best),
+            references.largest(logits, ends, best),
             0.0,
         )
 

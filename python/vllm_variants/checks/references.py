@@ -5,6 +5,8 @@ Every function takes CPU or GPU tensors of any dtype and returns float64 CPU ten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,14 @@ from torch import Tensor
 def exact(tensor: Tensor) -> Tensor:
     """The tensor's values in float64 on the CPU."""
     return tensor.detach().to("cpu").double()
+
+
+def largest(values: Tensor, ends: Sequence[int], count: int) -> Tensor:
+    """Ones at the `count` largest of the first `ends` of each row of `values`, zeros elsewhere."""
+    ones = torch.zeros(values.shape, dtype=torch.float64)
+    for row, known, end in zip(ones, exact(values), ends, strict=True):
+        row[known[:end].topk(min(count, end)).indices] = 1.0
+    return ones
 
 
 def fp8(values: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 
 from vllm_variants.errors import resource_error
-from vllm_variants.export import destinations, portable, tarring, tree, workspace
+from vllm_variants.export import destinations, portable, tarring, workspace
 from vllm_variants.export.destinations import Destination
 from vllm_variants.export.options import Options, Talk
 from vllm_variants.export.report import Exported
 from vllm_variants.export.tarring import Compression, Packed
 from vllm_variants.model.results import Result
+from vllm_variants.store import disk
 from vllm_variants.system import atomic
 
 _RATIO = 0.75
@@ -24,7 +25,7 @@ def export(results: Sequence[Result], destination: Destination, options: Options
     Raises `UnsupportedError` for a result of another platform, `ResourceError` where the disk refuses.
     """
     (result,) = results
-    destinations.require_room(destination, int(tree.size_of(result) * _RATIO))
+    destinations.require_room(destination, int(disk.disk_use(result.path)[0] * _RATIO))
     try:
         with workspace.opened() as work, atomic.new_file(destination.path, 0o644) as new:
             (made,) = portable.prepared(results, destination.form, options, talk, work)

@@ -29,7 +29,7 @@ def export(results: Sequence[Result], destination: Destination, options: Options
     Raises `UnsupportedError` for a result of another platform, `ResourceError` where the disk refuses.
     """
     (result,) = results
-    destinations.require_room(destination, tree.size_of(result) + _PYTHON)
+    destinations.require_room(destination, disk.disk_use(result.path)[0] + _PYTHON)
     try:
         with workspace.opened() as work:
             (made,) = portable.prepared(results, destination.form, options, talk, work)

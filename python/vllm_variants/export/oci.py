@@ -23,7 +23,6 @@ from vllm_variants.export import (
     report,
     sources,
     tarring,
-    tree,
     workspace,
 )
 from vllm_variants.export.base_layout import Base
@@ -84,7 +83,8 @@ def _require(results: Sequence[Result], destination: Destination, options: Optio
         base_layout.find(base, image.platform_of(results[0].manifest))
     else:
         raise UsageError(f"{base} names no base", hint="write --base oci:DIR[:TAG] or debian:SUITE")
-    needed = int(tree.size_of(*results) * _RATIO) + _BASE
+    size, _ = disk.disk_use(*(result.path for result in results))
+    needed = int(size * _RATIO) + _BASE
     destinations.require_room(destination, needed)
 
 

@@ -135,18 +135,6 @@ def plan(result: Result, runtime: Runtime, recorded: Mapping[str, Collection[str
     return Tree(python, _sorted(packages), _sorted(launchers))
 
 
-def size_of(*results: Result) -> int:
-    """Bytes of results' files, without their Python; a file that several share (hard links) once."""
-    sizes: dict[tuple[int, int], int] = {}
-    for result in results:
-        for path in result.path.iterdir():
-            for entry in _scanned(result.path, path.name):
-                if isinstance(entry, File):
-                    status = entry.source.lstat()
-                    sizes[status.st_dev, status.st_ino] = status.st_size
-    return sum(sizes.values())
-
-
 def scanned(folder: Path, prefix: str) -> list[Entry]:
     """Everything in a folder, as it will be in the folder `prefix` of a tree."""
     return [replace(entry, path=f"{prefix}/{entry.path}") for entry in _scanned(folder, "")]

@@ -135,7 +135,7 @@ def compressed(
     source: Source,
     change: Rewrite,
     allowed: Collection[Encoding],
-    known: Callable[[Image], Encoded | None] = lambda image: None,
+    known: Callable[[Image], Encoded | None],
 ) -> Rewrite:
     """The container with each image of the source that stays stored in the smallest of these encodings.
 

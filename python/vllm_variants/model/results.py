@@ -147,7 +147,7 @@ class Result:
         return self.path / "bin" / "python"
 
 
-def read(path: Path, *, variant: str = "VARIANT") -> Result:
+def read(path: Path, *, variant: str | None = None) -> Result:
     """The result at `path` (a directory or a link to one), that building `variant` would make.
 
     Raises `MissingError` when there is none, `DamagedError` when it is broken, `InputError` when the
@@ -161,7 +161,8 @@ def read(path: Path, *, variant: str = "VARIANT") -> Result:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         broken = " (a broken link)" if _is_link(path) else ""
         raise MissingError(
-            f"there is no result at {path}{broken}", hint=f"build it: vllm-variants build {variant}"
+            f"there is no result at {path}{broken}",
+            hint=f"build it: vllm-variants build {variant or 'VARIANT'}",
         ) from error
     if not _is_file(directory / MANIFEST):
         raise DamagedError(f"{path} is no result: it has no {MANIFEST}", hint="name a ./result-… link")

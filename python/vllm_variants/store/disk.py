@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
 from vllm_variants.system import atomic
@@ -14,13 +15,14 @@ _NO_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 """What a file system says that has no such call (some of FUSE, some network ones)."""
 
 
-def disk_use(tree: Path) -> tuple[int, int]:
-    """Apparent bytes of a tree's files, and the bytes on disk that only this tree holds.
+def disk_use(*trees: Path) -> tuple[int, int]:
+    """Apparent bytes of the files of trees, and the bytes on disk that only these trees hold.
 
-    A file with more hard links than the tree has of it is shared (with uv's cache) and stays.
+    A file counts once, whatever names it has. One with more hard links than the trees have of it is shared
+    (with uv's cache) and stays.
     """
     inodes: dict[tuple[int, int], list[int]] = {}  # → size, bytes on disk, names outside the tree
-    for folder, _, names in os.walk(tree):
+    for folder, _, names in chain.from_iterable(map(os.walk, trees)):
         for name in names:
             try:
                 stat = os.lstat(os.path.join(folder, name))  # noqa: PTH118 (100,000 files: no Path each)

@@ -23,7 +23,7 @@ def result(path: Path, *, variant: str | None = None) -> Result:
     `MissingError`, `InputError`: no result there, one without an interpreter, or another variant.
     """
     try:
-        result = results.read(path, variant=variant or "VARIANT")
+        result = results.read(path, variant=variant)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     short = result.manifest.short

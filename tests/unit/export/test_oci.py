@@ -18,11 +18,11 @@ from unit.export.conftest import SITE, contents, write_base, write_result
 from unit.validating import require_valid
 from vllm_variants import documents
 from vllm_variants.errors import Error, InputError, MissingError, UsageError
-from vllm_variants.export import layers, oci, push, tree
+from vllm_variants.export import layers, oci, push
 from vllm_variants.export.base_debian import _is_kept
 from vllm_variants.export.base_layout import Base
 from vllm_variants.export.interpreter import Runtime
-from vllm_variants.model import results
+from vllm_variants.store import disk
 
 pytestmark = pytest.mark.usefixtures("made_before")
 
@@ -55,12 +55,12 @@ def members(layout: Path, layer: dict[str, Any]) -> dict[str, tarfile.TarInfo]:
 
 def test_what_results_share_needs_room_once(tmp_path: Path) -> None:
     sm89, sm90 = write_result(tmp_path / "sm89", "sm89"), write_result(tmp_path / "sm90")
-    first, second = (results.read(path) for path in (sm89, sm90))
-    assert tree.size_of(first, second) == tree.size_of(first) + tree.size_of(second)
+    alone = disk.disk_use(sm89)[0] + disk.disk_use(sm90)[0]
+    assert disk.disk_use(sm89, sm90)[0] == alone
     shared = sm89 / SITE / "idna" / "__init__.py"
     shared.unlink()
     shared.hardlink_to(sm90 / SITE / "idna" / "__init__.py")
-    assert tree.size_of(first, second) == tree.size_of(first) + tree.size_of(second) - shared.stat().st_size
+    assert disk.disk_use(sm89, sm90)[0] == alone - shared.stat().st_size
 
 
 @pytest.mark.parametrize("gzip", [False, True])
