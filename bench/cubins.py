@@ -1,12 +1,13 @@
 """The PTX of releases: written to one file here, compiled into a cache of cubins on another machine.
 
-    python bench/cubins.py export FILE [--release V …] [--sm 90 …] [--tree DIR] [--work DIR]
+    python bench/cubins.py export FILE [--release V …] [--sm 90 …] [--system SYSTEM …] [--tree DIR] [--work DIR]
     python bench/cubins.py compile FILE --cache DIR --ptxas PATH [--only-sm 90,100] [--only PATTERN]
                                         [--seconds N] [--at-once N] [--report FILE]
     python bench/cubins.py split FILE --parts N
 
-`export` plans every library of the published wheels (of each release, for each SM; default: all), as
-`build --native` does, and writes each PTX text once, with all that decides its cubins. `compile` needs
+`export` plans every library of the published wheels (of each release, for each SM that it has code for;
+default: all; of x86_64 unless told), as `build --native` does, and writes each PTX text once, with all that
+decides its cubins. `compile` needs
 this package, lz4 and zstandard, no vLLM, no network: it is the product's own queue, largest first, as many
 at once as processors and memory allow, over the cache that `VLLM_VARIANTS_CUBINS` can name afterwards.
 What is in the cache is not compiled again; with `--seconds` it stops in time, and the next run goes on.
@@ -25,6 +26,7 @@ import argparse
 import fnmatch
 import hashlib
 import io
+import itertools
 import json
 import sys
 import tarfile
@@ -54,6 +56,7 @@ from vllm_variants.fatbin.source import opened
 from vllm_variants.fatbin.tree import elf_files
 from vllm_variants.machine import memory
 from vllm_variants.model.capability import Capability, Target
+from vllm_variants.model.platforms import SYSTEMS
 
 _SCHEMA = 1
 _WINDOW = 30
@@ -96,11 +99,10 @@ def export(given: argparse.Namespace) -> dict[str, Any]:
     import published
 
     from vllm_variants.builders.wheels import compilers
-    from vllm_variants.model import matrix
+    from vllm_variants.model import matrix, offers
 
     rows = matrix.load()
     releases = [rows.release(name) for name in given.release or rows.releases]
-    devices = given.sm or sorted({v.capability for v in rows.for_system(published.SYSTEM)})
     compiler = compilers.compiler(releases[0].stack.cuda)
     jobs: dict[tuple[str, str, tuple[str, ...]], Text] = {}
     started = time.monotonic()
@@ -112,9 +114,10 @@ def export(given: argparse.Namespace) -> dict[str, Any]:
         tarfile.open(fileobj=packed, mode="w|") as tar,
     ):
         written: set[str] = set()
-        for release in releases:
-            tree = given.tree or published.install(release, Path(work, release.name))
-            for job, text in planned(release.name, tree, devices):
+        for release, system in itertools.product(releases, given.system):
+            tree = given.tree or published.install(release, Path(work, f"{release.name}-{system}"), system)
+            offered = {v.capability for v in offers.of(rows, release).values() if v.system == system}
+            for job, text in planned(release.name, tree, given.sm or sorted(offered)):
                 key = job.sha256, job.target, job.options
                 known = jobs.get(key)
                 jobs[key] = replace(job, wanted_by=(*known.wanted_by, *job.wanted_by)) if known else job
@@ -288,7 +291,10 @@ def main() -> None:
     writing = modes.add_parser("export", help="write the PTX of published wheels")
     writing.set_defaults(run=export)
     writing.add_argument("--release", nargs="*", help="default: all")
-    writing.add_argument("--sm", nargs="*", type=Capability.parse, help="default: all variants'")
+    writing.add_argument(
+        "--sm", nargs="*", type=Capability.parse, help="default: all that the release has code for"
+    )
+    writing.add_argument("--system", nargs="*", choices=SYSTEMS, default=SYSTEMS[:1])
     writing.add_argument("--tree", type=Path, help="a published tree, instead of installing the release")
     splitting = modes.add_parser("split", help="write such a file as several")
     splitting.set_defaults(run=split)
