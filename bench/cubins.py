@@ -1,6 +1,6 @@
 """The PTX of releases: written to one file here, compiled into a cache of cubins on another machine.
 
-    python bench/cubins.py export FILE [--release V …] [--sm 90 …] [--system SYSTEM …] [--tree DIR] [--work DIR]
+    python bench/cubins.py export FILE [--release V …] [--sm 90 …] [--system S …] [--tree DIR] [--work DIR]
     python bench/cubins.py compile FILE --cache DIR --ptxas PATH [--only-sm 90,100] [--only PATTERN]
                                         [--seconds N] [--at-once N] [--report FILE]
     python bench/cubins.py split FILE --parts N

@@ -409,8 +409,10 @@ def _faults(data: bytes, page: int) -> set[str]:
     for _, offset, address, size, memory, align in loads:
         if align & (align - 1) or (address - offset) % max(align, 1) or (address - offset) % page:
             found.add("an address and its offset differ modulo the alignment")
-        if offset + size > len(data) or size > memory:
+        if size > memory or (size and offset + size > len(data)):
             found.add("a segment is longer than the file or its memory")
+        if not size and address % page and offset // page * page >= len(data):
+            found.add("a segment without bytes has no page to begin in")
     for (_, _, address, _, memory, _), (_, _, following, _, _, _) in pairwise(loads):
         if (address + max(memory, 1) - 1) // page >= following // page:
             found.add("two segments are in one page, or out of order")

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from vllm_variants.fatbin.elf import (
     HEADER,
@@ -64,10 +64,14 @@ def holes_in(elf: Elf, dead: Sequence[tuple[int, int]], smallest: int, most: int
     """The holes that can be cut for `dead` ranges of the file: whole pages, each inside one `PT_LOAD`.
 
     Each is a multiple of what the library must stay aligned to. Holes under `smallest` bytes are not
-    worth a segment; no more than the `most` largest are cut.
+    worth a segment; no more than the `most` largest are cut. A file of which two segments load the same
+    bytes is not cut at all: what is dead in one may be alive in the other.
     """
     page, alignment = elf.page, elf.alignment
-    loads = sorted((s for s in elf.loads if (s.address - s.offset) % page == 0), key=lambda s: s.offset)
+    by_offset = sorted((load for load in elf.loads if load.file_size), key=lambda load: load.offset)
+    if any(before.end > after.offset for before, after in pairwise(by_offset)):
+        return []
+    loads = [load for load in by_offset if (load.address - load.offset) % page == 0]
     starts = [load.offset for load in loads]
     holes = []
     for start, end in dead:

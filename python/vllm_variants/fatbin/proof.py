@@ -81,6 +81,8 @@ def _segments(source: OpenFile, old: Elf, new_file: OpenFile, new: Elf) -> None:
             raise Wrong(name, f"the segment at {load.address:#x} is no part of one that was there")
         if not _is_aligned(load, whole, needed, page):
             raise Wrong(name, f"the segment at {load.address:#x} is not aligned as it must be")
+        if not _finds_its_page(load, new) and _finds_its_page(whole, old):
+            raise Wrong(name, f"the segment at {load.address:#x} has no page in the file to begin in")
     for before, after in pairwise(loads):
         if before.address + before.memory_size > after.address:
             raise Wrong(name, f"the segments at {before.address:#x} and {after.address:#x} overlap")
@@ -158,6 +160,12 @@ def _is_aligned(part: Segment, whole: Segment, needed: int, page: int) -> bool:
         and distance % part.align == 0
         and (distance % page == 0 or before % page != 0)
     )
+
+
+def _finds_its_page(load: Segment, elf: Elf) -> bool:
+    """Whether the file has the page that a loader maps for memory that begins within a page."""
+    page = load.offset // elf.page * elf.page
+    return bool(load.file_size or load.address % elf.page == 0 or page < elf.size)
 
 
 def _is_part(part: Segment, whole: Segment) -> bool:
@@ -308,7 +316,7 @@ def _placed_section(
 def _inactive(name: str, old: Elf, before: Section, new: OpenFile, table: int, index: int) -> None:
     """Raise `Wrong` unless nothing loads the section, and its header in the new file is zero."""
     if before.flags & elfs.SHF_ALLOC or any(
-        load.offset < before.end and before.offset < load.end for load in old.loads
+        load.file_size and load.offset < before.end and before.offset < load.end for load in old.loads
     ):
         raise Wrong(name, f"section {before.name} is loaded, and was dropped")
     size = elfs.SECTION_HEADER.size

@@ -125,9 +125,10 @@ def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[i
     """
     holes = tuple(sorted([*inside, *unmapped_holes(elf)], key=lambda hole: hole.start))
     shift, mapped = Shift(holes), _mapped_bytes(elf)
-    segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift)]
     mapped_end = max(end for _, end in mapped)
-    sections, tail, at = _placed_sections(elf, mapped, shift, mapped_end, unread)
+    segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift, mapped_end)]
+    begin = max(shift(mapped_end), *(_needed_end(segment, elf.page) for segment in segments))
+    sections, tail, at = _placed_sections(elf, mapped, shift, mapped_end, begin, unread)
     table = pack_sections(sections)
     table_at = _aligned(at, 8) if table else 0
     end = table_at + len(table) if table else at
@@ -146,10 +147,14 @@ def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[i
 
 
 def _placed_sections(
-    elf: Elf, mapped: Sequence[tuple[int, int]], shift: Shift, mapped_end: int, unread: frozenset[int]
+    elf: Elf,
+    mapped: Sequence[tuple[int, int]],
+    shift: Shift,
+    mapped_end: int,
+    at: int,
+    unread: frozenset[int],
 ) -> tuple[list[Section], list[Copy], int]:
-    """The section headers, the sections that stand behind the mapped part, and where those end."""
-    at = shift(mapped_end)
+    """The section headers, the sections that stand behind the mapped part, from `at` on, and their end."""
     tail: list[Copy] = []
     sections: list[Section] = []
     for index, section in enumerate(elf.sections):
@@ -173,11 +178,12 @@ def _follows_alignment(section: Section, elf: Elf) -> bool:
     return 1 < section.align <= elf.page and section.offset % section.align == 0
 
 
-def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> list[Segment]:
+def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift, mapped_end: int) -> list[Segment]:
     """A segment in the new file; a `PT_LOAD` with holes in it becomes several.
 
-    One without bytes may lie anywhere in the source, also where a hole is cut; loaders want its offset
-    on the address's place in a page all the same.
+    One without bytes may lie anywhere in the source, also where a hole is cut or behind `mapped_end`. Its
+    offset must have the address's place in a page all the same, in a page that the new file has: a loader
+    maps that page, and writes zeros from the address on (`_needed_end`).
     """
     if segment.type != PT_LOAD:
         return [replace(segment, offset=shift(segment.offset))]
@@ -187,11 +193,23 @@ def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> l
     if not segment.file_size:
         aligned = (segment.address - segment.offset) % elf.alignment == 0
         step = elf.alignment if aligned else elf.page
-        offset = shift(min(segment.offset, elf.size))
-        offset += segment.address % step - offset % step
+        place = segment.address % step
+        last = min(shift(segment.offset), shift(mapped_end) - 1)
+        offset = place + max(last - place, 0) // step * step
     while (offset - segment.address) % align:
         align //= 2
     return [replace(segment, offset=offset, align=segment.align if align == 1 else align)]
+
+
+def _needed_end(segment: Segment, page: int) -> int:
+    """How long the file must be at least, so that a `PT_LOAD` without bytes finds its page in it.
+
+    Where memory begins within a page, a loader maps that page of the file and clears the rest of it, and
+    the process dies if the file ends before (`SIGBUS`); a segment with bytes has the page of its last one.
+    """
+    if segment.type != PT_LOAD or segment.file_size or not segment.address % page:
+        return 0
+    return segment.offset // page * page + 1
 
 
 def _names_index(source: Source, elf: Elf) -> int:

@@ -228,6 +228,16 @@ def test_bss_is_as_large_as_it_was(tmp_path: Path, machine: int) -> None:
     assert loads[-1]["p_vaddr"] == before["p_vaddr"]
 
 
+@pytest.mark.parametrize("rules", [Rules(), Rules(keep_symbols=False)])
+def test_a_library_of_which_two_segments_load_the_same_bytes_is_not_cut(rules: Rules, mixed: Path) -> None:
+    data = bytearray(mixed.read_bytes())
+    load = list(struct.unpack_from("<IIQQQQQQ", data, 64))
+    load[3] = load[4] = 1 << 24
+    struct.pack_into("<IIQQQQQQ", data, 64 + 2 * 56, *load)  # instead of the stack's
+    mixed.write_bytes(data)
+    assert slim_file(mixed, HOPPER, rules).saved.get("images", 0) == 0
+
+
 PROGRAM = """
 asm(".section .nv_fatbin,\\"a\\"\\n .balign 4096\\n fat: .incbin \\"CODE\\"\\n .text");
 extern const unsigned char fat[];

@@ -399,6 +399,69 @@ def test_names_that_a_program_can_look_up_stay(tmp_path: Path) -> None:
     assert ctypes.CDLL(str(built)).g7(1) == 8
 
 
+BSS_ALONE = """
+PHDRS {
+  text PT_LOAD FILEHDR PHDRS FLAGS(5);
+  data PT_LOAD FLAGS(6);
+  bss PT_LOAD FLAGS(6);
+  dynamic PT_DYNAMIC FLAGS(6);
+}
+SECTIONS {
+  . = SIZEOF_HEADERS;
+  .hash : { *(.hash) *(.gnu.hash) } :text
+  .dynsym : { *(.dynsym) } :text
+  .dynstr : { *(.dynstr) } :text
+  .rela.dyn : { *(.rela.*) } :text
+  .text : { *(.text*) *(.rodata*) *(.eh_frame*) } :text
+  . = ALIGN(0x1000);
+  .dynamic : { *(.dynamic) } :data :dynamic
+  .data : { *(.data*) *(.got*) } :data
+  /DISCARD/ : { *(.note*) *(.comment) }
+  . = ALIGN(0x1000) + 0x1c30;
+  .bss : { *(.bss*) *(COMMON) } :bss
+}
+"""
+"""Memory without bytes in a segment of its own, that begins within a page."""
+BSS_CODE = "static char room[5000]; int answer(int i) { room[i] = (char)i; return room[i] + room[4999]; }"
+
+
+def bss_alone(path: Path) -> Path:
+    """A library whose segment without bytes lies among the debug information, as its header says."""
+    script = path.with_suffix(".ld")
+    script.write_text(BSS_ALONE)
+    compiled(path, "-nostdlib", f"-Wl,-T,{script}", "-Wl,--build-id=none,--hash-style=sysv", code=BSS_CODE)
+    data, at = bytearray(path.read_bytes()), 64 + 2 * 56
+    kind, flags, offset, address, physical, size, *rest = struct.unpack_from("<IIQQQQQQ", data, at)
+    assert (kind, size) == (1, 0) and address % 0x1000
+    offset = len(data) // 0x1000 * 0x1000 - 0x1000 + address % 0x1000
+    struct.pack_into("<IIQQQQQQ", data, at, kind, flags, offset, address, physical, size, *rest)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_segment_without_bytes_begins_in_a_page_that_the_file_still_has(tmp_path: Path) -> None:
+    built = bss_alone(tmp_path / "lib.so")
+    size = built.stat().st_size
+    assert answer(built) == "4\n"
+    report = strip_file(built)
+    assert report.changed and size - built.stat().st_size > 3000
+    assert answer(built) == "4\n"  # else the loader clears what it has no page for, and dies of SIGBUS
+
+
+def test_the_proof_finds_a_segment_without_bytes_whose_page_is_not_there(tmp_path: Path) -> None:
+    built, new = bss_alone(tmp_path / "lib.so"), tmp_path / "new.so"
+    strip_file(built, to=new)
+    with opened(built) as source:
+        unread = strip.unread_sections(source, elfs.parse(source))
+        proven(source, new, unread)
+        data, at = bytearray(new.read_bytes()), 64 + 2 * 56 + 8
+        (offset,) = struct.unpack_from("<Q", data, at)
+        struct.pack_into("<Q", data, at, offset + len(data) // 0x1000 * 0x1000 + 0x1000)
+        new.write_bytes(data)
+        with pytest.raises(Wrong, match="no page in the file to begin in"):
+            proven(source, new, unread)
+
+
 def _flip(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
