@@ -146,7 +146,9 @@ def library(chance: random.Random) -> bytes:
         if groups[-1] and chance.random() < 0.35:
             groups.append([])
         groups[-1].append(part)
-    groups.append([rest[2], Part(".bss", b"", 3, 8, chance.choice((0, 9, 9000, 100_000)))])
+    bss = Part(".bss", b"", 3, 8, chance.choice((0, 9, 9000, 100_000)))
+    alone = bss.memory > 0 and chance.random() < 0.15
+    groups += [[rest[2]], [bss]] if alone else [[rest[2], bss]]
     loose = [Part(".comment", b"not loaded, not to be lost".ljust(40, b"."), 0)]
     if chance.random() < 0.2:
         loose.append(Part(".nv_fatbin_debug", _FILLING[:999], 0))
@@ -156,15 +158,21 @@ def library(chance: random.Random) -> bytes:
         chance.shuffle(loose)
     gap = chance.choice((0, 0, 0, 40, page, 3 * page + 9))
     align = chance.choice((page, page, 4 * page, 16 * page, 512 * page))
-    return laid_out(machine, groups, loose, align, gap)
+    return laid_out(machine, groups, loose, align, gap, chance.random() if chance.random() < 0.5 else None)
 
 
 def laid_out(
-    machine: int, groups: Sequence[Sequence[Part]], loose: Sequence[Part], align: int, gap: int = 0
+    machine: int,
+    groups: Sequence[Sequence[Part]],
+    loose: Sequence[Part],
+    align: int,
+    gap: int = 0,
+    adrift: float | None = None,
 ) -> bytes:
     """An ELF64 shared library: a PT_LOAD for each group, with `align`, and sections outside of memory.
 
-    Between two segments are `gap` bytes that nothing describes, as patchelf leaves them.
+    Between two segments are `gap` bytes that nothing describes, as patchelf leaves them. A segment without
+    bytes is where it comes in turn, or at the share `adrift` of the file, as near as its address allows.
     """
     page = PAGES[machine]
     groups = [group for group in groups if group]
@@ -198,6 +206,8 @@ def laid_out(
     for part in loose:
         sections.append((part.name, part.type, 0, 0, len(content), len(part.data), 1))
         content += part.data
+    if adrift is not None:
+        segments = [_adrift(each, int(adrift * len(content))) for each in segments]
     names = b"\0" + b"".join(name.encode() + b"\0" for name, *_ in sections) + b".shstrtab\0"
     sections.append((".shstrtab", 3, 0, 0, len(content), len(names), 1))
     content += names
@@ -214,6 +224,16 @@ def laid_out(
     stack = (0x6474E551, 6, 0, 0, 0, 0, 0, 16)
     content[64 : 64 + count * 56] = b"".join(_SEGMENT.pack(*each) for each in (*segments, stack))
     return bytes(content)
+
+
+def _adrift(segment: tuple[int, ...], near: int) -> tuple[int, ...]:
+    """A segment without bytes at an offset up to `near`, on its address's place in the alignment."""
+    kind, flags, offset, address, physical, size, memory, align = segment
+    place = address % align
+    if size or place > near:
+        return segment
+    offset = place + (near - place) // align * align
+    return kind, flags, offset, address, physical, size, memory, align
 
 
 def sections_end(segments: Sequence[tuple[int, ...]], align: int) -> int:

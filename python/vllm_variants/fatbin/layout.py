@@ -114,6 +114,37 @@ def split(segment: Segment, holes: Sequence[Hole], shift: Shift, alignment: int)
     return parts
 
 
+def without_bytes(segment: Segment, elf: Elf, shift: Shift, end: int) -> Segment:
+    """A `PT_LOAD` without bytes in the new file, of which the source's first `end` bytes are the beginning.
+
+    It may point anywhere in the source, also where a hole is cut or behind `end`. Its offset must have the
+    address's place in a page all the same, in a page that the new file has (`needed_end`).
+    """
+    aligned = (segment.address - segment.offset) % elf.alignment == 0
+    step = elf.alignment if aligned else elf.page
+    place = segment.address % step
+    last = min(shift(segment.offset), shift(end) - 1)
+    return congruent(replace(segment, offset=place + max(last - place, 0) // step * step))
+
+
+def needed_end(segments: Sequence[Segment], page: int) -> int:
+    """How long a file must be at least, so that every `PT_LOAD` without bytes finds its page in it.
+
+    Where memory begins within a page, a loader maps that page of the file and clears the rest of it, and
+    the process dies if the file ends before (`SIGBUS`); a segment with bytes has the page of its last one.
+    """
+    begun = (s for s in segments if s.type == PT_LOAD and not s.file_size and s.address % page)
+    return max((segment.offset // page * page + 1 for segment in begun), default=0)
+
+
+def congruent(segment: Segment) -> Segment:
+    """The segment with the largest `p_align` up to its own that its offset and its address keep."""
+    align = max(segment.align, 1)
+    while (segment.offset - segment.address) % align:
+        align //= 2
+    return replace(segment, align=segment.align if align == 1 else align)
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """Bytes of the source file, to be written at `to` in the new file."""
@@ -177,13 +208,14 @@ def lay_out(elf: Elf, header: bytes, holes: Sequence[Hole]) -> Layout:
     in memory any more, and glibc then keeps a copy.
     """
     shift = Shift(holes)
-    segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift)]
+    end = content_end(elf) if holes else elf.size
+    segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift, end)]
     moved = [
         replace(s, offset=shift(s.offset), size=shift(s.end) - shift(s.offset) if s.file_size else s.size)
         for s in elf.sections
     ]
-    end = content_end(elf) if holes else elf.size
-    table_at = -(-shift(end) // elf.page) * elf.page if holes else elf.program_headers_at
+    behind = max(shift(end), needed_end(segments, elf.page))
+    table_at = -(-behind // elf.page) * elf.page if holes else elf.program_headers_at
     table = pack_segments(segments)
     size = table_at + len(table) if holes else elf.size
     shoff = shift(elf.section_headers_at) if elf.section_headers_at else 0
@@ -192,10 +224,13 @@ def lay_out(elf: Elf, header: bytes, holes: Sequence[Hole]) -> Layout:
     return Layout(HEADER.pack(*fields), table_at, table, shoff, pack_sections(moved), size, tuple(holes), end)
 
 
-def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift) -> list[Segment]:
+def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift, end: int) -> list[Segment]:
     """The program headers that one becomes."""
     if not holes:
         return [segment]
+    on_page = (segment.address - segment.offset) % elf.page == 0  # what is not, no loader takes: it stays so
+    if segment.type == PT_LOAD and not segment.file_size and on_page:
+        return [without_bytes(segment, elf, shift, end)]
     if segment.type == PT_LOAD:
         return split(segment, holes, shift, elf.alignment)
     if segment.type == PT_PHDR:

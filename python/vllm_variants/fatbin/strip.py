@@ -43,9 +43,12 @@ from vllm_variants.fatbin.layout import (
     Hole,
     Layout,
     Shift,
+    congruent,
+    needed_end,
     pack_sections,
     pack_segments,
     split,
+    without_bytes,
 )
 from vllm_variants.fatbin.source import Source
 
@@ -127,7 +130,7 @@ def lay_out(elf: Elf, header: bytes, inside: Sequence[Hole], unread: frozenset[i
     shift, mapped = Shift(holes), _mapped_bytes(elf)
     mapped_end = max(end for _, end in mapped)
     segments = [part for segment in elf.segments for part in _moved(segment, elf, holes, shift, mapped_end)]
-    begin = max(shift(mapped_end), *(_needed_end(segment, elf.page) for segment in segments))
+    begin = max(shift(mapped_end), needed_end(segments, elf.page))
     sections, tail, at = _placed_sections(elf, mapped, shift, mapped_end, begin, unread)
     table = pack_sections(sections)
     table_at = _aligned(at, 8) if table else 0
@@ -179,37 +182,14 @@ def _follows_alignment(section: Section, elf: Elf) -> bool:
 
 
 def _moved(segment: Segment, elf: Elf, holes: Sequence[Hole], shift: Shift, mapped_end: int) -> list[Segment]:
-    """A segment in the new file; a `PT_LOAD` with holes in it becomes several.
-
-    One without bytes may lie anywhere in the source, also where a hole is cut or behind `mapped_end`. Its
-    offset must have the address's place in a page all the same, in a page that the new file has: a loader
-    maps that page, and writes zeros from the address on (`_needed_end`).
-    """
+    """A segment in the new file; a `PT_LOAD` with holes in it becomes several."""
     if segment.type != PT_LOAD:
         return [replace(segment, offset=shift(segment.offset))]
-    if segment.file_size and any(segment.offset <= h.start and h.end <= segment.end for h in holes):
-        return split(segment, holes, shift, elf.alignment)
-    offset, align = shift(segment.offset), max(segment.align, 1)
     if not segment.file_size:
-        aligned = (segment.address - segment.offset) % elf.alignment == 0
-        step = elf.alignment if aligned else elf.page
-        place = segment.address % step
-        last = min(shift(segment.offset), shift(mapped_end) - 1)
-        offset = place + max(last - place, 0) // step * step
-    while (offset - segment.address) % align:
-        align //= 2
-    return [replace(segment, offset=offset, align=segment.align if align == 1 else align)]
-
-
-def _needed_end(segment: Segment, page: int) -> int:
-    """How long the file must be at least, so that a `PT_LOAD` without bytes finds its page in it.
-
-    Where memory begins within a page, a loader maps that page of the file and clears the rest of it, and
-    the process dies if the file ends before (`SIGBUS`); a segment with bytes has the page of its last one.
-    """
-    if segment.type != PT_LOAD or segment.file_size or not segment.address % page:
-        return 0
-    return segment.offset // page * page + 1
+        return [without_bytes(segment, elf, shift, mapped_end)]
+    if any(segment.offset <= h.start and h.end <= segment.end for h in holes):
+        return split(segment, holes, shift, elf.alignment)
+    return [congruent(replace(segment, offset=shift(segment.offset)))]
 
 
 def _names_index(source: Source, elf: Elf) -> int:

@@ -238,6 +238,23 @@ def test_a_library_of_which_two_segments_load_the_same_bytes_is_not_cut(rules: R
     assert slim_file(mixed, HOPPER, rules).saved.get("images", 0) == 0
 
 
+@pytest.mark.parametrize("rules", [Rules(), Rules(keep_symbols=False)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+def test_a_segment_without_bytes_stays_aligned_wherever_it_points(
+    share: float, rules: Rules, mixed: Path
+) -> None:
+    data = bytearray(mixed.read_bytes())
+    offset = int(share * len(data)) // 0x1000 * 0x1000 + 0x730
+    segment = (1, 6, offset, (1 << 24) + 0x730, (1 << 24) + 0x730, 0, 5000, 0x1000)
+    struct.pack_into("<IIQQQQQQ", data, 64 + 2 * 56, *segment)  # instead of the stack's
+    mixed.write_bytes(data)
+    assert slim_file(mixed, HOPPER, rules).saved["images"] > 0
+    (bare,) = (s for s in ELFFile(io.BytesIO(mixed.read_bytes())).iter_segments() if s["p_vaddr"] >= 1 << 24)
+    assert (bare["p_memsz"], bare["p_filesz"], bare["p_align"]) == (5000, 0, 0x1000)
+    assert (bare["p_vaddr"] - bare["p_offset"]) % 0x1000 == 0
+    assert bare["p_offset"] // 0x1000 * 0x1000 < mixed.stat().st_size
+
+
 PROGRAM = """
 asm(".section .nv_fatbin,\\"a\\"\\n .balign 4096\\n fat: .incbin \\"CODE\\"\\n .text");
 extern const unsigned char fat[];
