@@ -176,6 +176,20 @@ def test_what_is_soon_read_is_read_here(
     assert not asked
 
 
+def test_one_large_library_is_read_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Sequence[Any]]
+) -> None:
+    monkeypatch.setattr(processes, "_WORTH", 100_000)
+    library(tmp_path / "large.so", section([cubin("sm_90", 400_000)]))
+    library(tmp_path / "small.so", section([cubin("sm_90", 40_000)]))
+    (tmp_path / "weights").write_bytes(bytes(900_000))
+    read_tree(tmp_path, lambda name: None)
+    assert not asked
+    library(tmp_path / "another.so", section([cubin("sm_90", 400_000)]))
+    read_tree(tmp_path, lambda name: None)
+    assert asked
+
+
 def children() -> list[str]:
     """The processes that this one has started and that run."""
     return (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
