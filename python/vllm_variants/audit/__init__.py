@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vllm_variants.audit import features
 from vllm_variants.audit.contents import Expectations
-from vllm_variants.audit.find import closure, sources
+from vllm_variants.audit.find import closure
 from vllm_variants.audit.library import LibraryAudit, judged
 from vllm_variants.audit.report import AuditFinding, AuditReport, Verdict, judge
-from vllm_variants.audit.summary import LibrarySummary, summarise
+from vllm_variants.audit.summary import LibrarySummary
+from vllm_variants.audit.targets.trees import read_tree
 from vllm_variants.model.capability import Capability
 
 __all__ = [
@@ -62,19 +62,5 @@ def summaries(
     libraries: list[LibrarySummary] = []
     for path in paths:
         above = f"{path.resolve().name}/" if len(paths) > 1 and path.is_dir() else ""
-        libraries += _summaries(path, above, progress)
+        libraries += read_tree(path, progress, above)
     return tuple(libraries)
-
-
-def _summaries(path: Path, above: str, progress: Callable[[str], None]) -> list[LibrarySummary]:
-    libraries: list[LibrarySummary] = []
-
-    def unreadable(name: str, why: str) -> None:
-        libraries.append(LibrarySummary(above + name, 0, problem=f"cannot be read: {why}"))
-
-    for name, source in sources(path, unreadable):
-        progress(name)
-        summary = summarise(source, above + name, features.by_kernels(above + name))
-        if summary and summary.has_device_code:
-            libraries.append(summary)
-    return libraries

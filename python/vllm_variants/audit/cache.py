@@ -3,7 +3,7 @@
 One file for each audited tree, in the cache folder. A file counts as the same while its path, inode,
 size, time of change and time of status change (in nanoseconds) are: the last cannot be set by programs, and
 every write, `touch` and rename over it moves it. Its device is left out, since each container mounts its
-layers as another one. What changed within `_SETTLING` seconds of being read is not kept, since a clock has
+layers as another one. What changed within `_SETTLING` seconds before the audit is not kept, since a clock has
 ticks. Everything kept is of exactly this code: its digest is in the name of the cache's file.
 
 An image is unpacked anew on every host, where inodes and times of status change are others. What was read may
@@ -34,9 +34,13 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 class Cache:
-    """What is known of the files below `root`; `fresh`: nothing of what was kept before is used."""
+    """What is known of the files below `root`, before they are looked at.
+
+    `fresh`: nothing of what was kept before is used.
+    """
 
     def __init__(self, root: Path, fresh: bool = False) -> None:
+        self._began = time.time()
         name = hashlib.sha256(f"{os.path.realpath(root)}\n{code_digest()}".encode()).hexdigest()[:32]
         self.file = folders.cache() / "audits" / f"{name}.json"
         self._memory = root / MEMORY
@@ -64,7 +68,7 @@ class Cache:
 
     def keep(self, path: str, status: os.stat_result, libraries: list[LibrarySummary]) -> None:
         """Remember what was read of a file, unless it just changed or could not be read."""
-        settled = time.time() - max(status.st_ctime, status.st_mtime) > _SETTLING
+        settled = self._began - max(status.st_ctime, status.st_mtime) > _SETTLING
         if settled and not any(library.problem for library in libraries):
             self._note(path, status, [[library.path, library.as_json()] for library in libraries])
 

@@ -102,6 +102,14 @@ def _head(path: str | Path) -> bytes:
         return file.read(4)
 
 
+def is_library(path: str) -> bool:
+    """Whether a file begins as an ELF file; False also for one that cannot be read."""
+    try:
+        return begins_as_elf(_head(path))
+    except OSError:
+        return False
+
+
 def begins_as_elf(head: bytes) -> bool:
     """Whether a file whose first bytes (four, or all it has) are `head` is an ELF file, or was one."""
     return bool(head) and _ELF.startswith(head)

@@ -44,7 +44,7 @@ def _of_image(source: Source, image: Image) -> frozenset[str]:
         return ptx.parse(raw.rstrip(b"\0")).entries
     cubin = Bytes("a cubin", raw)
     try:
-        table = next((s for s in elfs.parse(cubin).sections if s.name == _NAMES), None)
+        table = elfs.section_named(cubin, _NAMES)
     except Malformed:
         return frozenset()
     names = cubin.at(table.offset, table.file_size).split(b"\0") if table else []

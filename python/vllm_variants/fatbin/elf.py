@@ -124,8 +124,20 @@ def is_elf64(source: Source) -> bool:
     return head[:6] == b"\x7fELF\x02\x01" and int.from_bytes(head[18:20], "little") in PAGE_SIZES
 
 
-def parse(source: Source) -> Elf:
-    """Read the headers; raise `Malformed` where they point outside the file or contradict themselves."""
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Where the tables of headers are, how many each has, and which section holds the sections' names."""
+
+    type: int
+    machine: int
+    segments_at: int
+    segments: int
+    sections_at: int
+    sections: int
+    names: int
+
+
+def _tables(source: Source) -> _Tables:
     _, kind, machine, _, _, phoff, shoff, _, _, phsize, phnum, shsize, shnum, names_at = HEADER.unpack(
         source.at(0, HEADER.size)
     )
@@ -139,9 +151,29 @@ def parse(source: Source) -> Elf:
         phnum = first[7] if phnum == PN_XNUM else phnum
     if max(phnum, shnum) > _MOST_HEADERS:
         raise Malformed(source.name, 0x38, f"{phnum} program headers and {shnum} section headers")
-    segments = tuple(_segments(source, phoff, phnum))
-    sections = tuple(_sections(source, shoff, shnum if shoff else 0, names_at))
-    return Elf(kind, machine, phoff, shoff, segments, sections, source.size)
+    return _Tables(kind, machine, phoff, phnum, shoff, shnum if shoff else 0, names_at)
+
+
+def parse(source: Source) -> Elf:
+    """Read the headers; raise `Malformed` where they point outside the file or contradict themselves."""
+    tables = _tables(source)
+    segments = tuple(_segments(source, tables.segments_at, tables.segments))
+    raw, names = _raw_sections(source, tables)
+    sections = tuple(Section(_name(names, fields[0]), *fields) for fields in raw)
+    at = tables.segments_at, tables.sections_at
+    return Elf(tables.type, tables.machine, *at, segments, sections, source.size)
+
+
+def section_named(source: Source, name: str) -> Section | None:
+    """The first section of a name (not the empty one), as `parse` would give it, without making the others.
+
+    For cubins: a library has hundreds, with hundreds of sections each. Raises `Malformed` where `parse` does.
+    """
+    tables = _tables(source)
+    _segments(source, tables.segments_at, tables.segments)
+    raw, names = _raw_sections(source, tables)
+    encoded, terminated = name.encode() + b"\0", names + b"\0"
+    return next((Section(name, *fields) for fields in raw if terminated.startswith(encoded, fields[0])), None)
 
 
 def is_program(source: Source, elf: Elf) -> bool:
@@ -176,29 +208,35 @@ def _segments(source: Source, at: int, count: int) -> list[Segment]:
     return segments
 
 
-def _sections(source: Source, at: int, count: int, names_at: int) -> list[Section]:
+_Fields = tuple[int, int, int, int, int, int, int, int, int, int]
+
+
+def _raw_sections(source: Source, tables: _Tables) -> tuple[list[_Fields], bytes]:
+    """The fields of each section header, none of which points outside the file, and the sections' names."""
+    at, count, names_at = tables.sections_at, tables.sections, tables.names
     if count * SECTION_HEADER.size > source.size:
         raise Malformed(source.name, at, f"{count} section headers, more than the file can hold")
     table = source.at(at, count * SECTION_HEADER.size) if count else b""
-    raw = list(SECTION_HEADER.iter_unpack(table))
+    raw: list[_Fields] = list(SECTION_HEADER.iter_unpack(table))
     if not raw:
-        return []
+        return [], b""
     if names_at >= len(raw):
         raise Malformed(source.name, 0x3E, f"the sections' names are in section {names_at} of {len(raw)}")
     if raw[names_at][5] > _MOST_NAMES:
         raise Malformed(source.name, raw[names_at][4], f"{raw[names_at][5]} bytes of sections' names")
     names = source.at(raw[names_at][4], raw[names_at][5]) if raw[names_at][1] != SHT_NOBITS else b""
-    sections = []
-    for index, fields in enumerate(raw):
-        name = names[fields[0] : fields[0] + _LONGEST_NAME].split(b"\0", 1)[0].decode("utf-8", "replace")
-        section = Section(name, *fields)
-        if section.end > source.size:
+    size = source.size
+    for index, (name, kind, _, _, offset, length, *_) in enumerate(raw):
+        end = offset if kind == SHT_NOBITS else offset + length
+        if end > size:
             where = at + index * SECTION_HEADER.size
-            raise Malformed(
-                source.name, where, f"section {name} ends at {section.end:#x}, behind the file's end"
-            )
-        sections.append(section)
-    return sections
+            what = f"section {_name(names, name)} ends at {end:#x}, behind the file's end"
+            raise Malformed(source.name, where, what)
+    return raw, names
+
+
+def _name(names: bytes, at: int) -> str:
+    return names[at : at + _LONGEST_NAME].split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 def content_end(elf: Elf) -> int:

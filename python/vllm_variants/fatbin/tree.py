@@ -26,6 +26,7 @@ from vllm_variants.fatbin.library import FileReport
 from vllm_variants.fatbin.native.library import Native, NativeLibrary, compile_tree
 from vllm_variants.fatbin.planning import SMALLEST_HOLE
 from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.serving import path_as_text
 from vllm_variants.fatbin.source import open_regular
 from vllm_variants.fatbin.worker import slimmed
 from vllm_variants.model.capability import Capability
@@ -175,6 +176,7 @@ def slim_tree(
     return SlimReport(str(root), tuple(sms), before, before - saved, files, tuple(compiled.values()))
 
 
+_WORKER = "vllm_variants.fatbin.worker"
 _SMALLEST_FILE = 0x1000
 """Bytes; what is shorter than a page has no symbols, and no code, worth a new file."""
 UNREMARKABLE = ("no ELF64 library", "no device code")
@@ -310,8 +312,8 @@ class _Requests:
         """The request for one library, as JSON; its new images are in a file of `folder`."""
         path = library.names[0]
         request = {
-            "path": _as_text(path),
-            "stored": [_as_text(copy / path.relative_to(self.root)) for copy in self.stored],
+            "path": path_as_text(path),
+            "stored": [path_as_text(copy / path.relative_to(self.root)) for copy in self.stored],
             "devices": [str(device) for device in self.devices],
             "rules": self.rules.as_dict(),
             "linked": len(library.names) > 1,
@@ -323,11 +325,6 @@ class _Requests:
             file.write_bytes(pickle.dumps(dict(self.compiled[path].containers)))
             request["compiled"] = str(file)
         return request
-
-
-def _as_text(path: Path) -> str:
-    """A path for JSON, whatever bytes it has: each is a character."""
-    return os.fsencode(path).decode("latin-1")
 
 
 def _slimmed(
@@ -344,7 +341,7 @@ def _slimmed(
             for library, request in zip(work, every, strict=True):
                 yield library, slimmed(request)
             return
-        with closing(workers.answers(workers.command(), every, jobs)) as answers:
+        with closing(workers.answers(workers.command(_WORKER), every, jobs)) as answers:
             for index, answer in answers:
                 yield work[index], _report(answer)
     finally:

@@ -1,63 +1,33 @@
-"""A process that slims one library after another; its parent's number is its last argument.
+"""A process that slims one library after another (`workers`, `serving`).
 
-Each line on stdin is a request, each line on stdout its answer, both JSON; see `workers`. It ends
-when its stdin does. When its parent dies, however that happens, or sends SIGTERM, it removes what it
-was writing and ends.
+When it must end, it removes what it was writing.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
 import pickle
-import signal
-import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from vllm_variants.errors import Error, Interrupted, ResourceError
+from vllm_variants.errors import Error, ResourceError
 from vllm_variants.fatbin import library
 from vllm_variants.fatbin.library import FileReport
 from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rewrite import Images
 from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.serving import path_of_text, serve
 from vllm_variants.fatbin.source import Malformed
 from vllm_variants.fatbin.writing import ChangedMeanwhile, Unwritable
 from vllm_variants.model.capability import Capability
 
 _MORE_ATTEMPTS = 2
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """Answer requests until there are no more, or somebody says stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then sends SIGTERM
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        _die_with(int(sys.argv[-1]))
-        for line in sys.stdin:
-            sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
-            sys.stdout.flush()
-    except (Interrupted, BrokenPipeError):
-        os._exit(1)  # stdout may hold half an answer that nobody reads
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows is cleaning up
-    raise Interrupted
-
-
-def _die_with(parent: int) -> None:
-    """Let the kernel send SIGTERM when the parent dies; raise `Interrupted` when it is dead already."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        raise Interrupted
+    """Slim what is asked for until nothing more is."""
+    serve(_answer)
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +44,7 @@ def slimmed(request: Mapping[str, Any]) -> FileReport:
 
     Raises `ResourceError` when there is no room.
     """
-    path = _path(request["path"])
+    path = path_of_text(request["path"])
     try:
         return _slim(path, request)
     except (Malformed, Wrong) as error:
@@ -102,7 +72,7 @@ def _slim(path: Path, request: Mapping[str, Any]) -> FileReport:
             [Capability.parse(text) for text in request["devices"]],
             Rules.from_dict(request["rules"]),
             compiled=_compiled(request),
-            stored=[_path(text) for text in request["stored"]],
+            stored=[path_of_text(text) for text in request["stored"]],
             durable=request["durable"],
             dry_run=dry_run or request["dry_run"],
         )
@@ -116,11 +86,6 @@ def _slim(path: Path, request: Mapping[str, Any]) -> FileReport:
                     raise
                 return report
     return once()
-
-
-def _path(text: str) -> Path:
-    """A path as requests have it: each byte is a character."""
-    return Path(os.fsdecode(text.encode("latin-1")))
 
 
 def _compiled(request: Mapping[str, Any]) -> dict[int, Images]:

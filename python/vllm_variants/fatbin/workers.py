@@ -1,7 +1,7 @@
 """Processes of our own that answer requests, one at a time each.
 
 They are started as programs, speak JSON lines over pipes, and are the only processes that are ever
-ended from here. A worker ends with its stdin, so none outlives its parent; `worker` sees to it that
+ended from here. A worker ends with its stdin, so none outlives its parent; `serving` sees to it that
 it ends at once.
 """
 
@@ -13,7 +13,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,34 +29,46 @@ _GRACE = 5.0
 _CHUNK = 1 << 16
 
 
-_START = "import sys; sys.path += sys.argv[1:-1]; from vllm_variants.fatbin.worker import main; main()"
+def command(module: str) -> list[str]:
+    """The program of one worker: `main` of a module of this package."""
+    return command_of(f"import sys; sys.path += sys.argv[1:-1]; from {module} import main; main()")
 
 
-def command(start: str = _START) -> list[str]:
-    """The program of one worker: this interpreter with this package, its codecs and the standard library."""
+def command_of(code: str) -> list[str]:
+    """The same for code: this interpreter with this package, its codecs and the standard library."""
     packages = [Path(__file__).resolve().parents[2]]
     packages += [Path(module.__file__).parents[1] for module in (zstandard, lz4) if module.__file__]
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
-    return [sys.executable, *flags, "-c", start, *map(str, dict.fromkeys(packages)), str(os.getpid())]
+    return [sys.executable, *flags, "-c", code, *map(str, dict.fromkeys(packages)), str(os.getpid())]
 
 
 def answers(
-    program: Sequence[str], requests: Sequence[Mapping[str, Any]], jobs: int
+    program: Sequence[str],
+    requests: Sequence[Mapping[str, Any]],
+    jobs: int,
+    begun: Callable[[int], None] = lambda index: None,
 ) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """Each request's index with its answer, as they become ready, from up to `jobs` workers.
 
-    Raises `ResourceError` when a worker was killed. However this ends, no worker is left.
+    Requests are begun in their order; `begun` is called with the index of each before it is. Raises
+    `ResourceError` when a worker was killed. However this ends, no worker is left.
     """
     workers: list[_Worker] = []
     waiting = list(enumerate(requests))[::-1]
     done = False
+
+    def ask(worker: _Worker) -> None:
+        index, request = waiting.pop()
+        begun(index)
+        worker.ask(index, request)
+
     try:
         with selectors.DefaultSelector() as ready:
             for _ in range(min(jobs, len(requests))):
                 with interruption.held():
                     workers.append(_Worker(program))
                 ready.register(workers[-1].output, selectors.EVENT_READ, workers[-1])
-                workers[-1].ask(*waiting.pop())
+                ask(workers[-1])
             while ready.get_map():
                 for key, _ in ready.select():
                     worker: _Worker = key.data
@@ -65,7 +77,7 @@ def answers(
                         continue
                     yield worker.index, answer
                     if waiting:
-                        worker.ask(*waiting.pop())
+                        ask(worker)
                     else:
                         ready.unregister(worker.output)
         done = True
@@ -109,7 +121,7 @@ class _Worker:
         self._buffer += data
         if not data:
             raise ResourceError(
-                "a process that slimmed was killed, most likely for want of memory",
+                "a worker process was killed, most likely for want of memory",
                 hint="vllm-variants doctor",
             )
         if not self._buffer.endswith(b"\n"):

@@ -415,8 +415,8 @@ import sys
 from pathlib import Path
 from typing import Any
 from vllm_variants.fatbin import workers
-worker = workers.command({WAITING!r})
-workers.command = lambda: worker
+worker = workers.command_of({WAITING!r})
+workers.command = lambda module: worker
 from vllm_variants.cli import main
 sys.argv = ["vllm-variants", "slim", sys.argv[1], "--sm", "sm90", "-j", "2", *sys.argv[2:]]
 main()
@@ -508,7 +508,7 @@ def answers(program: str) -> Generator[tuple[int, dict[str, object]], None, None
 
 
 def test_a_killed_worker_is_a_sentence() -> None:
-    with pytest.raises(ResourceError, match="a process that slimmed was killed"):
+    with pytest.raises(ResourceError, match="a worker process was killed"):
         list(answers("sys.stdin.readline(); os.kill(os.getpid(), 9)"))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from vllm_variants.audit import features
 from vllm_variants.audit.cache import Cache
-from vllm_variants.audit.find import examined, regular_files, sources
-from vllm_variants.audit.summary import LibrarySummary, summarise
+from vllm_variants.audit.find import examined, regular_files
+from vllm_variants.audit.summary import LibrarySummary
+from vllm_variants.audit.targets.files import read_file
 from vllm_variants.audit.targets.found import Progress
+from vllm_variants.audit.targets.processes import File, read_files
 
 
 def read_tree(
@@ -24,47 +25,30 @@ def read_tree(
     """
     examined(path)
     if not path.is_dir():
-        return _read(path, "", above, progress)
+        return read_file(path, "", above, progress)
     root = path.resolve()
     libraries: list[LibrarySummary] = []
 
     def unreadable(name: str, why: str) -> None:
         libraries.append(LibrarySummary(above + name, 0, problem=f"cannot be read: {why}"))
 
-    for file, status in regular_files(str(root), unreadable, skipped):
-        name = os.path.relpath(file, root)
-        found = cache.get(above + name, status) if cache else None
-        if found is None:
-            found = _read(Path(file), name, above, progress)
-            if cache:
-                cache.keep(above + name, status, found)
-        libraries += found
+    files = [
+        (File(file, os.path.relpath(file, root), status.st_size), status)
+        for file, status in regular_files(str(root), unreadable, skipped)
+    ]
+    kept = {
+        file.path: found
+        for file, status in files
+        if cache and (found := cache.get(above + file.name, status)) is not None
+    }
+    read = read_files([file for file, _ in files if file.path not in kept], above, progress)
+    for file, status in files:
+        if cache and file.path in read:
+            cache.keep(above + file.name, status, read[file.path])
+        libraries += read[file.path] if file.path in read else kept[file.path]
     if cache:
         cache.save()
     return libraries
-
-
-def _read(path: Path, name: str, above: str, progress: Progress) -> list[LibrarySummary]:
-    """Of one file: the library or the wheel's libraries. `name` is empty for one that a person named."""
-    libraries: list[LibrarySummary] = []
-
-    def unreadable(member: str, why: str) -> None:
-        libraries.append(LibrarySummary(_joined(above, name, member), 0, problem=f"cannot be read: {why}"))
-
-    for member, source in sources(path, unreadable, named=not name):
-        where = _joined(above, name, member)
-        progress(where)
-        summary = summarise(source, where, features.by_kernels(where))
-        if summary and summary.has_device_code:
-            libraries.append(summary)
-    return libraries
-
-
-def _joined(above: str, name: str, member: str) -> str:
-    if not name:
-        return above + member
-    base = name.rpartition("/")[2]
-    return above + (name if member in ("", base) else f"{name}/{member}")
 
 
 def inside(path: Path) -> list[Path]:

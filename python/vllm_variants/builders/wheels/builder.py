@@ -152,8 +152,9 @@ class Wheels:
                 installed_bytes, _ = disk_use(folder)
                 results = [entry.result for entry in self.store.entries() if entry.result]
                 _reduce(inputs, steps, folder, results)
-                device_code.audit(steps, request, folder)
-                waiting = native.waiting(folder, request.variant.capability)
+                audited = device_code.audit(steps, request, folder)
+                libraries = device_code.with_ptx_to_compile(audited, folder)
+                waiting = native.waiting(folder, request.variant.capability, libraries)
                 size = {"installed": installed_bytes, "result": disk_use(folder)[0]}
                 facts = {"waiting": waiting.as_dict()}
                 manifests.write(folder, request, inputs.lock, inputs.interpreter, steps, size, facts)

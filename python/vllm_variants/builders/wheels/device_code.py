@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.audit import audit_tree
+from vllm_variants.audit import AuditReport, audit_tree
 from vllm_variants.audit import contents as expected
 from vllm_variants.builders.steps import Steps
 from vllm_variants.builders.wheels import native
@@ -95,7 +95,7 @@ def slim(
     return report
 
 
-def audit(steps: Steps, request: Request, tree: Path) -> None:
+def audit(steps: Steps, request: Request, tree: Path) -> AuditReport:
     """Check every container of `tree` against the variant's SM and the release's expectations.
 
     Raises `AuditError` when device code that the release has for this SM is missing or broken.
@@ -116,6 +116,15 @@ def audit(steps: Steps, request: Request, tree: Path) -> None:
             hint="`vllm-variants audit` shows every library",
         )
     steps.say(f"audit: {facts['verdict']} for {request.variant.capability.sm}")
+    return report
+
+
+def with_ptx_to_compile(report: AuditReport, tree: Path) -> list[Path]:
+    """The audited libraries of `tree` in which something may wait for the driver's compiler.
+
+    An image that the audit does not understand decides nothing in a plan, and may in the audit.
+    """
+    return [tree / library.path for library in report.libraries if library.jit or library.unknown]
 
 
 def _keep(tree: Path, name: str, facts: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,13 @@ class Waiting:
         ]
 
 
-def waiting(tree: Path, device: Capability) -> Waiting:
-    """What of the libraries in `tree` waits for the driver's compiler on `device`."""
-    plans = plan_tree(elf_files(tree), tree, [device])
-    sizes = [size for plan in plans for size in plan.sizes]
+def waiting(tree: Path, device: Capability, libraries: Sequence[Path] | None = None) -> Waiting:
+    """What of the libraries in `tree` waits for the driver's compiler on `device`.
+
+    `libraries` are those where something may, for who knows; else all are read.
+    """
+    plans = plan_tree(elf_files(tree) if libraries is None else libraries, tree, [device])
+    sizes = sorted(size for plan in plans for size in plan.sizes)
     left = sum(len(plan.left) for plan in plans)
     seconds = sum(schedule.cpu_seconds(size) for size in sizes)
     return Waiting(len(sizes) + left, len(plans), seconds, schedule.total(sizes, memory.processors()))
