@@ -362,13 +362,14 @@ def _sections(old: bytes, new: bytes, asked: Asked) -> None:
     if len(were) != len(are):
         raise Defect(f"{len(were)} sections became {len(are)}")
     index = int.from_bytes(old[62:64], "little")
-    names = were[were[0][6] if index == 0xFFFF else index] if were else ()
+    index = were[0][6] if index == _PN_XNUM and were else index
+    names = were[index] if were else ()
     for number, (was, now) in enumerate(zip(were, are, strict=True)):
         if any(was) and not any(now):
             gone.add(number)
             end = old.find(b"\0", names[4] + was[0])
             name = old[names[4] + was[0] : end]
-            if asked.keep_symbols or was[2] & 2 or was == names:
+            if asked.keep_symbols or was[2] & 2 or number == index:
                 raise Defect(f"section {number} may not go")
             if was[1] not in _SYMBOLS and not name.startswith(_DEBUG):
                 raise Defect(f"section {number} is neither symbols nor debug information")
