@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lz4
 import pytest
+import toml
+import zstandard
 from making import cubin, library, ptx, section
 from sample import CODE, HOPPER
 
@@ -206,6 +209,27 @@ def test_an_interruption_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         read_tree(make(tmp_path / "tree"), stop)
     assert children() == before
+
+
+APART = """
+import sys
+from vllm_variants.fatbin import workers
+for module, request in (("audit.targets.reader", {"above": "", "files": []}), ("fatbin.worker", {"path": "/"})):
+    print(*workers.answers(workers.command(f"vllm_variants.{module}"), [request], 1))
+"""
+
+
+def test_processes_start_where_each_package_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folders = [Path(processes.__file__).parents[3]]
+    for package in (zstandard, lz4, toml):
+        folders.append(tmp_path / package.__name__)
+        folders[-1].mkdir()
+        assert package.__file__
+        (folders[-1] / package.__name__).symlink_to(Path(package.__file__).parent)
+    code = f"import sys; sys.path += {[*map(str, folders)]!r}\n{APART}"  # as Nix has them
+    told = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("(0, {'files': []})\n(0, {")
 
 
 SLEEPING = """
