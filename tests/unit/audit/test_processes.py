@@ -26,6 +26,7 @@ from vllm_variants.audit.targets import processes, trees
 from vllm_variants.audit.targets.trees import read_tree
 from vllm_variants.errors import Interrupted
 from vllm_variants.fatbin import workers
+from vllm_variants.machine import memory
 
 ODD = os.fsdecode(b"lib/\xff\xfe \xc3\xa9.so")
 
@@ -55,7 +56,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also these libraries are worth a process."""
     monkeypatch.setattr(processes, "_WORTH", 0)
     monkeypatch.setattr(processes, "_BATCH", 100_000)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr(memory, "processors", lambda: 3)
 
 
 @pytest.fixture
@@ -193,6 +194,26 @@ def test_one_large_library_is_read_here(
     assert asked
 
 
+@pytest.mark.parametrize(("folder", "name"), [("lib", "it.so"), ("vllm", "_C.abi3.so")])
+def test_a_library_whose_kernels_names_are_read_is_worth_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Sequence[Any]], folder: str, name: str
+) -> None:
+    monkeypatch.setattr(processes, "_WORTH", 1_000_000)
+    for parent in ("a", "b"):
+        (tmp_path / parent / folder).mkdir(parents=True)
+        library(tmp_path / parent / folder / name, section([cubin("sm_90", 400_000)]))
+    read_tree(tmp_path, lambda name: None)
+    assert bool(asked) == (folder == "vllm")
+
+
+def test_a_container_with_one_processor_has_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Sequence[Any]]
+) -> None:
+    monkeypatch.setattr(memory, "processors", lambda: 1)
+    read_tree(make(tmp_path / "tree"), lambda name: None)
+    assert not asked
+
+
 def children() -> list[str]:
     """The processes that this one has started and that run."""
     return (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
@@ -214,7 +235,8 @@ def test_an_interruption_leaves_no_process(tmp_path: Path) -> None:
 APART = """
 import sys
 from vllm_variants.fatbin import workers
-for module, request in (("audit.targets.reader", {"above": "", "files": []}), ("fatbin.worker", {"path": "/"})):
+requests = {"audit.targets.reader": {"above": "", "files": []}, "fatbin.worker": {"path": "/"}}
+for module, request in requests.items():
     print(*workers.answers(workers.command(f"vllm_variants.{module}"), [request], 1))
 """
 
@@ -244,7 +266,7 @@ import sys
 from vllm_variants.audit.targets import processes
 from vllm_variants.fatbin import workers
 processes._WORTH, processes._BATCH = 0, 1
-processes.os.sched_getaffinity = lambda pid: {{0, 1}}
+processes.memory.processors = lambda: 2
 program = workers.command_of({SLEEPING!r})
 workers.command = lambda module: program
 from vllm_variants.cli import main
