@@ -446,6 +446,8 @@ def test_a_segment_without_bytes_begins_in_a_page_that_the_file_still_has(tmp_pa
     report = strip_file(built)
     assert report.changed and size - built.stat().st_size > 3000
     assert answer(built) == "4\n"  # else the loader clears what it has no page for, and dies of SIGBUS
+    *with_bytes, bare = ELFFile(io.BytesIO(built.read_bytes())).iter_segments("PT_LOAD")
+    assert bare["p_offset"] < max(s["p_offset"] + s["p_filesz"] for s in with_bytes), "no page of its own"
 
 
 def test_the_proof_finds_a_segment_without_bytes_whose_page_is_not_there(tmp_path: Path) -> None:
