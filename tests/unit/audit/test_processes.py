@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -169,6 +171,20 @@ def test_where_no_other_process_answers_this_one_reads(
     together = packed(read_tree(tree, lambda name: None))
     monkeypatch.setattr(workers, "command", lambda module: program)
     assert packed(read_tree(tree, lambda name: None)) == together
+
+
+def test_where_other_processes_cannot_be_waited_for_this_one_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as fs.epoll.max_user_watches has it
+
+    tree = make(tmp_path / "tree")
+    together = packed(read_tree(tree, lambda name: None))
+    before = children()
+    monkeypatch.setattr(selectors.DefaultSelector, "register", full)
+    assert packed(read_tree(tree, lambda name: None)) == together
+    assert children() == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("_WORTH", 1 << 30), ("_BATCH", 1 << 30), ("_MOST", 1)])

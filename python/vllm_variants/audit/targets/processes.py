@@ -81,7 +81,7 @@ def _by_others(
             for index, answer in answers:
                 for file, packed in zip(batches[index], answer["files"], strict=True):
                     yield file.path, [LibrarySummary.from_json(*library) for library in packed]
-    except ResourceError:
+    except (ResourceError, OSError):
         return  # the caller reads what is left, one library after another
 
 
