@@ -412,8 +412,9 @@ def _faults(data: bytes, page: int) -> set[str]:
             found.add("an address and its offset differ modulo the alignment")
         if size > memory or (size and offset + size > len(data)):
             found.add("a segment is longer than the file or its memory")
-        if not size and address % page and offset // page * page >= len(data):
-            found.add("a segment without bytes has no page to begin in")
+        for each in {page, 0x1000}:  # a kernel's pages may be smaller than those that segments begin on
+            if not size and address % each and offset // each * each >= len(data):
+                found.add(f"a segment without bytes has no page of {each} bytes to begin in")
     for (_, _, address, _, memory, _), (_, _, following, _, _, _) in pairwise(loads):
         if (address + max(memory, 1) - 1) // page >= following // page:
             found.add("two segments are in one page, or out of order")

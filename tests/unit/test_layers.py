@@ -22,7 +22,7 @@ LAYERS: dict[str, set[str]] = {
     "machine": {"base", "model", "system"},
     "fatbin": {"base", "model", "system"},
     "nix": {"base", "model", "system", "machine"},
-    "audit": {"base", "model", "system", "fatbin", "nix"},
+    "audit": {"base", "model", "system", "machine", "fatbin", "nix"},
     "store": {"base", "model", "system"},
     "builders": {"base", "model", "system", "machine", "fatbin", "nix", "audit", "store"},
     "export": {"base", "model", "system", "machine", "fatbin", "audit", "store", "builders"},

@@ -29,6 +29,8 @@ _MOST_NAMES = 1 << 26
 PAGE_SIZES = {62: 0x1000, 183: 0x10000}
 """Per machine (x86-64, aarch64) the largest page a kernel may use, in bytes: segments must start on
 such a page."""
+SMALLEST_PAGE = 0x1000
+"""The smallest page that a kernel of any of them uses, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from vllm_variants.fatbin.elf import (
     PT_NULL,
     PT_PHDR,
     SECTION_HEADER,
+    SMALLEST_PAGE,
     Elf,
     Section,
     Segment,
@@ -132,9 +133,10 @@ def needed_end(segments: Sequence[Segment], page: int) -> int:
 
     Where memory begins within a page, a loader maps that page of the file and clears the rest of it, and
     the process dies if the file ends before (`SIGBUS`); a segment with bytes has the page of its last one.
+    `page` is the largest that a kernel may use. A smaller one that it uses begins further back in the file.
     """
     begun = (s for s in segments if s.type == PT_LOAD and not s.file_size and s.address % page)
-    return max((segment.offset // page * page + 1 for segment in begun), default=0)
+    return max((s.offset // SMALLEST_PAGE * SMALLEST_PAGE + 1 for s in begun), default=0)
 
 
 def congruent(segment: Segment) -> Segment:

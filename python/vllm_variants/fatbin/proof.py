@@ -81,7 +81,10 @@ def _segments(source: OpenFile, old: Elf, new_file: OpenFile, new: Elf) -> None:
             raise Wrong(name, f"the segment at {load.address:#x} is no part of one that was there")
         if not _is_aligned(load, whole, needed, page):
             raise Wrong(name, f"the segment at {load.address:#x} is not aligned as it must be")
-        if not _finds_its_page(load, new) and _finds_its_page(whole, old):
+        if any(
+            _finds_its_page(whole, old, size) and not _finds_its_page(load, new, size)
+            for size in (elfs.SMALLEST_PAGE, page)
+        ):
             raise Wrong(name, f"the segment at {load.address:#x} has no page in the file to begin in")
     for before, after in pairwise(loads):
         if before.address + before.memory_size > after.address:
@@ -162,10 +165,9 @@ def _is_aligned(part: Segment, whole: Segment, needed: int, page: int) -> bool:
     )
 
 
-def _finds_its_page(load: Segment, elf: Elf) -> bool:
-    """Whether the file has the page that a loader maps for memory that begins within a page."""
-    page = load.offset // elf.page * elf.page
-    return bool(load.file_size or load.address % elf.page == 0 or page < elf.size)
+def _finds_its_page(load: Segment, elf: Elf, page: int) -> bool:
+    """Whether the file has the page (of `page` bytes) that a loader maps for memory that begins within it."""
+    return bool(load.file_size or load.address % page == 0 or load.offset // page * page < elf.size)
 
 
 def _is_part(part: Segment, whole: Segment) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lz4
+import toml
 import zstandard
 
 from vllm_variants.errors import ResourceError
@@ -35,9 +36,12 @@ def command(module: str) -> list[str]:
 
 
 def command_of(code: str) -> list[str]:
-    """The same for code: this interpreter with this package, its codecs and the standard library."""
+    """The same for code: this interpreter with this package, what workers import and the standard library.
+
+    Each may be in a folder of its own, as Nix has them.
+    """
     packages = [Path(__file__).resolve().parents[2]]
-    packages += [Path(module.__file__).parents[1] for module in (zstandard, lz4) if module.__file__]
+    packages += [Path(module.__file__).parents[1] for module in (zstandard, lz4, toml) if module.__file__]
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     return [sys.executable, *flags, "-c", code, *map(str, dict.fromkeys(packages)), str(os.getpid())]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import venv
 from pathlib import Path
 
 import pytest
 from making import cubin, library, section
 
+from vllm_variants.audit.cache import Cache
 from vllm_variants.audit.targets import environments, identify
 from vllm_variants.audit.targets.environments import active, read_python
 from vllm_variants.audit.targets.found import Found, Kind
@@ -149,6 +151,19 @@ def test_a_second_look_reads_no_library(environment: Path, monkeypatch: pytest.M
     read: list[str] = []
     assert environments.read_environment(environment, read.append, fresh=True) == first
     assert read == [LIBRARY]
+
+
+def test_what_changed_just_before_an_audit_is_not_kept_however_long_that_takes(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = (environment / LIBRARY).stat()
+    for began, kept in ((status.st_ctime + 1, None), (status.st_ctime + 3, [])):
+        monkeypatch.setattr(time, "time", lambda now=began: now)
+        cache = Cache(environment)
+        monkeypatch.setattr(time, "time", lambda: status.st_ctime + 100)
+        cache.keep(LIBRARY, status, [])
+        cache.save()
+        assert Cache(environment).get(LIBRARY, status) == kept
 
 
 def test_an_image_of_an_environment_remembers_what_was_read(

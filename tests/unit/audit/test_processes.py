@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -12,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lz4
 import pytest
+import toml
+import zstandard
 from making import cubin, library, ptx, section
 from sample import CODE, HOPPER
 
@@ -23,6 +28,7 @@ from vllm_variants.audit.targets import processes, trees
 from vllm_variants.audit.targets.trees import read_tree
 from vllm_variants.errors import Interrupted
 from vllm_variants.fatbin import workers
+from vllm_variants.machine import memory
 
 ODD = os.fsdecode(b"lib/\xff\xfe \xc3\xa9.so")
 
@@ -52,7 +58,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also these libraries are worth a process."""
     monkeypatch.setattr(processes, "_WORTH", 0)
     monkeypatch.setattr(processes, "_BATCH", 100_000)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    monkeypatch.setattr(memory, "processors", lambda: 3)
 
 
 @pytest.fixture
@@ -167,6 +173,20 @@ def test_where_no_other_process_answers_this_one_reads(
     assert packed(read_tree(tree, lambda name: None)) == together
 
 
+def test_where_other_processes_cannot_be_waited_for_this_one_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as fs.epoll.max_user_watches has it
+
+    tree = make(tmp_path / "tree")
+    together = packed(read_tree(tree, lambda name: None))
+    before = children()
+    monkeypatch.setattr(selectors.DefaultSelector, "register", full)
+    assert packed(read_tree(tree, lambda name: None)) == together
+    assert children() == before
+
+
 @pytest.mark.parametrize(("name", "value"), [("_WORTH", 1 << 30), ("_BATCH", 1 << 30), ("_MOST", 1)])
 def test_what_is_soon_read_is_read_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Sequence[Any]], name: str, value: int
@@ -190,6 +210,26 @@ def test_one_large_library_is_read_here(
     assert asked
 
 
+@pytest.mark.parametrize(("folder", "name"), [("lib", "it.so"), ("vllm", "_C.abi3.so")])
+def test_a_library_whose_kernels_names_are_read_is_worth_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Sequence[Any]], folder: str, name: str
+) -> None:
+    monkeypatch.setattr(processes, "_WORTH", 1_000_000)
+    for parent in ("a", "b"):
+        (tmp_path / parent / folder).mkdir(parents=True)
+        library(tmp_path / parent / folder / name, section([cubin("sm_90", 400_000)]))
+    read_tree(tmp_path, lambda name: None)
+    assert bool(asked) == (folder == "vllm")
+
+
+def test_a_container_with_one_processor_has_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[Sequence[Any]]
+) -> None:
+    monkeypatch.setattr(memory, "processors", lambda: 1)
+    read_tree(make(tmp_path / "tree"), lambda name: None)
+    assert not asked
+
+
 def children() -> list[str]:
     """The processes that this one has started and that run."""
     return (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
@@ -208,6 +248,28 @@ def test_an_interruption_leaves_no_process(tmp_path: Path) -> None:
     assert children() == before
 
 
+APART = """
+import sys
+from vllm_variants.fatbin import workers
+requests = {"audit.targets.reader": {"above": "", "files": []}, "fatbin.worker": {"path": "/"}}
+for module, request in requests.items():
+    print(*workers.answers(workers.command(f"vllm_variants.{module}"), [request], 1))
+"""
+
+
+def test_processes_start_where_each_package_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folders = [Path(processes.__file__).parents[3]]
+    for package in (zstandard, lz4, toml):
+        folders.append(tmp_path / package.__name__)
+        folders[-1].mkdir()
+        assert package.__file__
+        (folders[-1] / package.__name__).symlink_to(Path(package.__file__).parent)
+    code = f"import sys; sys.path += {[*map(str, folders)]!r}\n{APART}"  # as Nix has them
+    told = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("(0, {'files': []})\n(0, {")
+
+
 SLEEPING = """
 import sys, time
 sys.path += sys.argv[1:-1]
@@ -220,7 +282,7 @@ import sys
 from vllm_variants.audit.targets import processes
 from vllm_variants.fatbin import workers
 processes._WORTH, processes._BATCH = 0, 1
-processes.os.sched_getaffinity = lambda pid: {{0, 1}}
+processes.memory.processors = lambda: 2
 program = workers.command_of({SLEEPING!r})
 workers.command = lambda module: program
 from vllm_variants.cli import main

@@ -255,6 +255,22 @@ def test_a_segment_without_bytes_stays_aligned_wherever_it_points(
     assert bare["p_offset"] // 0x1000 * 0x1000 < mixed.stat().st_size
 
 
+def test_a_segment_without_bytes_keeps_its_page_where_its_alignment_is_more_than_what_is_left(
+    tmp_path: Path,
+) -> None:
+    align = 1 << 21
+    path = library(tmp_path / "x.so", section([cubin("sm_80", 5_000_000)], [cubin("sm_90")]), alignment=align)
+    data = bytearray(path.read_bytes())
+    offset, address = (1 << 20) + 0x730, (64 << 21) + (1 << 20) + 0x730
+    struct.pack_into("<IIQQQQQQ", data, 64 + 2 * 56, 1, 6, offset, address, address, 0, 5000, align)
+    path.write_bytes(data)
+    assert slim_file(path, HOPPER).saved["images"] > 3_000_000
+    bare = list(ELFFile(io.BytesIO(path.read_bytes())).iter_segments("PT_LOAD"))[-1]
+    assert (bare["p_vaddr"], bare["p_filesz"], bare["p_align"]) == (address, 0, align)
+    assert (address - bare["p_offset"]) % align == 0
+    assert bare["p_offset"] // 0x1000 * 0x1000 < path.stat().st_size
+
+
 PROGRAM = """
 asm(".section .nv_fatbin,\\"a\\"\\n .balign 4096\\n fat: .incbin \\"CODE\\"\\n .text");
 extern const unsigned char fat[];

@@ -446,6 +446,8 @@ def test_a_segment_without_bytes_begins_in_a_page_that_the_file_still_has(tmp_pa
     report = strip_file(built)
     assert report.changed and size - built.stat().st_size > 3000
     assert answer(built) == "4\n"  # else the loader clears what it has no page for, and dies of SIGBUS
+    *with_bytes, bare = ELFFile(io.BytesIO(built.read_bytes())).iter_segments("PT_LOAD")
+    assert bare["p_offset"] < max(s["p_offset"] + s["p_filesz"] for s in with_bytes), "no page of its own"
 
 
 def test_the_proof_finds_a_segment_without_bytes_whose_page_is_not_there(tmp_path: Path) -> None:
@@ -460,6 +462,38 @@ def test_the_proof_finds_a_segment_without_bytes_whose_page_is_not_there(tmp_pat
         new.write_bytes(data)
         with pytest.raises(Wrong, match="no page in the file to begin in"):
             proven(source, new, unread)
+
+
+def bss_of_large_pages(path: Path) -> Path:
+    """A small aarch64 library whose segment without bytes begins in a page of debug information alone."""
+    data = bytearray(library(path, section([cubin("sm_90")]), machine=AARCH64).read_bytes())
+    place = 0x8730
+    segment = (1, 6, place, (1 << 24) + place, (1 << 24) + place, 0, 5000, 0x10000)
+    struct.pack_into("<IIQQQQQQ", data, 64 + 2 * 56, *segment)  # instead of the stack's
+    comment = next(s for s in ELFFile(io.BytesIO(data)).iter_sections() if s.name == ".comment")
+    header = data.index(struct.pack("<QQ", comment["sh_offset"], comment["sh_size"]))
+    struct.pack_into("<QQ", data, header, len(data), 0x20000)
+    path.write_bytes(data.replace(b".comment", b".stabbed") + bytes(0x20000))
+    return path
+
+
+def test_a_segment_without_bytes_has_its_page_where_pages_are_smaller_than_they_may_be(
+    tmp_path: Path,
+) -> None:
+    built = bss_of_large_pages(tmp_path / "lib.so")
+    assert strip_file(built).changed
+    size = built.stat().st_size
+    (bare,) = (s for s in ELFFile(io.BytesIO(built.read_bytes())).iter_segments() if s["p_vaddr"] >= 1 << 24)
+    assert bare["p_offset"] // 0x1000 * 0x1000 < size < 0x10000
+
+
+def test_the_proof_finds_a_small_page_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = bss_of_large_pages(tmp_path / "lib.so")
+    monkeypatch.setattr(strip, "needed_end", lambda segments, page: 0)
+    with pytest.raises(Wrong, match="no page in the file to begin in"):
+        strip_file(built)
 
 
 def _flip(path: Path, offset: int) -> None:

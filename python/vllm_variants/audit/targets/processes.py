@@ -6,7 +6,6 @@ Whatever keeps the others from answering (they cannot be started, one was killed
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,17 +20,19 @@ from vllm_variants.audit.targets.found import Progress
 from vllm_variants.errors import ResourceError
 from vllm_variants.fatbin import workers
 from vllm_variants.fatbin.serving import path_as_text
+from vllm_variants.machine import memory
 
 _READER = "vllm_variants.audit.targets.reader"
 _MOST = 8
 """Processes: more would wait for the library that takes longest, which is a quarter of the work
 in vLLM's."""
-_WORTH = 1 << 27
-"""Bytes of libraries, beside the largest, that take about as long to read as a process takes to start."""
+_WORTH = 1 << 29
+"""Bytes of libraries, beside the one that takes longest, that take about as long to read as a process takes
+to start: 0.2 s."""
 _BATCH = 1 << 24
 """Bytes of libraries that are asked for together."""
-_BY_KERNELS = 8
-"""How much longer a library takes, byte for byte, whose kernels' names must be read: they are compressed."""
+_BY_KERNELS = 16
+"""How many bytes each counts for of a library whose kernels' names must be read: they are compressed."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def _by_others(
 ) -> Iterator[tuple[str, list[LibrarySummary]]]:
     """Libraries among the files with what they hold, as they are read; none where that is not faster."""
     libraries = [file for file in files if is_library(file.path)]
+    efforts = sorted(_effort(file, above) for file in libraries)
     batches = _batches(libraries, above)
-    jobs = min(len(os.sched_getaffinity(0)), _MOST, len(batches))
-    sizes = sorted(file.size for file in libraries)
-    if jobs < 2 or sum(sizes[:-1]) < _WORTH or not sys.executable:
+    jobs = min(memory.processors(), _MOST, len(batches))
+    if jobs < 2 or sum(efforts[:-1]) < _WORTH or not sys.executable:
         return
 
     def begun(index: int) -> None:
@@ -80,22 +81,23 @@ def _by_others(
             for index, answer in answers:
                 for file, packed in zip(batches[index], answer["files"], strict=True):
                     yield file.path, [LibrarySummary.from_json(*library) for library in packed]
-    except ResourceError:
+    except (ResourceError, OSError):
         return  # the caller reads what is left, one library after another
 
 
 def _batches(files: Sequence[File], above: str) -> list[list[File]]:
     """The files in groups that are worth a request each, those that take longest first."""
-
-    def effort(file: File) -> int:
-        return file.size * (_BY_KERNELS if features.by_kernels(above + file.name) else 1)
-
     batches: list[list[File]] = []
     room = 0
-    for file in sorted(files, key=effort, reverse=True):
+    for file in sorted(files, key=lambda file: _effort(file, above), reverse=True):
         if room <= 0:
             batches.append([])
             room = _BATCH
         batches[-1].append(file)
-        room -= effort(file)
+        room -= _effort(file, above)
     return batches
+
+
+def _effort(file: File, above: str) -> int:
+    """How many bytes of a library that is soon read take as long."""
+    return file.size * (_BY_KERNELS if features.by_kernels(above + file.name) else 1)
