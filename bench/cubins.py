@@ -5,14 +5,14 @@
                                         [--seconds N] [--at-once N] [--report FILE]
     python bench/cubins.py split FILE --parts N
 
-`export` plans every library of the published wheels (of each release, for each SM that it has code for;
-default: all; of x86_64 unless told), as `build --native` does, and writes each PTX text once, with all that
-decides its cubins. `compile` needs
-this package, lz4 and zstandard, no vLLM, no network: it is the product's own queue, largest first, as many
-at once as processors and memory allow, over the cache that `VLLM_VARIANTS_CUBINS` can name afterwards.
-What is in the cache is not compiled again; with `--seconds` it stops in time, and the next run goes on.
-The compiler is part of a cubin's key, so `compile` refuses a ptxas that is not the exporting machine's
-(`python -c 'from vllm_variants.builders.wheels import compilers; print(compilers.compiler("12.9").ptxas)'`).
+`export` plans every library of the published wheels (of each release, all of one CUDA, for each SM that it
+has code for; default: all; of x86_64 unless told), as `build --native` does, and writes each PTX text once,
+with all that decides its cubins. `compile` needs this package, lz4 and zstandard, no vLLM, no network: it is
+the product's own queue, largest first, as many at once as processors and memory allow, over the cache that
+`VLLM_VARIANTS_CUBINS` can name afterwards. What is in the cache is not compiled again; with `--seconds` it
+stops in time, and the next run goes on. The compiler is part of a cubin's key, so `compile` refuses a ptxas
+that is not the exporting machine's (`python -c 'from vllm_variants.builders.wheels import compilers;
+print(compilers.compiler("12.9").ptxas)'`).
 
 `split` makes FILE.1 to FILE.N of a file that is too large to carry, each whole by itself.
 
@@ -103,7 +103,9 @@ def export(given: argparse.Namespace) -> dict[str, Any]:
 
     rows = matrix.load()
     releases = [rows.release(name) for name in given.release or rows.releases]
-    compiler = compilers.compiler(releases[0].stack.cuda)
+    if len(toolkits := sorted({release.stack.cuda for release in releases})) > 1:
+        sys.exit(f"error: one file is for one compiler; name releases of one CUDA: {' or '.join(toolkits)}")
+    compiler = compilers.compiler(toolkits[0])
     jobs: dict[tuple[str, str, tuple[str, ...]], Text] = {}
     started = time.monotonic()
     packing = zstandard.ZstdCompressor(compression_params=_parameters(given.level))
