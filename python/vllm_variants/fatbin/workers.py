@@ -15,12 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import lz4
-import toml
-import zstandard
 
 from vllm_variants.errors import ResourceError
 from vllm_variants.system import interruption
@@ -28,6 +25,8 @@ from vllm_variants.system import interruption
 _GRACE = 5.0
 """Seconds that a worker has to clean up behind itself before it is killed."""
 _CHUNK = 1 << 16
+_IMPORTED = ("lz4", "toml", "zstandard")
+"""What workers import beside this package and the standard library."""
 
 
 def command(module: str) -> list[str]:
@@ -41,7 +40,8 @@ def command_of(code: str) -> list[str]:
     Each may be in a folder of its own, as Nix has them.
     """
     packages = [Path(__file__).resolve().parents[2]]
-    packages += [Path(module.__file__).parents[1] for module in (zstandard, lz4, toml) if module.__file__]
+    specs = (find_spec(name) for name in _IMPORTED)
+    packages += [Path(spec.origin).parents[1] for spec in specs if spec and spec.origin]
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     return [sys.executable, *flags, "-c", code, *map(str, dict.fromkeys(packages)), str(os.getpid())]
 
