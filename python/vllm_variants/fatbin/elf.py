@@ -189,7 +189,7 @@ def is_program(source: Source, elf: Elf) -> bool:
     return any(
         tag == _DT_FLAGS_1 and value & _DF_1_PIE
         for segment in elf.segments
-        if segment.type == PT_DYNAMIC
+        if segment.type == PT_DYNAMIC and segment.file_size  # an empty one may lie behind the file's end
         for tag, value in _DYNAMIC.iter_unpack(source.at(segment.offset, segment.file_size // 16 * 16))
     )
 

@@ -271,6 +271,15 @@ def test_a_segment_without_bytes_keeps_its_page_where_its_alignment_is_more_than
     assert bare["p_offset"] // 0x1000 * 0x1000 < path.stat().st_size
 
 
+def test_a_dynamic_segment_without_bytes_behind_the_files_end_is_no_matter(mixed: Path) -> None:
+    data = bytearray(mixed.read_bytes())
+    dynamic = (2, 6, len(data) + 0x5000, 1 << 24, 1 << 24, 0, 5000, 8)
+    struct.pack_into("<IIQQQQQQ", data, 64 + 2 * 56, *dynamic)  # instead of the stack's
+    mixed.write_bytes(data)
+    assert slim_file(mixed, HOPPER).saved["images"] > 0
+    assert not slim_file(mixed, HOPPER).changed
+
+
 PROGRAM = """
 asm(".section .nv_fatbin,\\"a\\"\\n .balign 4096\\n fat: .incbin \\"CODE\\"\\n .text");
 extern const unsigned char fat[];
