@@ -61,11 +61,14 @@ def _by_others(
     files: Sequence[File], above: str, progress: Progress
 ) -> Iterator[tuple[str, list[LibrarySummary]]]:
     """Libraries among the files with what they hold, as they are read; none where that is not faster."""
+    processors = memory.processors()
+    if processors < 2 or not sys.executable or sum(_effort(file, above) for file in files) < _WORTH:
+        return  # before a file is opened
     libraries = [file for file in files if is_library(file.path)]
     efforts = sorted(_effort(file, above) for file in libraries)
     batches = _batches(libraries, above)
-    jobs = min(memory.processors(), _MOST, len(batches))
-    if jobs < 2 or sum(efforts[:-1]) < _WORTH or not sys.executable:
+    jobs = min(processors, _MOST, len(batches))
+    if jobs < 2 or sum(efforts[:-1]) < _WORTH:
         return
 
     def begun(index: int) -> None:
