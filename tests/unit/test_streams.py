@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -137,6 +140,53 @@ def test_a_newline_in_a_name_does_not_break_the_sentence() -> None:
     told = shell("V build $'sm\\n91\\e[31m'")
     assert told.stderr.splitlines()[0] == r"error: there is no variant, capability or GPU 'sm\n91\x1b[31m'"
     assert readable("no\nsuch\x1b[31mfile\x85") == r"no\nsuch\x1b[31mfile\x85"
+
+
+def ends_when_stopped_at(step: int) -> tuple[object, bool]:
+    """What `main` ends in when Ctrl-C comes before its instruction of this number; was there one?"""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Callable[..., object] | None:
+        nonlocal steps
+        if signal.getsignal(signal.SIGINT) is cli._stop:
+            if steps == step:
+                sys.settrace(None)
+            steps += 1
+            if steps == step + 1:
+                cli._stop(signal.SIGINT, None)
+        frame.f_trace_opcodes = True
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code, steps > step
+    finally:
+        sys.settrace(before)
+    raise AssertionError("main returned")
+
+
+def test_ctrl_c_at_any_instruction_of_the_start_and_the_end_is_0_or_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("open_streams", "close_streams", "_run"):
+        monkeypatch.setattr(cli, name, lambda *_: 0)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[object] = []
+    try:
+        for step in itertools.count():
+            code, stopped = ends_when_stopped_at(step)
+            if not stopped:
+                break
+            ended.append(code)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(ended) > 50
+    assert set(ended) <= {0, 130}
 
 
 def test_ctrl_c_after_the_answer_ends_in_0_or_130() -> None:

@@ -118,6 +118,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
+def _when_stopped(do: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, do)
+
+
 def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
     """Ctrl-C that came while Python could not raise it, in a callback of its own, comes again shortly."""
     if issubclass(unraisable.exc_type, Interrupted):
@@ -132,16 +137,15 @@ def main() -> None:
     """Run the command line and exit with one of `errors.ExitCode`."""
     open_streams()
     sys.unraisablehook = _heard_again
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
     try:
+        _when_stopped(_stop)
         code = close_streams(_run())
+        _when_stopped(signal.SIG_IGN)  # inside: what came just before is an interruption like any other
     except (Interrupted, RuntimeError) as end:
+        _when_stopped(signal.SIG_IGN)
         stop = _interruption(end)
         err.print(f"interrupted: {str(stop) or 'nothing half-done was left behind'}", markup=False)
         code = ExitCode.INTERRUPTED
-    for signum in (signal.SIGINT, signal.SIGTERM):  # what is left to do is the interpreter's own end
-        signal.signal(signum, signal.SIG_IGN)
     sys.exit(code)
 
 
