@@ -52,6 +52,19 @@ def test_help_names_every_command_with_what_it_does(tmp_path: Path) -> None:
         assert len(line.split()) > 3
 
 
+@pytest.mark.parametrize(
+    "command", ["build", "audit", "verify", "export", "report", "pin", "lock", "advisories"]
+)
+def test_a_usage_line_names_its_argument_once(command: str) -> None:
+    usage = CliRunner().invoke(app, [command, "--help"]).stdout.splitlines()[0]
+    assert re.fullmatch(rf"Usage: .* {command} \[OPTIONS\] [\[{{][A-Za-z|]+[\]}}](\.\.\.)?", usage)
+
+
+def test_auto_is_offered_where_it_is_understood() -> None:
+    assert "auto" in CliRunner().invoke(app, ["build", "--help"]).stdout
+    assert "auto" not in CliRunner().invoke(app, ["export", "--help"]).stdout
+
+
 def parameters() -> Iterator[tuple[str, Any]]:
     """Every option and argument, with its command."""
     group: Any = typer.main.get_command(app)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @rules(requires("--service", "--refresh", hint="it says whom --refresh asks"))
 def advisories(
     releases: Annotated[
-        list[str] | None, typer.Argument(metavar="[RELEASE]...", help="All releases if absent.")
+        list[str] | None, typer.Argument(metavar="RELEASE", help="All releases if absent.")
     ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask OSV (osv.dev) first.")] = False,
     service: Annotated[

@@ -27,7 +27,7 @@ def audit(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             help="An environment, wheelhouse, requirements lock, image (OCI layout or archive), result, store"
             " path, wheel, folder or library. The active environment, or .venv, if absent.",
             show_default=False,

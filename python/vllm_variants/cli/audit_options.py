@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_variants.cli.options import Devices, DriverVersion, ReleaseName, path_option
+from vllm_variants.cli.options import AuditRelease, Devices, DriverVersion, path_option
 from vllm_variants.cli.rules import CommandLine, Rule, distinct_files, excludes, requires
 from vllm_variants.errors import UsageError
 
@@ -62,10 +62,15 @@ class JudgeOptions:
         bool, typer.Option("--all-sms", help="A matrix: every library and feature on every SM there is.")
     ] = False
     driver: DriverVersion = None
-    release: ReleaseName = None
+    release: AuditRelease = None
     fail_on: Annotated[
         list[FailOn] | None,
-        typer.Option("--fail-on", help="Exit with 5 for this too. Repeatable.", show_default=False),
+        typer.Option(
+            "--fail-on",
+            metavar="|".join(FailOn),
+            help="Exit with 5 for this too. Repeatable.",
+            show_default=False,
+        ),
     ] = None
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail unless there is code, and the verdict is `pass`.")

@@ -20,7 +20,7 @@ from vllm_variants.cli.build_options import (
     WheelOptions,
 )
 from vllm_variants.cli.command import with_groups
-from vllm_variants.cli.options import NEWEST, ReleaseName, VariantNames, path_option
+from vllm_variants.cli.options import NEWEST, BuildRelease, VariantNamesOrAuto, path_option
 from vllm_variants.cli.output import say
 from vllm_variants.cli.rules import rules
 from vllm_variants.errors import Error, UsageError
@@ -34,12 +34,12 @@ from vllm_variants.model.variants import Matrix, Release, Variant
 @rules(*RULES)
 @with_groups
 def build(
-    variants: VariantNames = None,
+    variants: VariantNamesOrAuto = None,
     all_variants: Annotated[bool, typer.Option("--all", help="Every variant of this host's system.")] = False,
     systems: Annotated[
         list[str] | None, typer.Option("--system", metavar="SYSTEM", help="With --all: of this system too.")
     ] = None,
-    release: ReleaseName = None,
+    release: BuildRelease = None,
     via: Annotated[
         Via, typer.Option(help="How: wheels installs published wheels; nix and flox compile from source.")
     ] = Via.WHEELS,

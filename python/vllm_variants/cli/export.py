@@ -71,7 +71,9 @@ def export(
     base: Annotated[
         str | None,
         typer.Option(
-            metavar="oci:DIR[:TAG]", help="Images: stand on this one, instead of on Debian packages."
+            metavar="BASE",
+            help="Images: what they stand on: debian:SUITE, debian:SUITE@MOMENT or oci:DIR[:TAG]; if absent,"
+            " packages of debian:trixie.",
         ),
     ] = None,
     push: Annotated[

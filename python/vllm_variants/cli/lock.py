@@ -26,7 +26,7 @@ def lock(
     releases: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RELEASE|tool]...",
+            metavar="RELEASE|tool",
             help="Locks of a release's wheels, or of this tool's own environment. All if absent.",
         ),
     ] = None,

@@ -62,25 +62,33 @@ _VARIANT = "sm90, 9.0, a full name or a GPU's name"
 
 VariantName = Annotated[
     str | None,
-    typer.Argument(metavar="[VARIANT]", help=f"{_VARIANT}.", show_default=False, autocompletion=_variants),
+    typer.Argument(metavar="VARIANT", help=f"{_VARIANT}.", show_default=False, autocompletion=_variants),
 ]
 VariantNames = Annotated[
     list[str] | None,
+    typer.Argument(metavar="VARIANT", help=f"{_VARIANT}.", autocompletion=_variants),
+]
+VariantNamesOrAuto = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="[VARIANT|auto]...",
+        metavar="VARIANT|auto",
         help=f"{_VARIANT}; auto: what this machine's GPUs need.",
         autocompletion=_variants,
     ),
 ]
-ReleaseName = Annotated[
+
+
+def _release(help: str) -> Any:
+    return typer.Option("--release", metavar="V", help=help, autocompletion=_releases)
+
+
+ReleaseName = Annotated[str | None, _release("The vLLM release; if absent, the default one.")]
+BuildRelease = Annotated[
     str | None,
-    typer.Option(
-        "--release",
-        metavar="V",
-        help="The vLLM release, of build also newest, the newest that fits; if absent, the default one, "
-        "of audit the one that is found.",
-        autocompletion=_releases,
-    ),
+    _release("The vLLM release, or newest: the newest that fits; if absent, the default one."),
+]
+AuditRelease = Annotated[
+    str | None, _release("The vLLM release to hold it to; if absent, the one that is found in it.")
 ]
 NEWEST = "newest"
 """What `build --release` takes besides a name: the newest that has what is asked for and runs here."""

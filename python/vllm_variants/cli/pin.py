@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @rules(exactly_one("REV", "--latest", hint="vllm-variants pin nixos-unstable"))
 def pin(
     revision: Annotated[
-        str | None, typer.Argument(metavar="[REV]", help="A commit, a tag or a branch of nixpkgs.")
+        str | None, typer.Argument(metavar="REV", help="A commit, a tag or a branch of nixpkgs.")
     ] = None,
     latest: Annotated[bool, typer.Option("--latest", help="The head of nixos-unstable.")] = False,
     release: ReleaseName = None,

@@ -27,7 +27,8 @@ def release(
     action: Annotated[Action, typer.Argument(metavar="ACTION", help="Make it a release of this checkout.")],
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A published vLLM: 0.34.0.")],
     python_version: Annotated[
-        str | None, typer.Option("--python-version", help="Its Python; the newest release's if absent.")
+        str | None,
+        typer.Option("--python-version", metavar="V", help="Its Python; the newest release's if absent."),
     ] = None,
     signatures: Annotated[
         bool,

@@ -50,7 +50,7 @@ def report(
     subjects: Annotated[
         list[str],
         typer.Argument(
-            metavar="WHAT...",
+            metavar="WHAT",
             help="A variant's result, any PATH to audit, or a file that `audit --json` or `build --json`"
             " printed. Two are compared.",
             show_default=False,
