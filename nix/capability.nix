@@ -1,6 +1,6 @@
 /**
   Compute capabilities: `"9.0"`, the SM that it names, and which CUDA and which torch wheel know
-  it. Pure. The Python side's twin is `python/vllm_variants/capability.py`.
+  it. Pure. The Python side's twin is `python/vllm_variants/model/capability.py`.
 */
 let
   inherit (builtins)

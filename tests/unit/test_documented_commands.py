@@ -1,4 +1,4 @@
-"""Commands that the documents name: each exists, with the options that it is given, and starts as written."""
+"""What the documents name: commands exist with the options that they are given, files and links too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,3 +82,41 @@ def test_documents_name_commands_and_scripts() -> None:
     """The patterns above find what there is: every command, and most scripts."""
     assert {words(line)[0] for _, line in named(OURS)} >= set(COMMANDS)
     assert len({words(line)[0] for _, line in named(SCRIPT)}) > 5
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as Markdown's readers make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.strip().lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_documents_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if "://" not in link:
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@functools.cache
+def tracked() -> frozenset[str]:
+    """Every file of the checkout, by its path and by every end of it."""
+    folders = [path for path in ROOT.iterdir() if path.name[0] != "." and not path.is_symlink()]
+    files = [path.relative_to(ROOT).parts for folder in folders for path in (folder, *folder.rglob("*"))]
+    return frozenset("/".join(parts[n:]) for parts in files for n in range(len(parts)))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_sources_that_a_document_names_exist(document: Path) -> None:
+    """Modules, and data with a folder before it; what is named in capitals stands for something else."""
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w-]+/)*[\w-]+\.py|(?:[\w-]+/)+[\w.-]+\.(?:toml|txt|nix|sh|json))`", text)
+    absent = {name for name in named if name == name.lower() and name not in tracked()}
+    assert absent <= OF_A_RESULT
+
+
+OF_A_RESULT = {"share/vllm-variants/manifest.json", "result/share/vllm-variants/manifest.json"}
+"""Files that documents name and no checkout has."""

@@ -27,7 +27,7 @@ _LZ4_RATIO = 255
 """An LZ4 block cannot grow more: each further byte of a length stands for at most 255 bytes."""
 ZSTD_DRIVER = 550
 """The first driver branch that reads zstd (CUDA 12.4). Source: NVIDIA's note for
-`rapids_cuda_enable_fatbin_compression`; docs/fatbin.md has more."""
+`rapids_cuda_enable_fatbin_compression`."""
 
 
 class Codec(StrEnum):

@@ -94,7 +94,7 @@ def _require_driver(result: Result, machine: Machine) -> None:
 def reservation(result: Result, machine: Machine) -> str | None:
     """What this machine's driver cannot do for the result, as a sentence; None where nothing is known.
 
-    A driver new enough to run the result may be too old to compile the PTX in it (`fatbin/ptx.py`).
+    A driver new enough to run the result may be too old to compile the PTX in it (`model/toolkits.py`).
     """
     sums = result.manifest.audited
     oldest = sums.get("jit_driver")
