@@ -245,7 +245,7 @@ def test_the_real_program_says_in_one_sentence_that_there_is_no_network(here: Fa
         [sys.executable, "-c", "import nix_prefetch_github"], check=False, capture_output=True
     )
     if real.returncode:
-        pytest.skip("nix-prefetch-github is not installed: pip install 'vllm-variants[pin]'")
+        pytest.skip("nix-prefetch-github is not installed: it is in locks/tool-test.txt")
     pinning = Pinning(here)
     for name in ("nix-prefetch-github", "nix"):
         (here.root / "github" / name).unlink()

@@ -142,7 +142,7 @@ def _program() -> Sequence[str]:
         return [sys.executable, "-m", "nix_prefetch_github"]
     raise MissingError(
         "there is no nix-prefetch-github, which finds the hash of a revision",
-        hint="pip install 'vllm-variants[pin]', or nix shell nixpkgs#nix-prefetch-github",
+        hint="run this as ./vllm-variants, which has it, or nix shell nixpkgs#nix-prefetch-github",
     )
 
 
