@@ -116,6 +116,15 @@ def test_what_vllm_does_not_offer_on_a_card_is_not_made_for_it(tmp_path: Path) -
     assert (later.state, later.counts.fit) == (State.UNSUPPORTED, Fit.JIT)
 
 
+def test_kernels_that_later_releases_gave_up_are_made_for_the_card_that_ran_them(tmp_path: Path) -> None:
+    """The catalogue's own `ok` is the newest release's; those of 0.13.0 run on Hopper."""
+    code = section([kernel("_ZN7cutlass24StructuredSparseCompressEv"), cubin("sm_90")])
+    tree = made(tmp_path, vllm__C=code)
+    assert CATALOGUE["scaled_mm.sparse_fp8"]["ok"] == []
+    assert features(tree, HOPPER)["sparse-fp8"].state is State.RUNS
+    assert features(tree, ADA)["sparse-fp8"].state is State.UNSUPPORTED
+
+
 def test_libraries_that_stand_for_each_other_count_by_the_best(tmp_path: Path) -> None:
     for name, code in {"118": cubin("sm_70"), "128": cubin("sm_90"), "130": kernel("_Z1kv")}.items():
         path = tmp_path / "bitsandbytes" / f"libbitsandbytes_cuda{name}.so"
