@@ -103,7 +103,7 @@ def test_an_empty_value_is_refused_by_every_command(command: str, words: list[st
     assert result.exception.message == f"{name} is empty"
 
 
-@pytest.mark.parametrize("option", ["--sm", "--release", "--json", "--dry-run"])
+@pytest.mark.parametrize("option", ["--sm", "--json", "--dry-run"])
 def test_an_option_means_the_same_everywhere(option: str) -> None:
     meanings = {
         (parameter.help, parameter.metavar, parameter.multiple)
@@ -111,6 +111,14 @@ def test_an_option_means_the_same_everywhere(option: str) -> None:
         if option in parameter.opts
     }
     assert len(meanings) == 1
+
+
+def test_release_is_explained_where_it_takes_or_means_more() -> None:
+    """`build` alone takes `newest`, and `audit` alone finds which release a path is of."""
+    helps = {command: each.help for command, each in parameters() if "--release" in each.opts}
+    own = {command: helps.pop(command) for command in ("build", "audit")}
+    assert set(helps.values()) == {"The vLLM release; if absent, the default one."}
+    assert "newest" in own["build"] and "found" in own["audit"]
 
 
 def test_list_marks_what_this_machine_needs(tmp_path: Path) -> None:
