@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from vllm_variants import documents
 from vllm_variants.errors import UnsupportedError
@@ -163,8 +164,15 @@ def detect(machine: Machine, matrix: Matrix, release: Release) -> Detection:
     return Detection(machine, release, gpus)
 
 
-def newest(machine: Machine, matrix: Matrix, variants: Mapping[str, Sequence[Variant]]) -> Release:
+def newest(
+    machine: Machine,
+    matrix: Matrix,
+    variants: Mapping[str, Sequence[Variant]],
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> Release:
     """The newest release that fits: `variants` has what was asked for, of each release that has it at all.
+
+    `refused` says of others, by name, why they have it not.
 
     A release fits when it has code for all of them, and this machine's driver and C library run those of
     its own system. Raises `UnsupportedError` with the reason of each release.
@@ -175,8 +183,8 @@ def newest(machine: Machine, matrix: Matrix, variants: Mapping[str, Sequence[Var
         obstacles = [_obstacle_to_build(row, machine, release) for row in rows or ()]
         if rows and not any(obstacles):
             return release
-        reason = next(filter(None, obstacles), f"release {release.name} has no such variant")
-        reasons.append(reason)
+        unknown = refused.get(release.name, f"release {release.name} has no such variant")
+        reasons.append(next(filter(None, obstacles), unknown))
     raise UnsupportedError("no release fits: " + "; ".join(reasons))
 
 
