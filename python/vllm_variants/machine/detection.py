@@ -12,7 +12,8 @@ from vllm_variants.machine import c_library
 from vllm_variants.machine.gpus import Gpu, Machine
 from vllm_variants.model import offers, toolkits
 from vllm_variants.model.capability import Capability, Fit, Kind, Target, fit
-from vllm_variants.model.variants import Matrix, Release, Variant
+from vllm_variants.model.platforms import host_system
+from vllm_variants.model.variants import BUILDERS, Matrix, Release, Variant
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,19 @@ def _detected(gpu: Gpu, machine: Machine, matrix: Matrix, release: Release) -> G
 
 def _release_fit(gpu: Gpu, machine: Machine, matrix: Matrix, release: Release) -> ReleaseFit:
     detected = _detected(gpu, machine, matrix, release)
+    if detected.chosen and (too_old := _obstacle_to_wheels(machine, release)):
+        return ReleaseFit(release, None, too_old)
     if chosen := detected.chosen:
         return ReleaseFit(release, chosen.variant, chosen.reason)
     near = detected.nearest
     reason = f"the nearest is {near.variant.short}, but {near.reason}" if near else "it has no variant"
     return ReleaseFit(release, None, reason)
+
+
+def _obstacle_to_wheels(machine: Machine, release: Release) -> str | None:
+    """Why a release that is made of wheels alone does not run here; what Nix makes brings a C library."""
+    alone = release.builders == BUILDERS[:1] and machine.system == host_system()
+    return c_library.problem(release) if alone else None
 
 
 def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Candidate:

@@ -73,6 +73,20 @@ def test_a_release_that_does_not_fit_says_why(monkeypatch: pytest.MonkeyPatch) -
     assert "built for exactly 9.0" in reasons[DEFAULT]
 
 
+def test_wheels_that_need_a_newer_c_library_serve_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr("vllm_variants.machine.detection.host_system", lambda: "aarch64-linux")
+    found = detect(machine("gb10", monkeypatch), MATRIX, MATRIX.default)
+    reason = found.gpus[0].releases[0].reason
+    assert reason == "the wheels of release 0.33.0 need glibc 2.34, this system has 2.31"
+    with pytest.raises(UnsupportedError) as failure:
+        found.require()
+    assert failure.value.hint is None, "no release that could not be built is advised"
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.30"))
+    serving = detect(machine("gb300", monkeypatch), MATRIX, MATRIX.default).gpus[0].releases[1]
+    assert serving.variant, "Nix compiles it, with a C library of its own"
+
+
 def test_a_variant_without_native_code_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     found = detect(machine("gb10", monkeypatch), MATRIX, MATRIX.releases[NEW])
     assert "58 same-major, 55 family, 83 as PTX only" in found.gpus[0].releases[0].reason
