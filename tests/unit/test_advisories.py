@@ -340,6 +340,14 @@ def test_build_refuses_what_is_vulnerable_or_was_not_asked(folder: Path) -> None
     assert command.note(release) is None
 
 
+def test_no_name_of_an_advisory_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["advisories", "0.13.0"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for advisory in advisories.of("0.13.0").known:
+        assert all(name in shown for name in advisory.names)
+
+
 def test_the_document_is_what_its_schema_says(capsys: pytest.CaptureFixture[str]) -> None:
     app(["advisories", "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)

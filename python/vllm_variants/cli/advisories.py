@@ -78,7 +78,9 @@ def _show(known: Advisories) -> None:
     if not known.known:
         return
     rows = table("advisory", "severity", "affects", "where", "source")
-    rows.columns[3].overflow = "fold"
+    rows.columns[0].no_wrap = True  # a name that is cut is no name
+    for column in rows.columns[3:]:
+        column.overflow = "fold"
     for each in known.known:
         ids = "\n".join((each.id, *each.aliases))
         versions = f"{each.introduced or '?'} to {each.fixed or '?'}"
