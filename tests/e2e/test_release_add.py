@@ -163,7 +163,7 @@ def test_a_release_whose_operators_cannot_be_called_is_not_added(adding: Adding)
     [
         (_no_aarch64, f"uv found no set of wheels for vLLM {NEW} on aarch64-linux"),
         (_broken_page, "nothing was added: `docs` failed: README.md: nothing generates 'nonsense'"),
-        (_broken_wheel, "uv found no set of wheels"),
+        (_broken_wheel, "a wheel that was downloaded is damaged"),
         (_unwritable, f"{NEW}.toml"),
     ],
 )

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import vllm_variants
 from vllm_variants import data
-from vllm_variants.cli import app
+from vllm_variants.cli import app, output
 from vllm_variants.cli.command import MAY_BE_EMPTY, name_of
 from vllm_variants.errors import Error, ExitCode, UsageError
 from vllm_variants.maintain import docs as generated
@@ -173,6 +173,17 @@ def test_results_of_an_empty_store_say_what_to_do(tmp_path: Path) -> None:
     completed = cli("list", "--results", cwd=tmp_path)
     assert completed.stdout == ""
     assert "vllm-variants build auto" in completed.stderr
+
+
+def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not as markup: a folder may be called [bold], and what [/a] closes was never opened."""
+    rows = output.table("linked from")
+    rows.add_row("/home/[bold]/a [/a]")
+    output.out.print(rows)
+    output.say("[bold]")
+    shown = capsys.readouterr()
+    assert "/home/[bold]/a [/a]" in shown.out
+    assert shown.err == "[bold]\n"
 
 
 def test_generated_text_is_what_the_matrix_says() -> None:

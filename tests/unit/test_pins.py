@@ -12,6 +12,7 @@ from vllm_variants.errors import InputError, ResourceError
 from vllm_variants.maintain import pins
 from vllm_variants.model import matrix
 from vllm_variants.nix.prefetch import Revision, Source, Versions
+from vllm_variants.system import together
 
 ROWS = matrix.load()
 NEW = "f" * 40
@@ -96,10 +97,10 @@ def test_all_files_change_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Path, "replace", fail_at_c)
     with pytest.raises(ResourceError, match="disk is full"):
-        pins.replace_all(dict.fromkeys(paths, "new"))
+        together.write(dict.fromkeys(paths, "new"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
     assert [p.read_text() for p in paths[:2]] == ["old", "old"]
     monkeypatch.undo()
-    pins.replace_all(dict.fromkeys(paths, "new"))
+    together.write(dict.fromkeys(paths, "new"))
     assert [p.read_text() for p in paths] == ["new"] * 3
     assert paths[0].stat().st_mode & 0o777 == 0o640

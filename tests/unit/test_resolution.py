@@ -33,7 +33,10 @@ def wheels(*files: str) -> Resolution:
         (("p-1-cp312-cp312-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",), "2.17"),
         # The older of two wheels for the same Python will do.
         (("p-1-cp312-cp312-manylinux_2_34_x86_64.whl", "p-1-cp312-cp312-manylinux_2_28_x86_64.whl"), "2.28"),
-        # Those of another Python and of another machine do not count.
+        # Those of another Python, of one without its lock, and of another machine do not count.
+        (("p-1-cp38-abi3-manylinux_2_34_x86_64.whl", "p-1-cp313-abi3-manylinux_2_28_x86_64.whl"), "2.34"),
+        (("p-1-cp312-cp312-manylinux_2_34_x86_64.whl", "p-1-cp312-cp312t-manylinux_2_28_x86_64.whl"), "2.34"),
+        (("p-1-cp310-cp310-manylinux_2_17_x86_64.whl", "p-1-py2.py3-none-manylinux_2_34_x86_64.whl"), "2.34"),
         (("p-1-cp312-cp312-manylinux_2_34_x86_64.whl", "p-1-cp313-cp313-manylinux_2_28_x86_64.whl"), "2.34"),
         (("p-1-cp38-abi3-manylinux_2_34_x86_64.whl", "p-1-cp38-abi3-manylinux_2_28_aarch64.whl"), "2.34"),
     ],
@@ -102,7 +105,7 @@ def test_what_is_no_resolution_is_refused(tmp_path: Path) -> None:
         resolution.read(file, X86)
 
 
-@pytest.mark.parametrize("name", ["0.0.1", "0.12.0", "99.0.0"])
+@pytest.mark.parametrize("name", ["0.0.1", "0.12.0", "0.13.1rc1", "0.33.0.post1", "99.0.0"])
 def test_the_table_of_a_release_is_read_back_as_it_and_the_others_stay(tmp_path: Path, name: str) -> None:
     rows = matrix.load()
     own = rows.newest_first[0].own_variants

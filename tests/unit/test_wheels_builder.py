@@ -16,6 +16,7 @@ import pytest
 import toy_index
 from toy_index import ToyIndex
 
+from vllm_variants.builders.wheels import installation
 from vllm_variants.builders.wheels.builder import Wheels
 from vllm_variants.errors import (
     AuditError,
@@ -33,6 +34,7 @@ from vllm_variants.model.requests import Request
 from vllm_variants.model.results import Result
 from vllm_variants.store import Store
 from vllm_variants.system import uv
+from vllm_variants.system.process import CompletedCommand
 
 MATRIX = matrix.load()
 HOST = host_system()
@@ -169,6 +171,16 @@ def test_a_wrong_hash_leaves_nothing(index: ToyIndex, links: Path) -> None:
     with pytest.raises(Error, match="wrong hash"):
         build(links)
     assert nothing_is_left(links)
+
+
+def test_a_damaged_wheel_is_no_index_out_of_reach() -> None:
+    words = """error: Failed to download `vllm==0.13.0`
+  cause: Failed to extract archive: vllm-0.13.0-cp38-abi3-manylinux_2_31_x86_64.whl
+  cause: Bad uncompressed size (got 000012ed, expected 00002338) for file: vllm/_C.abi3.so
+"""
+    with pytest.raises(Error, match="a wheel that was downloaded is damaged") as caught:
+        installation._check(CompletedCommand(2, words), "uv failed")
+    assert not isinstance(caught.value, ResourceError)
 
 
 def test_an_index_out_of_reach_leaves_nothing(

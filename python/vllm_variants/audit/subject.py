@@ -25,12 +25,13 @@ def report_on(
     libraries = tuple(judged(library, device) for library in found.libraries)
     expected, why_none = expectations_for(subject, libraries)
     machine = next((library.machine for library in libraries if library.machine), "x86_64")
-    variant = variant_for(rows, device, machine) if device else None
+    release = rows.releases.get(subject.release or "")
+    variant = variant_for(rows, device, machine, release) if device else None
     about = About(
         str(found.kind),
         driver,
         variant.short if variant else None,
-        subject.release if subject.release in rows.releases else None,
+        release.name if release else None,
         subject.manifest is not None,
     )
     return judge(_roots(subject, found), libraries, device, expected, about), why_none

@@ -14,8 +14,8 @@ from vllm_variants.cli.output import out, print_json, say, table
 from vllm_variants.cli.rules import requires, rules
 from vllm_variants.errors import InputError, ResourceError
 from vllm_variants.model import advisories as files
-from vllm_variants.model import matrix
-from vllm_variants.system import atomic, osv
+from vllm_variants.model import matrix, renewal
+from vllm_variants.system import http, osv, together
 
 if TYPE_CHECKING:
     from vllm_variants.model.advisories import Advisories
@@ -51,24 +51,26 @@ def advisories(
 
 def _refresh(releases: list[str], service: str) -> None:
     """Ask for every release, and only then write: all files or none."""
-    if not osv.query(service, "vllm", None):
+    old = [known_advisories.of(name) for name in releases]
+    every = osv.query(service, "vllm", None)
+    place = http.without_credentials(service)
+    if not every:
         raise ResourceError(
-            f"{service} has no advisory of any vLLM, so it is no copy of OSV's records; nothing was renewed",
+            f"{place} has no advisory of any vLLM, so it is no copy of OSV's records; nothing was renewed",
             hint="name another: --service URL",
         )
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
     try:
-        new = [
-            files.renewed(known_advisories.of(name), osv.query(service, "vllm", name), day)
-            for name in releases
-        ]
+        new = [renewal.renewed(known, osv.query(service, "vllm", known.release), day, every) for known in old]
     except InputError as error:
-        raise ResourceError(f"{service}: {error.message}", hint="name another: --service URL") from error
+        raise ResourceError(f"{place}: {error.message}", hint="name another: --service URL") from error
     folder = data.root() / "advisories" if data.checkout() else known_advisories.cache()
     folder.mkdir(parents=True, exist_ok=True)
+    together.write({folder / f"{each.release}.toml": files.text(each) for each in new})
     for each in new:
-        atomic.write(folder / f"{each.release}.toml", files.text(each))
         say(f"{folder / each.release}.toml: {each.sentence}")
+    if data.checkout():
+        say("the README lists them too: vllm-variants docs")
 
 
 def _show(known: Advisories) -> None:
@@ -76,7 +78,9 @@ def _show(known: Advisories) -> None:
     if not known.known:
         return
     rows = table("advisory", "severity", "affects", "where", "source")
-    rows.columns[3].overflow = "fold"
+    rows.columns[0].no_wrap = True  # a name that is cut is no name
+    for column in rows.columns[3:]:
+        column.overflow = "fold"
     for each in known.known:
         ids = "\n".join((each.id, *each.aliases))
         versions = f"{each.introduced or '?'} to {each.fixed or '?'}"

@@ -48,7 +48,7 @@ def narrow() -> Console:
     """Where tables go: never wider than `WIDTH`."""
     if out.is_terminal and out.width <= WIDTH:
         return out
-    return Console(width=WIDTH, highlight=False)
+    return Console(width=WIDTH, highlight=False, markup=False)
 
 
 def rows_of(first: str, *others: str) -> Table:

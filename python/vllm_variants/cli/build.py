@@ -63,7 +63,7 @@ def build(
 
     rows = matrix.load()
     if release == NEWEST:
-        chosen = _newest(variants or [], systems or [], rows)
+        chosen = _newest(variants or [], systems or [], rows, via)
         say(f"the newest release that fits is {chosen.name}")
     else:
         chosen = rows.release(release)
@@ -113,20 +113,23 @@ def _require_folder(links: Path) -> None:
     raise UsageError(f"{links} is a file, not a folder for the links", hint="name its folder: --links DIR")
 
 
-def _newest(names: Sequence[str], systems: Sequence[str], rows: Matrix) -> Release:
-    """The newest release that has all that was asked for, and that this machine can run."""
+def _newest(names: Sequence[str], systems: Sequence[str], rows: Matrix, via: Via) -> Release:
+    """The newest release that `via` makes, that has all that was asked for, and that this machine can run."""
     asked: dict[str, Sequence[Variant]] = {}
-    refusals = []
+    refusals: dict[str, Error] = {}
     for release in rows.newest_first:
         try:
+            release.require_builder(via)
             asked[release.name] = tuple(_named(names, rows, release, quiet=True)) or _all(
                 systems, rows, release
             )
         except Error as refusal:  # another release may have it
-            refusals.append(refusal)
-    if not asked:
-        raise refusals[0]
-    return detection.newest(gpus.machine(), rows, asked)
+            refusals[release.name] = refusal
+    reasons = {name: refusal.message for name, refusal in refusals.items()}
+    mistaken = any(isinstance(refusal, UsageError) for refusal in refusals.values())
+    if not asked and (mistaken or len({*reasons.values()}) == 1):
+        raise next(iter(refusals.values()))
+    return detection.newest(gpus.machine(), rows, asked, reasons)
 
 
 def _all(systems: Sequence[str], rows: Matrix, release: Release) -> tuple[Variant, ...]:

@@ -43,7 +43,7 @@ def doctor(
     for finding in _pinned(rows) if nixpkgs else _examined(rows, rows.release(release)):
         findings.append(finding)
         if not as_json:
-            out.print(_MARK[finding.state.value], end=" ")
+            out.print(_MARK[finding.state.value], end=" ", markup=True)
             out.print(f"{finding.about}: {finding.text}", markup=False)
             if finding.hint:
                 out.print(f"        hint: {finding.hint}", markup=False)

@@ -25,7 +25,7 @@ _NARROWEST = 80
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    console = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
     if console.width < _NARROWEST:
         console.width = _NARROWEST
     return console
@@ -128,7 +128,7 @@ def complain(error: Error) -> None:
     """Print an error as one sentence, and the command that helps."""
     if isinstance(error, OutputClosed):
         return
-    err.print("[red]error:[/red] ", end="")
+    err.print("[red]error:[/red] ", end="", markup=True)
     err.print(readable(error.message), markup=False)
     if error.hint:
         err.print(f"hint: {readable(error.hint)}", markup=False)

@@ -18,6 +18,7 @@ from vllm_variants.errors import Error
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import host_system
 from vllm_variants.model.variants import Release, Variant
+from vllm_variants.system import together
 
 if TYPE_CHECKING:
     from vllm_variants.maintain.pins import Pin
@@ -54,7 +55,7 @@ def pin(
     texts = pins.edited(root, rows, move)
     if texts and not dry_run:
         _evaluate(nix, root, texts, chosen, rows.for_system(system)[:1])
-        pins.replace_all(texts)
+        together.write(texts)
     _show(move, [str(path.relative_to(root)) for path in texts], dry_run, as_json)
 
 

@@ -86,7 +86,7 @@ def _show(rows: Table) -> None:
     for column in rows.columns:
         column.no_wrap = True
     rows.columns[-1].no_wrap, rows.columns[-1].overflow = False, "fold"
-    (out if out.is_terminal else Console(width=240, highlight=False)).print(rows)
+    (out if out.is_terminal else Console(width=240, highlight=False, markup=False)).print(rows)
 
 
 def _results(

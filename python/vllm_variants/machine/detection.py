@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from vllm_variants import documents
 from vllm_variants.errors import UnsupportedError
@@ -11,7 +12,8 @@ from vllm_variants.machine import c_library
 from vllm_variants.machine.gpus import Gpu, Machine
 from vllm_variants.model import offers, toolkits
 from vllm_variants.model.capability import Capability, Fit, Kind, Target, fit
-from vllm_variants.model.variants import Matrix, Release, Variant
+from vllm_variants.model.platforms import host_system
+from vllm_variants.model.variants import BUILDERS, Matrix, Release, Variant
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,15 @@ def detect(machine: Machine, matrix: Matrix, release: Release) -> Detection:
     return Detection(machine, release, gpus)
 
 
-def newest(machine: Machine, matrix: Matrix, variants: Mapping[str, Sequence[Variant]]) -> Release:
+def newest(
+    machine: Machine,
+    matrix: Matrix,
+    variants: Mapping[str, Sequence[Variant]],
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> Release:
     """The newest release that fits: `variants` has what was asked for, of each release that has it at all.
+
+    `refused` says of others, by name, why they have it not.
 
     A release fits when it has code for all of them, and this machine's driver and C library run those of
     its own system. Raises `UnsupportedError` with the reason of each release.
@@ -175,8 +184,8 @@ def newest(machine: Machine, matrix: Matrix, variants: Mapping[str, Sequence[Var
         obstacles = [_obstacle_to_build(row, machine, release) for row in rows or ()]
         if rows and not any(obstacles):
             return release
-        reason = next(filter(None, obstacles), f"release {release.name} has no such variant")
-        reasons.append(reason)
+        unknown = refused.get(release.name, f"release {release.name} has no such variant")
+        reasons.append(next(filter(None, obstacles), unknown))
     raise UnsupportedError("no release fits: " + "; ".join(reasons))
 
 
@@ -196,11 +205,19 @@ def _detected(gpu: Gpu, machine: Machine, matrix: Matrix, release: Release) -> G
 
 def _release_fit(gpu: Gpu, machine: Machine, matrix: Matrix, release: Release) -> ReleaseFit:
     detected = _detected(gpu, machine, matrix, release)
+    if detected.chosen and (too_old := _obstacle_to_wheels(machine, release)):
+        return ReleaseFit(release, None, too_old)
     if chosen := detected.chosen:
         return ReleaseFit(release, chosen.variant, chosen.reason)
     near = detected.nearest
     reason = f"the nearest is {near.variant.short}, but {near.reason}" if near else "it has no variant"
     return ReleaseFit(release, None, reason)
+
+
+def _obstacle_to_wheels(machine: Machine, release: Release) -> str | None:
+    """Why a release that is made of wheels alone does not run here; what Nix makes brings a C library."""
+    alone = release.builders == BUILDERS[:1] and machine.system == host_system()
+    return c_library.problem(release) if alone else None
 
 
 def judge(capability: Capability, variant: Variant, machine: Machine, release: Release) -> Candidate:

@@ -1,18 +1,19 @@
 """Add a release: everything that the checkout holds about a vLLM, made from its published wheels.
 
 All of it is made in a copy of the checkout, by the copy's own commands; the files that differ are then put
-into the checkout together, or none is (`pins.replace_all`).
+into the checkout together, or none is (`together.write`). What a person edits there meanwhile stays as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,15 @@ from vllm_variants.builders.wheels import installation, locks
 from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, InputError, UsageError
 from vllm_variants.machine import interpreters
-from vllm_variants.maintain import pins, resolution
+from vllm_variants.maintain import resolution
 from vllm_variants.maintain.resolution import Resolution
 from vllm_variants.model import matrix
 from vllm_variants.model.platforms import SYSTEMS, host_system
 from vllm_variants.model.variants import Matrix, Release, Stack
-from vllm_variants.system import process
+from vllm_variants.system import process, together
 from vllm_variants.verify import catalogue, signatures
 from vllm_variants.verify.signatures import CalledCheck, Look
-from vllm_variants.versions import numbers
+from vllm_variants.versions import numbers, order
 
 Say = Callable[[str], None]
 _LEFT_OUT = shutil.ignore_patterns(
@@ -72,31 +73,34 @@ def add(root: Path, name: str, options: Options, say: Say) -> Added:
     `UsageError` for a release that is there, and whatever `Error` a step ends with.
     """
     rows = matrix.read(root / "variants.toml")
-    _refuse(rows, name)
+    _refuse(rows, name, options)
     with _copied(root) as copy:
+        before = _contents(copy)
         release, resolutions = _declare(copy, rows, name, options, say)
-        _run(copy, "lock", name)
+        _run(say, copy, "lock", name)
         say(f"deriving what the libraries of vLLM {name} must hold …")
-        _derive(copy, release, resolutions)
+        _derive(copy, release, resolutions, say)
         called: tuple[CalledCheck, ...] | None = None
         looks: tuple[Look, ...] = ()
         if options.signatures:
             called, looks = _signatures(copy, rows, release, say)
-        _run(copy, "docs")
-        texts = _changes(root, copy)
+        _run(say, copy, "docs")
+        texts = _changes(root, copy, before)
         if not options.dry_run:
-            pins.replace_all(texts)
+            together.write(texts)
     files = tuple(str(path.relative_to(root)) for path in sorted(texts))
     return Added(release, files, {r.system: len(r.versions) for r in resolutions}, called, looks)
 
 
-def _refuse(rows: Matrix, name: str) -> None:
+def _refuse(rows: Matrix, name: str, options: Options) -> None:
     if name in rows.releases:
         raise UsageError(
             f"there is a release {name} already", hint=f"to renew its locks: vllm-variants lock {name}"
         )
     if not matrix.RELEASE.fullmatch(name):
         raise UsageError(f"{name!r} is not a version", hint="write it as 0.34.0")
+    if options.python is not None and not re.fullmatch(r"\d+\.\d+", options.python):
+        raise UsageError(f"{options.python!r} is no Python that wheels are made for", hint="write it as 3.12")
 
 
 @contextmanager
@@ -108,16 +112,19 @@ def _copied(root: Path) -> Iterator[Path]:
         yield copy
 
 
-def _run(copy: Path, *arguments: str | Path) -> str:
-    """Run a command of the copy; its stdout. Raises `Error` with the command's own words."""
+def _run(say: Say, copy: Path, *arguments: str | Path) -> str:
+    """Run a command of the copy; its stdout. Raises `Error` with its last words, and says the others."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "vllm_variants", *arguments]
     completed = process.capture(command, env=environment, folder=copy)
     if completed.status:
         words = completed.stderr.strip().splitlines() or ["it said nothing"]
-        own = [line.removeprefix("error: ") for line in words if line.startswith("error: ")]
-        sentence = (own or words)[-1]
-        raise Error(f"nothing was added: `{' '.join(map(str, arguments[:2]))}` failed: {sentence}")
+        hint = words.pop().removeprefix("hint: ") if words[-1].startswith("hint: ") and words[1:] else None
+        for line in words[:-1]:
+            say(line)
+        sentence = words[-1].removeprefix("error: ")
+        step = " ".join(map(str, arguments[:2]))
+        raise Error(f"nothing was added: `{step}` failed: {sentence}", hint=hint)
     return completed.stdout
 
 
@@ -129,6 +136,7 @@ def _declare(
     with tempfile.TemporaryDirectory(prefix=".resolving.", dir=copy) as aside:
         say(f"resolving vLLM {name} with Python {python} …")
         first = [resolution.resolve(name, system, python, None, Path(aside)) for system in SYSTEMS]
+        _require_name(name, first)
         torch, cuda = (resolution.same(first, what) for what in ("torch", "cuda"))
         held = _inputs(copy, name, cuda, torch, first)
         found = [resolution.resolve(name, system, python, held, Path(aside)) for system in SYSTEMS]
@@ -139,6 +147,16 @@ def _declare(
     path = copy / "variants.toml"
     path.write_text(with_table(path.read_text(encoding="utf-8"), rows, release), encoding="utf-8")
     return release, found
+
+
+def _require_name(name: str, resolutions: Sequence[Resolution]) -> None:
+    """Refuse a spelling of a version that is another on the index: 0.34 is its 0.34.0."""
+    for found in (each.versions.get("vllm") for each in resolutions):
+        if found != name:
+            raise UsageError(
+                f"the index has no vLLM {name} by that name, but {found}",
+                hint=f"vllm-variants release add {found}",
+            )
 
 
 def _inputs(copy: Path, name: str, cuda: str, torch: str, resolutions: Sequence[Resolution]) -> Path:
@@ -179,14 +197,14 @@ def with_table(text: str, rows: Matrix, release: Release) -> str:
     if not tables:
         raise InputError("variants.toml has no table of a release")
     for match in tables:
-        if match[1] != rows.default.name and numbers(match[1]) < numbers(release.name):
+        if match[1] != rows.default.name and order(match[1]) < order(release.name):
             return text[: match.start()] + table + text[match.start() :]
     after = re.search(r"\n\n|\Z", text[tables[-1].end() :])
     at = tables[-1].end() + (after.start() if after else 0)
     return text[:at].rstrip("\n") + "\n\n" + table.rstrip("\n") + "\n" + text[at:].removeprefix("\n")
 
 
-def _derive(copy: Path, release: Release, resolutions: Sequence[Resolution]) -> None:
+def _derive(copy: Path, release: Release, resolutions: Sequence[Resolution], say: Say) -> None:
     """Unpack vLLM's wheel of each system, and write what their libraries hold into `expectations/`."""
     with tempfile.TemporaryDirectory(prefix="vllm-variants-wheels-") as aside:
         folders = []
@@ -199,7 +217,7 @@ def _derive(copy: Path, release: Release, resolutions: Sequence[Resolution]) -> 
             command += ["--only-binary", ":all:", "--python-version", release.stack.python, "--target"]
             command += [folders[-1], "--python-platform", locks.wheel_platform(release, each.system), "-r"]
             installation.uv_run([*command, own], Path(sys.executable), [])
-        text = _run(copy, "audit", "--derive", *folders)
+        text = _run(say, copy, "audit", "--derive", *folders)
     (copy / "expectations" / f"{release.name}.toml").write_text(text, encoding="utf-8")
 
 
@@ -238,13 +256,27 @@ def _signatures(
     return tuple(called), tuple(signatures.to_look_at(release.name, checks, called, earlier, sms))
 
 
-def _changes(root: Path, copy: Path) -> dict[Path, str]:
-    """Every file of the copy that is new or other than the checkout's: its path there → its text."""
-    texts = {}
-    for path in sorted(path for path in copy.rglob("*") if path.is_file() and not path.is_symlink()):
-        there = root / path.relative_to(copy)
-        if "__pycache__" not in path.parts and (
-            not there.is_file() or there.read_bytes() != path.read_bytes()
-        ):
-            texts[there] = path.read_text(encoding="utf-8")
-    return texts
+def _contents(root: Path) -> dict[Path, bytes]:
+    """Every file below `root` that is no link: its path there → its digest."""
+    paths = (path for path in root.rglob("*") if "__pycache__" not in path.parts and not path.is_symlink())
+    return {path.relative_to(root): digest for path in paths if (digest := _digest(path))}
+
+
+def _digest(path: Path) -> bytes | None:
+    """The SHA-256 of a file; None: there is none."""
+    return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else None
+
+
+def _changes(root: Path, copy: Path, before: Mapping[Path, bytes]) -> dict[Path, str]:
+    """Every file of the copy that is new or other than `before`: its path in the checkout → its text.
+
+    Raises `Error` where the checkout's own file is not as it was then: somebody else changed it.
+    """
+    changed = [path for path, digest in sorted(_contents(copy).items()) if digest != before.get(path)]
+    for path in changed:
+        if _digest(root / path) != before.get(path):
+            raise Error(
+                f"nothing was added: {root / path} was changed while the release was made",
+                hint="run it again: what uv downloaded is kept",
+            )
+    return {root / path: (copy / path).read_text(encoding="utf-8") for path in changed}

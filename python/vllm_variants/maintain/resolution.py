@@ -5,11 +5,15 @@ The resolution is read from a pylock file (PEP 751), which names every wheel.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from packaging import tags
 
 from vllm_variants.builders.wheels import locks
 from vllm_variants.errors import Error, UnsupportedError
@@ -109,9 +113,8 @@ def _glibc(file: str, architecture: str, python: str) -> tuple[int, ...] | None:
 
     A wheel's name ends in its Python, ABI and platform tags (PEP 427).
     """
-    interpreter, abi, platforms = file.removesuffix(".whl").rsplit("-", 3)[1:]
-    own = f"cp{python.replace('.', '')}"
-    if not (own in interpreter.split(".") or abi in ("abi3", "none")):
+    interpreters, abis, platforms = file.removesuffix(".whl").rsplit("-", 3)[1:]
+    if _interpreters(python).isdisjoint(itertools.product(interpreters.split("."), abis.split("."))):
         return None
     found = []
     for tag in platforms.split("."):
@@ -121,6 +124,14 @@ def _glibc(file: str, architecture: str, python: str) -> tuple[int, ...] | None:
         elif tag == "any" or tag == f"linux_{architecture}":
             found.append((0,))
     return min(found) if found else None
+
+
+@functools.cache
+def _interpreters(python: str) -> frozenset[tuple[str, str]]:
+    """The Python and ABI tags that a CPython (`3.12`) takes: (cp312, cp312), (cp38, abi3), (py3, none), …"""
+    own, version = f"cp{python.replace('.', '')}", numbers(python)
+    taken = (*tags.cpython_tags(version, [own], ["any"]), *tags.compatible_tags(version, own, ["any"]))
+    return frozenset((tag.interpreter, tag.abi) for tag in taken)
 
 
 def same(resolutions: Iterable[Resolution], what: str) -> str:

@@ -7,7 +7,6 @@ complete: it is what public records said on the day that it bears.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vllm_variants.model import toml_file
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 REFRESH = "vllm-variants advisories --refresh"
+_MEND = f"correct it, or remove it and ask anew: {REFRESH}"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Advisories:
         if not self.known:
             return f"none in the records of {self.read}"
         worst = max(self.known, key=_rank)
-        severity = f" ({worst.severity})" if worst.severity else ""
-        return f"{len(self.known)} known on {self.read}, the worst {worst.id}{severity}"
+        rated = f", the worst {worst.id} ({worst.severity})" if worst.severity else ""
+        return f"{len(self.known)} known on {self.read}{rated}"
 
     def summary(self) -> dict[str, Any]:
         """As JSON, the ids alone."""
@@ -100,7 +100,7 @@ def of(release: str, *, renewed: Path | None = None) -> Advisories:
 
     Raises `InputError` where a file is broken.
     """
-    folders = [data.root() / "advisories", *([renewed] if renewed else [])]
+    folders = [*([renewed] if renewed else []), data.root() / "advisories"]  # the first of one day
     found = [read(folder / f"{release}.toml", release) for folder in folders]
     return max(found, key=lambda advisories: advisories.read or "")
 
@@ -112,10 +112,10 @@ def read(path: Path, release: str) -> Advisories:
     tables = toml_file.load(path)
     day = tables.get("read")
     if not isinstance(day, str) or not _DATE.fullmatch(day):
-        raise InputError(f"{path}: read is {day!r}, not a day such as 2026-11-24", hint=REFRESH)
+        raise InputError(f"{path}: read is {day!r}, not a day such as 2026-11-24", hint=_MEND)
     entries = tables.get("advisory", [])
     if not isinstance(entries, list):
-        raise InputError(f"{path}: advisory is no list of tables: write [[advisory]]", hint=REFRESH)
+        raise InputError(f"{path}: advisory is no list of tables: write [[advisory]]", hint=_MEND)
     return Advisories(release, day, tuple(_advisory(entry, path) for entry in entries))
 
 
@@ -126,9 +126,9 @@ def _advisory(table: Any, path: Path) -> Advisory:
     if not isinstance(aliases, list) or not all(
         isinstance(text, str) for text in (*aliases, *texts.values())
     ):
-        raise InputError(f"{path}: an advisory is broken: {str(table)[:80]}", hint=REFRESH)
+        raise InputError(f"{path}: an advisory is broken: {str(table)[:80]}", hint=_MEND)
     if not texts["id"]:
-        raise InputError(f"{path}: an advisory has no id", hint=REFRESH)
+        raise InputError(f"{path}: an advisory has no id", hint=_MEND)
     return Advisory(aliases=tuple(aliases), **texts)
 
 
@@ -140,57 +140,3 @@ def text(advisories: Advisories) -> str:
     )
     tables = {"read": advisories.read, "advisory": [each.as_dict() for each in advisories.known]}
     return head + toml_file.dumps(tables)
-
-
-def renewed(old: Advisories, records: Sequence[Mapping[str, Any]], day: str) -> Advisories:
-    """What is known once OSV gave these records (schema: ossf.github.io/osv-schema) on `day`.
-
-    An old entry that OSV has under any of its names keeps the condition that a person wrote; one that OSV
-    does not have stays, since not every advisory has a record there. Raises `InputError` for what is no
-    record.
-    """
-    try:
-        fresh = [_from_osv(record) for record in records if not record.get("withdrawn")]
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"OSV's answer is not understood: {error!r}") from error
-    known: list[Advisory] = []
-    for advisory in fresh:
-        if any(advisory.names & other.names for other in known):
-            continue  # GHSA and PYSEC records of one vulnerability
-        mine = next((entry for entry in old.known if entry.names & advisory.names), None)
-        known.append(_kept(advisory, mine) if mine else advisory)
-    known += [entry for entry in old.known if not any(entry.names & other.names for other in known)]
-    return Advisories(old.release, day, tuple(known))
-
-
-def _kept(fresh: Advisory, mine: Advisory) -> Advisory:
-    """OSV's advisory with what a person wrote about it: its id, its condition, its score."""
-    return Advisory(
-        mine.id, tuple(sorted((fresh.names | mine.names) - {mine.id})), mine.severity or fresh.severity,
-        fresh.introduced or mine.introduced, fresh.fixed or mine.fixed, mine.condition or fresh.condition,
-        fresh.source,
-    )  # fmt: skip
-
-
-def _from_osv(record: Mapping[str, Any]) -> Advisory:
-    events = [
-        event
-        for affected in record.get("affected", [])
-        if str(affected.get("package", {}).get("name", "")).lower() == "vllm"
-        for ranges in affected.get("ranges", [])
-        if ranges.get("type") == "ECOSYSTEM"
-        for event in ranges.get("events", [])
-    ]
-    sides = {
-        side: [str(event[side]) for event in events if side in event] for side in ("introduced", "fixed")
-    }
-    severity = str(record.get("database_specific", {}).get("severity", ""))
-    return Advisory(
-        str(record["id"]),
-        tuple(map(str, record.get("aliases", []))),
-        severity,
-        sides["introduced"][0] if sides["introduced"] else "",
-        sides["fixed"][-1] if sides["fixed"] else "",
-        " ".join(str(record.get("summary") or record.get("details", "")).split())[:200],
-        "osv.dev",
-    )

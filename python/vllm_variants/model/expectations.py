@@ -103,9 +103,13 @@ def read(
 
 def _library(table: Mapping[str, Any]) -> ExpectedLibrary:
     containers = int(table["containers"])
-    by_sm = {
-        sm: ExpectedContainers(containers, {Fit(name): int(count) for name, count in row.items()})
-        for sm, row in table.items()
-        if sm.startswith("sm")
-    }
+    by_sm = {sm: _row(containers, sm, row) for sm, row in table.items() if sm.startswith("sm")}
     return ExpectedLibrary(containers, by_sm)
+
+
+def _row(containers: int, sm: str, row: Mapping[str, Any]) -> ExpectedContainers:
+    expected = ExpectedContainers(containers, {Fit(name): int(count) for name, count in row.items()})
+    counts = expected.by_fit.values()
+    if Fit.NONE in expected.by_fit or any(count < 0 for count in counts) or expected.usable > containers:
+        raise ValueError(f"{sm} counts more than those of {containers} containers that run there")
+    return expected

@@ -19,7 +19,7 @@ from vllm_variants.model.variants import BUILDERS, Matrix, Related, Release, Sta
 
 T = TypeVar("T")
 _SHORT = re.compile(r"sm\d{2,3}(-arm64)?")
-RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9.]+)?")
+RELEASE = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?")
 """A version; it names files, so nothing else may stand in it."""
 _RELEASE_KEYS = (
     "nixpkgs",

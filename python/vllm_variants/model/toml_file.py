@@ -5,6 +5,7 @@ Scripts that run inside a result have the standard library alone, and use `tomll
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,4 +52,17 @@ def parse(text: str, path: Path) -> dict[str, Any]:
 
 def dumps(tables: Mapping[str, Any]) -> str:
     """The text of a TOML document with these tables."""
-    return toml.dumps(tables)
+    return toml.dumps(tables, encoder=_Encoder())
+
+
+class _Encoder(toml.TomlEncoder):  # type: ignore[type-arg]  # generic in its stubs alone
+    """toml 0.10 writes some backslashes, quotes and control characters so that other text is read back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dump_funcs[str] = _quoted
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML: JSON's, and the one control character more that has to be escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from vllm_variants.errors import UnsupportedError, UsageError
 from vllm_variants.model.capability import Capability
 from vllm_variants.model.platforms import host_system
-from vllm_variants.versions import numbers
+from vllm_variants.versions import order
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Matrix:
     @property
     def newest_first(self) -> tuple[Release, ...]:
         """The releases, by version."""
-        return tuple(sorted(self.releases.values(), key=lambda r: numbers(r.name), reverse=True))
+        return tuple(sorted(self.releases.values(), key=lambda r: order(r.name), reverse=True))
 
     @property
     def packaged(self) -> Mapping[str, Release]:

@@ -1,4 +1,4 @@
-"""Files on a package index, read in pieces: pages whole, wheels by ranges of bytes.
+"""Files on a package index, read in pieces: pages whole, wheels by ranges; and questions to a service.
 
 The machine's proxy variables and certificates count, as `urllib` has them. Credentials in a URL are sent as
 basic authentication, and appear in no message.
@@ -33,15 +33,40 @@ def page(url: str, accept: str) -> tuple[bytes, str, str]:
             raise Unreachable(str(error)) from error
 
 
-def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    parts = urlsplit(url)
+def post(url: str, question: bytes, kind: str, largest: int) -> bytes:
+    """The answer, of `largest` bytes at most, to a question of this content type; raise `Unreachable`."""
+    with _opened(url, {"Content-Type": kind}, question) as response:
+        place = without_credentials(response.geturl())
+        if place != without_credentials(url):  # urllib does not ask the question there
+            raise Unreachable(f"the server sends on to {place}")
+        try:
+            answer = response.read(largest + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(str(error)) from error
+    if len(answer) > largest:
+        raise Unreachable(f"the answer has more than {largest} bytes")
+    return answer
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown: without a person's name and password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL: `http://[`
+        return url.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _opened(url: str, headers: dict[str, str], question: bytes | None = None) -> http.client.HTTPResponse:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Unreachable(str(error)) from error
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers = {**headers, "Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-        host = parts.hostname or ""
-        place = f"{host}:{parts.port}" if parts.port else host
-        url = urlunsplit((parts.scheme, place, parts.path, parts.query, ""))
-    request = urllib.request.Request(url, headers=headers)
+        url = without_credentials(urlunsplit(parts._replace(fragment="")))
+    request = urllib.request.Request(url, question, headers)
     try:
         return cast("http.client.HTTPResponse", urllib.request.urlopen(request, timeout=_TIMEOUT))
     except urllib.error.HTTPError as error:

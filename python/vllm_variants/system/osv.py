@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 from vllm_variants.errors import ResourceError, UsageError
+from vllm_variants.system import http
 
 SERVICE = "https://api.osv.dev"
-_SECONDS = 30.0
 _LARGEST = 64 << 20  # bytes of an answer
 _PAGES = 100
+_HINT = "name a mirror: --service URL"
 
 
 def query(service: str, package: str, version: str | None) -> list[dict[str, Any]]:
@@ -31,22 +32,18 @@ def query(service: str, package: str, version: str | None) -> list[dict[str, Any
         if not answer.get("next_page_token"):
             return records
         body["page_token"] = answer["next_page_token"]
-    raise ResourceError(f"{service} has no end of pages")
+    raise ResourceError(f"{http.without_credentials(service)} has no end of pages", hint=_HINT)
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    import urllib.error
-    import urllib.request
-
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    place = http.without_credentials(url)
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-            answer = json.loads(response.read(_LARGEST))
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        raise ResourceError(f"{url} was not asked: {error}", hint="name a mirror: --service URL") from error
+        answer = json.loads(http.post(url, json.dumps(body).encode(), "application/json", _LARGEST))
+    except http.Unreachable as error:
+        raise ResourceError(f"{place} gave no answer: {error}", hint=_HINT) from error
+    except (ValueError, RecursionError) as error:
+        raise ResourceError(f"{place} does not answer as OSV does: {error}", hint=_HINT) from error
     vulns = answer.get("vulns", []) if isinstance(answer, dict) else None
     if not isinstance(vulns, list) or not all(isinstance(record, dict) for record in vulns):
-        raise ResourceError(f"{url} does not answer as OSV does", hint="name a mirror: --service URL")
+        raise ResourceError(f"{place} does not answer as OSV does", hint=_HINT)
     return dict(answer)

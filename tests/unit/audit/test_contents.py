@@ -98,8 +98,9 @@ def test_a_release_says_how_its_code_fits_a_related_card() -> None:
         assert sum(facts.values()) == 2 * facts["containers"]
 
 
-def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
-    document = toml.loads('[x86_64-linux."vllm/_C.abi3.so"]\ncontainers = 4\nsm90 = [2, 1]\n')
+@pytest.mark.parametrize("row", ["[2, 1]", "{ none = 4 }", "{ native = 5 }", "{ native = -1, jit = 2 }"])
+def test_a_table_of_another_form_is_refused(row: str) -> None:
+    document = toml.loads(f'[x86_64-linux."vllm/_C.abi3.so"]\ncontainers = 4\nsm90 = {row}\n')
     with pytest.raises(InputError, match="not understood"):
         expected.read(document, "1.0.0", "x86_64-linux")
 

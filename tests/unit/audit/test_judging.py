@@ -16,6 +16,7 @@ from vllm_variants.audit.features import known, of_library, package_of
 from vllm_variants.audit.judging import JudgedFeature, State, judge_features
 from vllm_variants.audit.library import judged
 from vllm_variants.audit.report import About, AuditReport
+from vllm_variants.audit.sms import every_device
 from vllm_variants.audit.subject import report_on
 from vllm_variants.audit.targets import identify
 from vllm_variants.fatbin.codecs import ZSTD_DRIVER
@@ -52,6 +53,24 @@ def features(root: Path, device: Capability, driver: str | None = None) -> dict[
 def report(root: Path, device: Capability, driver: str | None = None) -> AuditReport:
     (subject,) = audited_paths([root], device, None)
     return report_on(subject, identify.read(root, fresh=True), driver, matrix.load())[0]
+
+
+@pytest.mark.parametrize(
+    ("release", "variant"), [("0.33.0", "sm103 --release 0.33.0"), ("0.13.0", "sm100 --release 0.13.0")]
+)
+def test_the_build_that_is_advised_is_one_of_the_release_that_was_found(
+    tmp_path: Path, release: str, variant: str
+) -> None:
+    """A B300 is 10.3: 0.33.0 has a variant of its own for it, and 0.13.0 one that serves it."""
+    tree = made(tmp_path, vllm__moe_C=section([kernel("_Z1kv")]))
+    (subject,) = audited_paths([tree], Capability(10, 3), release)
+    found, _ = report_on(subject, identify.read(tree, fresh=True), None, matrix.load())
+    assert f"vllm-variants build {variant} --native" in [advice.command for advice in found.advice]
+
+
+def test_every_device_of_the_matrix_is_looked_at() -> None:
+    devices = {str(device) for device in every_device(matrix.load())}
+    assert {"9.0", "10.3", "12.1"} <= devices
 
 
 # ── which feature ──

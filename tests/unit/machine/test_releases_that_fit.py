@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from vllm_variants.builders.wheels.builder import Wheels
+from vllm_variants.cli.build import _newest
+from vllm_variants.cli.build_options import Via
 from vllm_variants.errors import UnsupportedError
 from vllm_variants.machine import c_library, gpus
 from vllm_variants.machine.detection import detect, newest
@@ -71,6 +73,20 @@ def test_a_release_that_does_not_fit_says_why(monkeypatch: pytest.MonkeyPatch) -
     assert "built for exactly 9.0" in reasons[DEFAULT]
 
 
+def test_wheels_that_need_a_newer_c_library_serve_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr("vllm_variants.machine.detection.host_system", lambda: "aarch64-linux")
+    found = detect(machine("gb10", monkeypatch), MATRIX, MATRIX.default)
+    reason = found.gpus[0].releases[0].reason
+    assert reason == "the wheels of release 0.33.0 need glibc 2.34, this system has 2.31"
+    with pytest.raises(UnsupportedError) as failure:
+        found.require()
+    assert failure.value.hint is None, "no release that could not be built is advised"
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.30"))
+    serving = detect(machine("gb300", monkeypatch), MATRIX, MATRIX.default).gpus[0].releases[1]
+    assert serving.variant, "Nix compiles it, with a C library of its own"
+
+
 def test_a_variant_without_native_code_says_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     found = detect(machine("gb10", monkeypatch), MATRIX, MATRIX.releases[NEW])
     assert "58 same-major, 55 family, 83 as PTX only" in found.gpus[0].releases[0].reason
@@ -106,6 +122,41 @@ def test_where_no_release_fits_each_says_why(monkeypatch: pytest.MonkeyPatch) ->
     text = str(failure.value)
     assert "release 0.33.0 (CUDA 13.0) needs driver 580 or later" in text
     assert "release 0.13.0 has no such variant; release 0.11.2 has no such variant" in text
+
+
+def test_newest_is_one_that_the_builder_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("h100", monkeypatch)
+    assert _newest(["sm90"], [], MATRIX, Via.WHEELS).name == NEW
+    assert _newest(["sm90"], [], MATRIX, Via.NIX).name == DEFAULT
+    with pytest.raises(UnsupportedError, match=r"release 0\.33\.0 cannot be built with nix"):
+        _newest(["sm103"], [], MATRIX, Via.NIX)
+
+
+def test_where_every_release_refuses_a_card_for_its_driver_each_says_which_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine("old-driver", monkeypatch)
+    with pytest.raises(UnsupportedError) as failure:
+        _newest(["auto"], [], MATRIX, Via.WHEELS)
+    assert "release 0.33.0 (CUDA 13.0) needs driver 580" in str(failure.value)
+    assert "release 0.13.0 (CUDA 12.9) needs driver 560" in str(failure.value)
+    machine("no-driver", monkeypatch)
+    with pytest.raises(UnsupportedError, match=r"^no NVIDIA driver is installed [^;]*$"):
+        _newest(["auto"], [], MATRIX, Via.WHEELS)
+
+
+def test_where_no_release_fits_a_card_the_driver_is_not_called_a_missing_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.28"))
+    here = machine("h100", monkeypatch, "570.10")
+    monkeypatch.setattr(gpus, "machine", lambda: here)
+    with pytest.raises(UnsupportedError) as failure:
+        _newest(["auto"], [], MATRIX, Via.WHEELS)
+    text = str(failure.value)
+    assert "release 0.33.0 (CUDA 13.0) needs driver 580 or later and this host has 570.10" in text
+    assert "the wheels of release 0.13.0 need glibc 2.31, this system has 2.28" in text
+    assert "no such variant" not in text
 
 
 @pytest.mark.parametrize(

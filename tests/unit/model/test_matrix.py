@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,20 @@ def test_releases_say_which_nixpkgs_packages_them() -> None:
     assert MATRIX.default.name == "0.13.0"
     assert MATRIX.releases["0.13.0"].nixpkgs == "ed142ab1b3a092c4d149245d0c4126a5d7ea00b0"
     assert MATRIX.releases["0.11.2"].nixpkgs == "1306659b587dc277866c7b69eb97e5f07864d8c4"
+
+
+def test_the_newest_release_is_first_whatever_its_name_ends_in() -> None:
+    names = ["0.33.1+cu130", "0.33.1", "0.33.1rc1", "0.33.0.post1", "0.33.0", "0.9.0"]
+    releases = {name: replace(MATRIX.default, name=name) for name in reversed(names)}
+    rows = replace(MATRIX, releases=releases)
+    assert [release.name for release in rows.newest_first] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("0.34.0rc1+cu13.1", True), ("0.34.0+", False), ("0.34.0+a..b", False)]
+)
+def test_a_release_is_named_by_a_version(name: str, right: bool) -> None:
+    assert bool(matrix.RELEASE.fullmatch(name)) == right
 
 
 @given(st.sampled_from(list(MATRIX.variants.values())), st.sampled_from(list(MATRIX.releases.values())))

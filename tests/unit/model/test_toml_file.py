@@ -42,6 +42,12 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
         toml_file.load(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["a\\x64", "a\\\\x", 'three """ quotes', "\x00\x1b[31m\x7f", "é\u2028"])
+def test_a_text_is_written_as_what_is_read_back(text: str) -> None:
+    written = toml_file.dumps({"a": text, "list": [{"b": text}]})
+    assert toml_file.parse(written, Path()) == {"a": text, "list": [{"b": text}]}
+
+
 def test_nothing_else_in_the_package_parses_toml() -> None:
     """Besides what runs inside a result, where there is the standard library only."""
     bare = {"checks", "verify"}

@@ -29,6 +29,12 @@ _REASONS: tuple[tuple[tuple[str, ...], type[Error], str, str], ...] = (
         "clear it with `uv cache clean PACKAGE` and build again; if it stays, the index serves another file",
     ),
     (
+        ("Bad uncompressed size", "Bad compressed size", "Bad CRC"),
+        Error,
+        "a wheel that was downloaded is damaged: nothing was installed",
+        "build again; if it stays, the index serves a broken file",
+    ),
+    (
         ("network was disabled", "network connectivity is disabled"),
         ResourceError,
         "uv may not use the network, and its cache does not have every wheel of the lock",
