@@ -110,6 +110,20 @@ def test_a_pin_moves_every_file_together_and_no_other_character(here: Farm) -> N
     assert list(pinning.root.rglob(".*.vllm-variants-new")) == []
 
 
+def test_what_a_person_edits_meanwhile_stays(here: Farm) -> None:
+    pinning = Pinning(here)
+    nix = here.root / "github" / "nix"
+    edit = f"open({str(pinning.root / 'README.md')!r}, 'a').write('mine')"
+    nix.write_text(nix.read_text().replace("else:\n", f"else:\n    {edit}\n"))
+    before = pinning.texts()
+    run = pinning.run_command("pin", NEW)
+    assert run.status == 1
+    assert f"nothing was changed: somebody edited {pinning.root}" in run.err
+    after = pinning.texts()
+    assert after.pop("README.md").startswith(before.pop("README.md") + "mine")
+    assert after == before
+
+
 def test_what_was_pinned_builds(here: Farm) -> None:
     pinning = Pinning(here)
     assert pinning.run_command("pin", NEW).status == 0

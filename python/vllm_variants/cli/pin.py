@@ -55,6 +55,11 @@ def pin(
     texts = pins.edited(root, rows, move)
     if texts and not dry_run:
         _evaluate(nix, root, texts, chosen, rows.for_system(system)[:1])
+        if pins.edited(root, rows, move) != texts:
+            raise Error(
+                f"nothing was changed: somebody edited {root} while the new nixpkgs was tried",
+                hint="run it again",
+            )
         together.write(texts)
     _show(move, [str(path.relative_to(root)) for path in texts], dry_run, as_json)
 
