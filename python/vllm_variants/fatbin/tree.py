@@ -62,6 +62,11 @@ class SlimReport:
         return {rule: sums[rule] for rule in ("images", "native", "compress", "symbols")}
 
     @property
+    def shared_images(self) -> int:
+        """How many images another result had stored already."""
+        return sum(file.shared_images for file in self.files)
+
+    @property
     def changed(self) -> list[FileReport]:
         """The files that were rewritten."""
         return [file for file in self.files if file.changed]
