@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import shlex
 import signal
@@ -72,6 +73,19 @@ def test_a_file_opened_later_never_becomes_the_closed_stdout(tmp_path: Path) -> 
     shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {tmp_path / 'file'} >&- 2>&-")
 
     assert int((tmp_path / "file").read_text()) > 2
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_name_that_is_no_text_is_a_name_in_every_locale(errors: str, tmp_path: Path) -> None:
+    """Python's stdout is strict in most locales, and not in the C locale."""
+    name = os.fsdecode(b"odd\xff.so")
+    (tmp_path / name).write_bytes(b"\x7fELF")  # cut off, so it is named
+
+    told = shell(f"V audit {tmp_path} --json", PYTHONIOENCODING=f"utf-8:{errors}")
+    assert [library["path"] for library in json.loads(told.stdout)["libraries"]] == [name]
+    told = shell(f"V audit {tmp_path} | LC_ALL=C tr '\\377' '?'", PYTHONIOENCODING=f"utf-8:{errors}")
+    assert "odd?.so" in told.stdout and told.returncode == ExitCode.AUDIT
+    assert "error: text" not in told.stderr
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20", "79"])
