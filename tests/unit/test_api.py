@@ -242,6 +242,7 @@ def test_any_builder_can_build(here: Path) -> None:
     [
         (lambda: vllm_variants.slim("libkernels.so", "sm90"), vllm_variants.UsageError, "say where"),
         (lambda: vllm_variants.slim("libkernels.so", [], to="x"), vllm_variants.UsageError, "no device"),
+        (lambda: vllm_variants.slim("x", "sm90", in_place=True, jobs=-1), vllm_variants.UsageError, "-1 pro"),
         (lambda: vllm_variants.slim("libkernels.so", "sm91", to="x"), vllm_variants.UsageError, "no variant"),
         (lambda: vllm_variants.slim("nowhere", "sm90", to="x"), vllm_variants.MissingError, "does not exist"),
         (lambda: vllm_variants.slim(__file__, "sm90", to="x"), vllm_variants.InputError, "no ELF64 library"),
