@@ -24,6 +24,8 @@ from vllm_variants.fatbin import tree as slim_module
 from vllm_variants.fatbin import workers
 from vllm_variants.fatbin.copy import slimmed_copy
 from vllm_variants.fatbin.proof import Wrong
+from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.slim_path import slim_path
 from vllm_variants.fatbin.tree import SlimReport, Stopped, slim_tree
 from vllm_variants.system import atomic
 
@@ -246,6 +248,19 @@ def test_peoples_files_are_theirs_whatever_they_are_called(tree: Path) -> None:
 
     assert [path.read_text() for path in theirs] == ["mine"] * 3
     assert (tree / ".copy.slimming").is_dir()
+
+
+@pytest.mark.parametrize("what", ["the tree", "a library"])
+def test_a_dry_run_leaves_what_a_killed_run_left(what: str, tree: Path) -> None:
+    left = tree / "lib" / ".libtwo.so.0123456789ab.vllm-variants-new"
+    left.write_bytes(b"half of it")
+    path = tree if what == "the tree" else tree / "lib" / "libtwo.so"
+
+    slim_path(path, HOPPER, Rules(), dry_run=True)
+    assert left.read_bytes() == b"half of it"
+
+    slim_path(path, HOPPER, Rules())
+    assert not left.exists()
 
 
 def test_what_another_run_is_writing_is_neither_touched_nor_slimmed(tree: Path) -> None:
@@ -479,10 +494,18 @@ def test_nothing_outlives_a_first_process_that_is_killed(tree: Path) -> None:
     assert contents(tree) == before
 
 
-def test_a_stop_says_how_many_libraries_are_done(tree: Path) -> None:
-    def stop(done: int, total: int, path: str) -> None:
-        raise Interrupted
+def stop(done: int, total: int, path: str) -> None:
+    """Ctrl-C when the first library is done."""
+    raise Interrupted
 
+
+def test_a_stopped_dry_run_tells_of_no_slimming(tree: Path) -> None:
+    with pytest.raises(Interrupted) as caught:
+        slim_tree(tree, HOPPER, jobs=1, progress=stop, dry_run=True)
+    assert type(caught.value) is Interrupted
+
+
+def test_a_stop_says_how_many_libraries_are_done(tree: Path) -> None:
     with pytest.raises(Stopped) as caught:
         slim_tree(tree, HOPPER, jobs=1, progress=stop)
 
