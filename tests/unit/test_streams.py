@@ -203,6 +203,39 @@ def test_ctrl_c_at_any_instruction_of_the_start_and_the_end_is_0_or_130(
     assert set(ended) <= {0, 130}
 
 
+def test_a_signal_right_behind_another_is_the_same_wish(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C and a supervisor's SIGTERM: the second comes when the first is being answered."""
+    when_stopped = cli._when_stopped
+
+    def strike(number: signal.Signals) -> None:
+        os.kill(os.getpid(), number)
+        list(range(9))
+
+    def struck(do: Callable[[int, FrameType | None], None]) -> None:
+        strike(signal.SIGTERM)
+        when_stopped(do)
+
+    def run() -> int:
+        monkeypatch.setattr(cli, "_when_stopped", struck)
+        strike(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli, "open_streams", lambda: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert end.value.code == ExitCode.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: nothing half-done was left behind\n"
+
+
 def test_ctrl_c_after_the_answer_ends_in_0_or_130() -> None:
     ended = set()
     for wait in range(16):

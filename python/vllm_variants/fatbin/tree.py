@@ -30,7 +30,7 @@ from vllm_variants.fatbin.serving import path_as_text
 from vllm_variants.fatbin.source import open_regular
 from vllm_variants.fatbin.worker import slimmed
 from vllm_variants.model.capability import Capability
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, interruption
 
 Progress = Callable[[int, int, str], None]
 """Called after each library: bytes done, bytes in all, the library's path in the tree."""
@@ -348,7 +348,8 @@ def _slimmed(
             for index, answer in answers:
                 yield work[index], _report(answer)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with interruption.held():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(answer: dict[str, Any]) -> FileReport:

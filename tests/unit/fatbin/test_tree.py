@@ -552,6 +552,34 @@ def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - started < 10
 
 
+def test_impatience_leaves_no_worker() -> None:
+    """Ctrl-C, and again while the workers clean up behind themselves."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    program = """
+import signal
+def end(*signalled):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(0.3)
+    os._exit(1)
+signal.signal(signal.SIGTERM, end)
+print(f'{{"n": {os.getpid()}}}', flush=True)
+time.sleep(60)
+"""
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(Interrupted), closing(answers(program)) as ready:
+            pids = [answer["n"] for _, answer in (next(ready),)]
+            raise Interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(str(pid)), 0)
+
+
 def test_no_more_processes_is_a_sentence() -> None:
     with pytest.raises(ResourceError, match="another process cannot be started: No such file"):
         list(workers.answers(["/nowhere/python"], [{}, {}], 2))
