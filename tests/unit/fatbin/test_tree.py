@@ -438,6 +438,18 @@ main()
 """
 
 
+def test_a_worker_without_memory_is_a_sentence(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(tree)
+    program = WAITING.replace("lambda *given: time.sleep(60)", "lambda *given: bytes(1 << 60)")
+    worker = workers.command_of(program)
+    monkeypatch.setattr(workers, "command", lambda module: worker)
+
+    with pytest.raises(ResourceError, match="memory ran out"):
+        slim_tree(tree, HOPPER, jobs=2)
+
+    assert contents(tree) == before
+
+
 def first_process(tree: Path, *words: str) -> subprocess.Popen[str]:
     """`vllm-variants slim` in a process of its own, its workers in the middle of a proof."""
     running = subprocess.Popen(
