@@ -27,7 +27,7 @@ from vllm_variants.fatbin.proof import Wrong
 from vllm_variants.fatbin.rules import Rules
 from vllm_variants.fatbin.slim_path import slim_path
 from vllm_variants.fatbin.tree import SlimReport, Stopped, slim_tree
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, new_folder
 
 Inodes = dict[tuple[int, int], tuple[int, list[str]]]
 HOPPER = capabilities("9.0")
@@ -218,6 +218,20 @@ def test_a_slimmed_copy_leaves_the_source_alone(tree: Path, tmp_path: Path, link
     assert len(copied["lib/libtwo.so"]) < len(before["lib/libtwo.so"])
     assert ((tmp_path / "copy" / "text").stat().st_ino == (tree / "text").stat().st_ino) == link
     assert (tmp_path / "copy" / "lib" / "libone.so").is_symlink()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_copy_has_nothing_of_what_another_run_is_writing(tree: Path, tmp_path: Path, link: bool) -> None:
+    with (
+        atomic.new_file(tree / "lib" / "libtwo.so") as new,
+        new_folder.aside(tree / "lib" / "other") as folder,
+    ):
+        os.write(new.descriptor, b"half of it")
+        (folder / "half.so").write_bytes(b"half of it")
+
+        slimmed_copy(tree, tmp_path / "copy", slim, link=link)
+
+    assert contents(tmp_path / "copy").keys() == contents(tree).keys()
 
 
 def test_a_copy_that_fails_leaves_nothing(tree: Path, tmp_path: Path) -> None:
