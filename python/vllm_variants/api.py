@@ -273,7 +273,7 @@ def slim(
 
 
 def _devices(sm: Sequence[Device], any_device: bool, rows: Matrix) -> list[Capability]:
-    devices = [_device(word, rows) for word in sm]
+    devices = list(dict.fromkeys(_device(word, rows) for word in sm))
     if not devices:
         raise UsageError("no device to slim for", hint='name one: sm="sm90"')
     for device in devices:

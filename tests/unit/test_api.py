@@ -274,7 +274,8 @@ def test_a_directory_is_slimmed_in_place_or_copied(here: Path) -> None:
     )
     assert sorted(heard) == ["a.so", "b.so"]
     assert copied.saved > 0
-    changed = vllm_variants.slim("tree", vllm_variants.Capability(9, 0), in_place=True, jobs=1)
+    changed = vllm_variants.slim("tree", ["9.0", vllm_variants.Capability(9, 0)], in_place=True, jobs=1)
+    assert changed.devices == (vllm_variants.Capability(9, 0),)
     assert (changed.before, changed.after) == (copied.before, copied.after)
     assert (here / "tree" / "a.so").read_bytes() == (here / "new" / "a.so").read_bytes()
 
