@@ -724,6 +724,20 @@ def test_a_sparse_file_is_copied_as_one(tree: Path, tmp_path: Path) -> None:
         assert file.read() == b"end"
 
 
+def test_a_sparse_library_is_slimmed_to_a_sparse_one(tmp_path: Path) -> None:
+    hollow, full = (
+        tmp_path / "hollow.so",
+        library(tmp_path / "full.so", FATBIN, more={".big": bytes(1 << 26)}),
+    )
+    with full.open("rb") as content, hollow.open("wb") as file:
+        while block := content.read(1 << 16):
+            file.write(block) if any(block) else file.seek(len(block), os.SEEK_CUR)
+    assert hollow.read_bytes() == full.read_bytes()
+    slim_tree(tmp_path, HOPPER, jobs=1)
+    assert hollow.read_bytes() == full.read_bytes()
+    assert hollow.stat().st_blocks * 512 < 1 << 20 < hollow.stat().st_size
+
+
 def test_what_is_still_written_to_stays_marked_as_a_leftover(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
