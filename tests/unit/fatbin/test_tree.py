@@ -325,9 +325,9 @@ def test_a_library_that_is_removed_meanwhile_is_named_and_the_rest_is_slimmed(
 ) -> None:
     listed = slim_module._without_leftovers
 
-    def then_removed(inodes: Inodes) -> Inodes:
+    def then_removed(inodes: Inodes, *, remove: bool) -> Inodes:
         (tree / "lib" / "libtwo.so").unlink()
-        return listed(inodes)
+        return listed(inodes, remove=remove)
 
     monkeypatch.setattr(slim_module, "_without_leftovers", then_removed)
     monkeypatch.setattr(slim_module, "_is_readable_elf", lambda name, unreadable: name.find(".so") > 0)
