@@ -239,8 +239,8 @@ def slim(
     PTX a container, for later GPUs; `resources`: also empty what cannot run in sections that mix code and
     tables; `native`, `compress` and `keep_symbols` are those of `build`, for the driver and the CUDA of
     `release`. `link`: files of a copied directory that stay the same are hard links; `jobs` processes work on
-    a directory, one a core if None. `progress` hears of bytes done, bytes in all and the library's name after
-    each library of a directory, `say` of what `native` compiles.
+    a directory, one a core if None or 0. `progress` hears of bytes done, bytes in all and the library's name
+    after each library of a directory, `say` of what `native` compiles.
 
     Raises `UsageError` for a device that no variant is for, unless `any_device`, `InputError` for a library
     that cannot be slimmed, `ResourceError` without room. Of a directory, what could not be read or written
@@ -252,6 +252,8 @@ def slim(
         raise UsageError(
             "say where the slimmed files go", hint="give one of to=PATH, in_place=True, dry_run=True"
         )
+    if jobs is not None and jobs < 0:
+        raise UsageError(f"{jobs} processes slim nothing", hint="jobs=None is one a core")
     rows = load_matrix()
     devices = _devices([sm] if isinstance(sm, str | Capability) else sm, any_device, rows)
     chosen = _release(release, rows)
@@ -271,7 +273,7 @@ def slim(
 
 
 def _devices(sm: Sequence[Device], any_device: bool, rows: Matrix) -> list[Capability]:
-    devices = [_device(word, rows) for word in sm]
+    devices = list(dict.fromkeys(_device(word, rows) for word in sm))
     if not devices:
         raise UsageError("no device to slim for", hint='name one: sm="sm90"')
     for device in devices:

@@ -118,6 +118,7 @@ def manifest(slimmed: dict[str, Any], native: bool, release: str) -> dict[str, A
                 "ratio": slimmed["ratio"],
                 "saved": slimmed["saved"],
                 "libraries": 2,
+                "shared": 0,
                 "rules": rules,
                 "undo": {"images": "--no-slim", "compress": "--compress none", "symbols": "--keep-symbols"},
                 **({"native": compiled} if native else {}),

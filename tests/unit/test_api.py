@@ -242,6 +242,7 @@ def test_any_builder_can_build(here: Path) -> None:
     [
         (lambda: vllm_variants.slim("libkernels.so", "sm90"), vllm_variants.UsageError, "say where"),
         (lambda: vllm_variants.slim("libkernels.so", [], to="x"), vllm_variants.UsageError, "no device"),
+        (lambda: vllm_variants.slim("x", "sm90", in_place=True, jobs=-1), vllm_variants.UsageError, "-1 pro"),
         (lambda: vllm_variants.slim("libkernels.so", "sm91", to="x"), vllm_variants.UsageError, "no variant"),
         (lambda: vllm_variants.slim("nowhere", "sm90", to="x"), vllm_variants.MissingError, "does not exist"),
         (lambda: vllm_variants.slim(__file__, "sm90", to="x"), vllm_variants.InputError, "no ELF64 library"),
@@ -273,7 +274,8 @@ def test_a_directory_is_slimmed_in_place_or_copied(here: Path) -> None:
     )
     assert sorted(heard) == ["a.so", "b.so"]
     assert copied.saved > 0
-    changed = vllm_variants.slim("tree", vllm_variants.Capability(9, 0), in_place=True, jobs=1)
+    changed = vllm_variants.slim("tree", ["9.0", vllm_variants.Capability(9, 0)], in_place=True, jobs=1)
+    assert changed.devices == (vllm_variants.Capability(9, 0),)
     assert (changed.before, changed.after) == (copied.before, copied.after)
     assert (here / "tree" / "a.so").read_bytes() == (here / "new" / "a.so").read_bytes()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import shlex
 import signal
@@ -72,6 +73,19 @@ def test_a_file_opened_later_never_becomes_the_closed_stdout(tmp_path: Path) -> 
     shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {tmp_path / 'file'} >&- 2>&-")
 
     assert int((tmp_path / "file").read_text()) > 2
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_name_that_is_no_text_is_a_name_in_every_locale(errors: str, tmp_path: Path) -> None:
+    """Python's stdout is strict in most locales, and not in the C locale."""
+    name = os.fsdecode(b"odd\xff.so")
+    (tmp_path / name).write_bytes(b"\x7fELF")  # cut off, so it is named
+
+    told = shell(f"V audit {tmp_path} --json", PYTHONIOENCODING=f"utf-8:{errors}")
+    assert [library["path"] for library in json.loads(told.stdout)["libraries"]] == [name]
+    told = shell(f"V audit {tmp_path} | LC_ALL=C tr '\\377' '?'", PYTHONIOENCODING=f"utf-8:{errors}")
+    assert "odd?.so" in told.stdout and told.returncode == ExitCode.AUDIT
+    assert "error: text" not in told.stderr
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "20", "79"])
@@ -187,6 +201,39 @@ def test_ctrl_c_at_any_instruction_of_the_start_and_the_end_is_0_or_130(
             signal.signal(number, handler)
     assert len(ended) > 50
     assert set(ended) <= {0, 130}
+
+
+def test_a_signal_right_behind_another_is_the_same_wish(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C and a supervisor's SIGTERM: the second comes when the first is being answered."""
+    when_stopped = cli._when_stopped
+
+    def strike(number: signal.Signals) -> None:
+        os.kill(os.getpid(), number)
+        list(range(9))
+
+    def struck(do: Callable[[int, FrameType | None], None]) -> None:
+        strike(signal.SIGTERM)
+        when_stopped(do)
+
+    def run() -> int:
+        monkeypatch.setattr(cli, "_when_stopped", struck)
+        strike(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli, "open_streams", lambda: None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert end.value.code == ExitCode.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: nothing half-done was left behind\n"
 
 
 def test_ctrl_c_after_the_answer_ends_in_0_or_130() -> None:

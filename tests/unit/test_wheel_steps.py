@@ -149,19 +149,19 @@ def test_a_second_variant_takes_the_first_ones_images_and_is_the_same_with_and_w
 
     monkeypatch.setattr(device_code, "slim_tree", noted)
 
-    def libraries(sm: str, folder: Path) -> tuple[Path, bytes]:
+    def built(sm: str, folder: Path) -> Result:
         folder.mkdir()
         variant = MATRIX.parse(sm, system=HOST).variant
-        result = Wheels(Store.default()).build(Request(variant, MATRIX.default, folder), lambda line: None)
-        return result.path, (site(result) / "torch" / "lib" / "libtorch_cuda.so").read_bytes()
+        return Wheels(Store.default()).build(Request(variant, MATRIX.default, folder), lambda line: None)
 
-    first, _ = libraries("8.0", tmp_path / "one")
-    _, second = libraries("8.6", tmp_path / "two")
+    first, second = built("8.0", tmp_path / "one"), built("8.6", tmp_path / "two")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another store"))
-    _, alone = libraries("8.6", tmp_path / "three")
+    alone = built("8.6", tmp_path / "three")
 
-    assert asked == [[], [first], []]
-    assert second == alone
+    assert asked == [[], [first.path], []]
+    libraries = [site(result) / "torch" / "lib" / "libtorch_cuda.so" for result in (second, alone)]
+    assert libraries[0].read_bytes() == libraries[1].read_bytes()
+    assert [steps(result)["slim"]["shared"] for result in (first, second, alone)] == [0, 2, 0]
 
 
 @pytest.mark.parametrize("damaged", ["bytecode", "source"])

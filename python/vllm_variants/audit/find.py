@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vllm_variants.errors import Error, InputError, MissingError
 from vllm_variants.fatbin.source import Malformed, Source, WheelMember, opened
-from vllm_variants.system import process
+from vllm_variants.system import atomic, process
 
 try:
     from lzma import LZMAError
@@ -144,7 +144,8 @@ def regular_files(
 ) -> list[tuple[str, os.stat_result]]:
     """The first name of every inode below `folder` that may hold device code, sorted, and its status.
 
-    `skipped` are names of folders directly in it.
+    `skipped` are names of folders directly in it. What a slimming is writing, or left when it was killed, is
+    passed over.
     """
 
     def refused(error: OSError) -> None:
@@ -155,7 +156,7 @@ def regular_files(
         if parent == folder:
             below[:] = [name for name in below if name not in skipped]
         for name in names:
-            if name.endswith(TEXT):
+            if name.endswith(TEXT) or atomic.is_leftover_name(name):
                 continue
             path = os.path.join(parent, name)  # noqa: PTH118 - 100,000 of them
             try:

@@ -7,10 +7,12 @@ cleaned up behind itself.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from types import FrameType
@@ -114,8 +116,18 @@ def __getattr__(name: str) -> typer.Typer:
     return whole
 
 
+_ONE_WISH = 1.0
+"""Seconds in which further signals are the same wish: Ctrl-C hit twice, a terminal's and a supervisor's."""
+_heard_at = -math.inf
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted
+    """Raise `Interrupted`, once: what comes right behind would end the cleaning up."""
+    global _heard_at
+    now = time.monotonic()
+    if now - _heard_at > _ONE_WISH:
+        _heard_at = now
+        raise Interrupted
 
 
 def _when_stopped(do: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
@@ -125,7 +137,9 @@ def _when_stopped(do: Callable[[int, FrameType | None], None] | signal.Handlers)
 
 def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
     """Ctrl-C that came while Python could not raise it, in a callback of its own, comes again shortly."""
+    global _heard_at
     if issubclass(unraisable.exc_type, Interrupted):
+        _heard_at = -math.inf
         again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True
         again.start()
@@ -135,8 +149,9 @@ def _heard_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 def main() -> None:
     """Run the command line and exit with one of `errors.ExitCode`."""
+    global _heard_at
     open_streams()
-    sys.unraisablehook = _heard_again
+    sys.unraisablehook, _heard_at = _heard_again, -math.inf
     try:
         _when_stopped(_stop)
         code = close_streams(_run())

@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TextIO
@@ -31,13 +32,19 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 out = _console(stderr=False)
 err = _console(stderr=True)
 
 
 def print_json(document: Mapping[str, object]) -> None:
-    """Write one JSON document, named in its `schema` (see `documents`), and nothing else to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    """Write one JSON document, named in its `schema` (see `documents`), and nothing else to stdout.
+
+    A byte of a path that is no text becomes an escaped surrogate (PEP 383): `os.fsencode` gives it back.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    sys.stdout.write(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
 
 
 class _Facts(io.TextIOWrapper):
@@ -98,12 +105,16 @@ def open_streams() -> None:
 
 
 def _opened(kind: type[io.TextIOWrapper], number: int, former: TextIO | None) -> io.TextIOWrapper:
-    """A stream that writes letters as Python's own did; that was told by locale and PYTHONIOENCODING."""
+    """A stream that writes letters as Python's own did; that was told by locale and PYTHONIOENCODING.
+
+    But a path that is no text is written byte for byte, as Python does in the C locale alone.
+    """
     file = os.fdopen(number, "wb", closefd=False)
     if former is None:
         return kind(file, "utf-8", "backslashreplace")
     former.flush()
-    return kind(file, former.encoding, former.errors, line_buffering=bool(former.line_buffering))
+    errors = "surrogateescape" if former.errors == "strict" else former.errors
+    return kind(file, former.encoding, errors, line_buffering=bool(former.line_buffering))
 
 
 def close_streams(code: int) -> int:

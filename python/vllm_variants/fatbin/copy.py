@@ -51,7 +51,8 @@ def slimmed_copy(
 def _linked_tree(root: Path, to: Path) -> list[tuple[Path, Path]]:
     """Link everything in `root` into the folder `to`; the folders made in it, with their sources.
 
-    They are writable to us until the caller gives them their own modes.
+    They are writable to us until the caller gives them their own modes. What other runs have aside, or left
+    there when they were killed, is no part of `root`.
     """
     made: list[tuple[Path, Path]] = []
     copies: dict[tuple[int, int], Path] = {}
@@ -59,6 +60,8 @@ def _linked_tree(root: Path, to: Path) -> list[tuple[Path, Path]]:
     while left:
         source, folder = left.pop()
         for entry in _entries(source):
+            if atomic.is_leftover_name(entry.name):
+                continue
             target = folder / entry.name
             if entry.is_dir(follow_symlinks=False):
                 target.mkdir(0o700)

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 from vllm_variants.fatbin import elf as elfs
-from vllm_variants.fatbin.new_image import NewImage
 from vllm_variants.fatbin.planning import FilePlan, plan_file
 from vllm_variants.fatbin.proof import Wrong, verify
 from vllm_variants.fatbin.rewrite import Images, containers_in, device_sections, pieces
@@ -32,6 +31,7 @@ class FileReport:
 
     `saved` has the bytes that each rule took: `images`, `native`, `compress`, `symbols`; what compiled
     code takes more than its PTX did is negative. `sections` are the names of those that went.
+    `shared_images` counts those of the `compressed_images` that another result had stored already.
     `failed`: something outside the library stood in the way, so that another run may succeed.
     `unserved` has the devices for which nothing in the file runs, not even PTX; it says nothing where
     there is no `device_code`.
@@ -45,6 +45,7 @@ class FileReport:
     dropped_images: int = 0
     compressed_images: int = 0
     compiled_images: int = 0
+    shared_images: int = 0
     sections: tuple[str, ...] = ()
     saved: Mapping[str, int] = field(default_factory=dict)
     kept: str = ""
@@ -104,7 +105,7 @@ def slim_file(
                 if plan.worthwhile and not dry_run:
                     _write(source, plan, target, elsewhere=bool(to), durable=durable)
             except Wrong:
-                if not known.taken:
+                if not any(image.shared for image in plan.new_images):
                     raise
                 return planned(())  # a copy was damaged: nothing is taken from any
             return plan
@@ -130,12 +131,12 @@ def _fill(source: OpenFile, plan: FilePlan, descriptor: int) -> None:
 def _report(path: Path, before: int, plan: FilePlan) -> FileReport:
     if not plan.worthwhile:
         return FileReport(str(path), before, before, kept=plan.why or "nothing to drop")
-    new = [image for change in plan.changes for image in change.images if isinstance(image, NewImage)]
+    new = plan.new_images
     compiled = sum(image.compiled for image in new)
     return FileReport(
         str(path), before, plan.layout.size, len(plan.changes), sum(1 for c in plan.changes if c.stub),
         sum(len(c.container.images) - max(len(c.images), 1 if c.stub else 0) for c in plan.changes),
-        len(new) - compiled, compiled, plan.sections, plan.saved,
+        len(new) - compiled, compiled, sum(image.shared for image in new), plan.sections, plan.saved,
     )  # fmt: skip
 
 

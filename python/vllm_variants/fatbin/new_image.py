@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_variants.fatbin import codecs
 from vllm_variants.fatbin.codecs import Codec, Encoded, Encoding
@@ -21,13 +21,14 @@ class NewImage:
     """An image to be written: `image` describes it (its offset is 0), `data` is header and payload.
 
     `stands_for` is the image of the source whose place it takes: the same code stored in another
-    way, or the PTX that it was compiled from.
+    way, or the PTX that it was compiled from. `shared`: the payload is one that another file had already.
     """
 
     image: Image
     header: bytes
     payload: bytes
     stands_for: Image
+    shared: bool = False
 
     @property
     def size(self) -> int:
@@ -72,10 +73,12 @@ def recompressed(
     """
     if not image.known or image.compression == "zstd":
         return image
-    stored = known(image) or codecs.smallest(codecs.raw_payload(source, image), allowed)
+    shared = known(image)
+    stored = shared or codecs.smallest(codecs.raw_payload(source, image), allowed)
     if len(stored.padded) >= image.payload_size:
         return image
-    return with_payload(source.at(image.offset, image.header_size), stored, image)
+    made = with_payload(source.at(image.offset, image.header_size), stored, image)
+    return replace(made, shared=shared is not None)
 
 
 def header_without_storage(header: bytes) -> bytes:

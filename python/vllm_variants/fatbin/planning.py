@@ -17,6 +17,7 @@ from vllm_variants.fatbin.codecs import Encoded
 from vllm_variants.fatbin.container import Image
 from vllm_variants.fatbin.elf import HEADER, Elf, Section, is_program
 from vllm_variants.fatbin.layout import Hole, Layout
+from vllm_variants.fatbin.new_image import NewImage
 from vllm_variants.fatbin.rewrite import (
     Images,
     Rewrite,
@@ -51,6 +52,11 @@ class FilePlan:
     saved: Mapping[str, int]
     why: str = ""
     """Why code, or what no segment maps, stays where the rules would have it cut."""
+
+    @property
+    def new_images(self) -> list[NewImage]:
+        """The images that are compiled, or stored in another way."""
+        return [image for change in self.changes for image in change.images if isinstance(image, NewImage)]
 
     @property
     def worthwhile(self) -> bool:

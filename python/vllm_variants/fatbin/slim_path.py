@@ -75,7 +75,8 @@ def _slim_file(
     if to:
         to = to / path.name if os.path.isdir(to) else to  # noqa: PTH112 - any name may come
         new_folder.refuse_existing(to)
-    atomic.remove_leftovers_of(to or path)
+    if not dry_run:
+        atomic.remove_leftovers_of(to or path)
     compiled = compile_tree([path], path.parent, devices, rules, native) if native else {}
     report = slim_file(
         path,

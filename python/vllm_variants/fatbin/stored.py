@@ -34,11 +34,10 @@ class StoredImages:
     """The zstd images of slimmed copies of one library, by their container's place.
 
     A context manager: the copies stay open in it, so that one that is removed meanwhile does no harm. A copy
-    that is not there or cannot be read has nothing to give. `taken` counts what was taken.
+    that is not there or cannot be read has nothing to give.
     """
 
     def __init__(self, copies: Sequence[Path]) -> None:
-        self.taken = 0
         self._copies = copies
         self._open = ExitStack()
         self._images: dict[Place, list[_Found]] | None = None
@@ -63,7 +62,6 @@ class StoredImages:
             with suppress(InputError):
                 if header_without_storage(copy.at(other.offset, other.header_size)) == header:
                     data = copy.at(other.offset + other.header_size, other.compressed_size)
-                    self.taken += 1
                     return Encoded(encoding, data, image.original_size)
         return None
 

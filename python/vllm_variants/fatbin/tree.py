@@ -30,7 +30,7 @@ from vllm_variants.fatbin.serving import path_as_text
 from vllm_variants.fatbin.source import open_regular
 from vllm_variants.fatbin.worker import slimmed
 from vllm_variants.model.capability import Capability
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, interruption
 
 Progress = Callable[[int, int, str], None]
 """Called after each library: bytes done, bytes in all, the library's path in the tree."""
@@ -60,6 +60,11 @@ class SlimReport:
         for file in self.files:
             sums.update(file.saved)
         return {rule: sums[rule] for rule in ("images", "native", "compress", "symbols")}
+
+    @property
+    def shared_images(self) -> int:
+        """How many images another result had stored already."""
+        return sum(file.shared_images for file in self.files)
 
     @property
     def changed(self) -> list[FileReport]:
@@ -138,11 +143,11 @@ def slim_tree(
     it replaces an old one; a tree that nobody uses yet does not need that. `dry_run`: nothing is
     written. A library that is malformed, or whose new file could not be proven, is kept as it is, and
     its report says why; so is what could not be read or written, and its report is `failed`. Raises
-    `Stopped` for `Interrupted`, and `ResourceError` when there is no room.
+    `Stopped` for `Interrupted` (not of a `dry_run`), and `ResourceError` when there is no room.
     """
     rules = rules or Rules()
     reports: list[FileReport] = []
-    inodes = _without_leftovers(regular_files(root, _noting(reports, root)))
+    inodes = _without_leftovers(regular_files(root, _noting(reports, root)), remove=not dry_run)
     before = sum(size for size, _ in inodes.values())
     smallest = SMALLEST_HOLE if rules.keep_symbols and not native else _SMALLEST_FILE
     work = [
@@ -166,6 +171,8 @@ def slim_tree(
                 if report.changed or report.kept not in UNREMARKABLE:
                     reports.append(replace(report, path=name))
     except BaseException as error:
+        if dry_run:
+            raise
         for library in work:  # a worker that was killed could not do it
             atomic.remove_leftovers_of(library.names[0])
         if isinstance(error, Interrupted):
@@ -245,22 +252,18 @@ def _note(entry: os.DirEntry[str], found: dict[tuple[int, int], tuple[int, list[
 
 
 def _without_leftovers(
-    inodes: dict[tuple[int, int], tuple[int, list[str]]],
+    inodes: dict[tuple[int, int], tuple[int, list[str]]], *, remove: bool
 ) -> dict[tuple[int, int], tuple[int, list[str]]]:
-    """Remove what runs that were killed left aside, and pass over what runs under way have there."""
+    """Pass over what runs have aside, and `remove` what those left there that were killed."""
     found = {}
     for inode, (size, names) in inodes.items():
-        if others := [name for name in names if not _is_aside(name)]:
+        others = [name for name in names if not atomic.is_leftover_name(name.rpartition("/")[2])]
+        if others:
             found[inode] = size, others
+        for name in set(names) - set(others) if remove else ():
+            with suppress(OSError):
+                atomic.remove_leftover(Path(name))
     return found
-
-
-def _is_aside(path: str) -> bool:
-    if not atomic.is_leftover_name(path.rpartition("/")[2]):
-        return False
-    with suppress(OSError):
-        atomic.remove_leftover(Path(path))
-    return True
 
 
 def elf_files(root: Path) -> list[Path]:
@@ -345,7 +348,8 @@ def _slimmed(
             for index, answer in answers:
                 yield work[index], _report(answer)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with interruption.held():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _report(answer: dict[str, Any]) -> FileReport:

@@ -35,6 +35,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"report": slimmed(request).as_dict()}
     except ResourceError as error:
         return {"error": error.message, "hint": error.hint}
+    except MemoryError:
+        return {"error": "memory ran out", "hint": "vllm-variants doctor says how much there is"}
     except Exception:
         return {"crash": traceback.format_exc()}
 

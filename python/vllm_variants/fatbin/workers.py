@@ -86,7 +86,8 @@ def answers(
                         ready.unregister(worker.output)
         done = True
     finally:
-        _end(workers, asked=not done)
+        with interruption.held():  # impatience would leave workers
+            _end(workers, asked=not done)
 
 
 class _Worker:

@@ -50,24 +50,25 @@ def copy_file(path: Path, to: Path | None = None, *, durable: bool = True) -> No
     target = to or path
     with reading(path) as source, writing(target), atomic.new_file(target) as new:
         os.truncate(new.descriptor, source.size)
-        for offset, length in _written_ranges(source):
+        for offset, length in _written_ranges(source, 0, source.size):
             _copy(source.descriptor, offset, new.descriptor, offset, length)
         same_metadata(source, new.descriptor, elsewhere=bool(to))
         publish(source, new, replaces=not to, durable=durable)
 
 
-def _written_ranges(source: OpenFile) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what was ever written of a file: a sparse file is copied as one."""
-    end = 0
-    while end < source.size:
+def _written_ranges(source: OpenFile, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what was ever written of `source[start:end]`: a sparse file is copied as one."""
+    while start < end:
         try:
-            start = os.lseek(source.descriptor, end, os.SEEK_DATA)
-            end = os.lseek(source.descriptor, start, os.SEEK_HOLE)
+            data = os.lseek(source.descriptor, start, os.SEEK_DATA)
+            hole = os.lseek(source.descriptor, data, os.SEEK_HOLE)
         except OSError as error:
             if error.errno != errno.ENXIO:  # a file system that does not know its holes
-                yield end, source.size - end
+                yield start, end - start
             return  # nothing but a hole is left
-        yield start, end - start
+        if data < end:
+            yield data, min(hole, end) - data
+        start = hole
 
 
 @contextmanager
@@ -156,14 +157,15 @@ def _only_publisher(source: OpenFile) -> Iterator[None]:
 def write_pieces(source: OpenFile, pieces: Iterable[Copy | Literal], descriptor: int, size: int) -> None:
     """Write `pieces` of the source to an empty file, which gets `size` bytes; between them it is zero.
 
-    Raises `InputError` where the source became shorter, and `OSError`.
+    Holes of a sparse source are holes. Raises `InputError` where the source became shorter, and `OSError`.
     """
     with suppress(OSError):  # from here on it is read in order
         os.posix_fadvise(source.descriptor, 0, 0, os.POSIX_FADV_NORMAL)
     os.truncate(descriptor, size)
     for piece in pieces:
         if isinstance(piece, Copy):
-            _copy(source.descriptor, piece.offset, descriptor, piece.to, piece.length)
+            for offset, length in _written_ranges(source, piece.offset, piece.offset + piece.length):
+                _copy(source.descriptor, offset, descriptor, piece.to + offset - piece.offset, length)
         else:
             os.pwrite(descriptor, piece.data, piece.to)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sample import HOPPER
 
 from vllm_variants.audit import audit_tree, collect
 from vllm_variants.errors import MissingError
+from vllm_variants.system import atomic
 
 
 def test_a_wheel_and_a_tree_give_the_same_audit(tmp_path: Path, tree: Path) -> None:
@@ -26,6 +28,15 @@ def test_names_of_one_inode_are_counted_once(tree: Path) -> None:
     (tree / "link.so").symlink_to("another.so")
 
     assert len(collect([tree], HOPPER)) == 1
+
+
+def test_what_a_slimming_has_aside_is_no_library_of_the_tree(tree: Path) -> None:
+    """It is being written, or was when its writer was killed."""
+    before = collect([tree], HOPPER)
+    with atomic.new_file(tree / "vllm" / "_C.abi3.so") as new:
+        os.write(new.descriptor, (tree / "vllm" / "_C.abi3.so").read_bytes()[:5000])
+
+        assert collect([tree], HOPPER) == before
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:

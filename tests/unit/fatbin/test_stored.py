@@ -79,18 +79,20 @@ def payloads(path: Path) -> list[tuple[int, int]]:
 def test_shared_images_are_taken_and_give_the_same_bytes(
     published: Path, copy: Path, fresh: bytes, compressed: list[int], tmp_path: Path
 ) -> None:
-    slim_file(published, ADA, SMALL, stored=[copy], to=tmp_path / "new.so")
+    report = slim_file(published, ADA, SMALL, stored=[copy], to=tmp_path / "new.so")
 
     assert (tmp_path / "new.so").read_bytes() == fresh
     assert len(compressed) == OWN
+    assert (report.shared_images, report.compressed_images) == (SHARED, SHARED + OWN)
 
 
 def test_without_a_copy_every_image_is_compressed(
     published: Path, fresh: bytes, compressed: list[int], tmp_path: Path
 ) -> None:
-    slim_file(published, ADA, SMALL, to=tmp_path / "new.so")
+    report = slim_file(published, ADA, SMALL, to=tmp_path / "new.so")
 
     assert len(compressed) == OWN + SHARED
+    assert (report.shared_images, report.compressed_images) == (0, SHARED + OWN)
 
 
 def test_a_damaged_copy_never_reaches_the_new_file(
@@ -101,9 +103,10 @@ def test_a_damaged_copy_never_reaches_the_new_file(
         data[offset + size // 2] ^= 0xFF
     copy.write_bytes(data)
 
-    slim_file(published, ADA, SMALL, stored=[copy], to=tmp_path / "new.so")
+    report = slim_file(published, ADA, SMALL, stored=[copy], to=tmp_path / "new.so")
 
     assert (tmp_path / "new.so").read_bytes() == fresh
+    assert not report.shared_images
 
 
 def test_other_code_in_a_copy_never_reaches_the_new_file(
@@ -179,8 +182,9 @@ def test_a_tree_takes_what_the_library_at_the_same_path_has(
     slim_tree(alone, ADA, SMALL)
     compressed.clear()
 
-    slim_tree(new, ADA, SMALL, stored=[before], jobs=jobs)
+    report = slim_tree(new, ADA, SMALL, stored=[before], jobs=jobs)
 
+    assert report.shared_images == 2 * SHARED
     assert len(compressed) == (2 * OWN if jobs == 1 else 0)  # other processes compress unseen
 
     for name in ("one.so", "two.so"):

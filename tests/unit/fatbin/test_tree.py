@@ -24,8 +24,10 @@ from vllm_variants.fatbin import tree as slim_module
 from vllm_variants.fatbin import workers
 from vllm_variants.fatbin.copy import slimmed_copy
 from vllm_variants.fatbin.proof import Wrong
+from vllm_variants.fatbin.rules import Rules
+from vllm_variants.fatbin.slim_path import slim_path
 from vllm_variants.fatbin.tree import SlimReport, Stopped, slim_tree
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, new_folder
 
 Inodes = dict[tuple[int, int], tuple[int, list[str]]]
 HOPPER = capabilities("9.0")
@@ -218,6 +220,20 @@ def test_a_slimmed_copy_leaves_the_source_alone(tree: Path, tmp_path: Path, link
     assert (tmp_path / "copy" / "lib" / "libone.so").is_symlink()
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_copy_has_nothing_of_what_another_run_is_writing(tree: Path, tmp_path: Path, link: bool) -> None:
+    with (
+        atomic.new_file(tree / "lib" / "libtwo.so") as new,
+        new_folder.aside(tree / "lib" / "other") as folder,
+    ):
+        os.write(new.descriptor, b"half of it")
+        (folder / "half.so").write_bytes(b"half of it")
+
+        slimmed_copy(tree, tmp_path / "copy", slim, link=link)
+
+    assert contents(tmp_path / "copy").keys() == contents(tree).keys()
+
+
 def test_a_copy_that_fails_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     def fail(root: Path) -> SlimReport:
         raise KeyboardInterrupt
@@ -246,6 +262,19 @@ def test_peoples_files_are_theirs_whatever_they_are_called(tree: Path) -> None:
 
     assert [path.read_text() for path in theirs] == ["mine"] * 3
     assert (tree / ".copy.slimming").is_dir()
+
+
+@pytest.mark.parametrize("what", ["the tree", "a library"])
+def test_a_dry_run_leaves_what_a_killed_run_left(what: str, tree: Path) -> None:
+    left = tree / "lib" / ".libtwo.so.0123456789ab.vllm-variants-new"
+    left.write_bytes(b"half of it")
+    path = tree if what == "the tree" else tree / "lib" / "libtwo.so"
+
+    slim_path(path, HOPPER, Rules(), dry_run=True)
+    assert left.read_bytes() == b"half of it"
+
+    slim_path(path, HOPPER, Rules())
+    assert not left.exists()
 
 
 def test_what_another_run_is_writing_is_neither_touched_nor_slimmed(tree: Path) -> None:
@@ -296,9 +325,9 @@ def test_a_library_that_is_removed_meanwhile_is_named_and_the_rest_is_slimmed(
 ) -> None:
     listed = slim_module._without_leftovers
 
-    def then_removed(inodes: Inodes) -> Inodes:
+    def then_removed(inodes: Inodes, *, remove: bool) -> Inodes:
         (tree / "lib" / "libtwo.so").unlink()
-        return listed(inodes)
+        return listed(inodes, remove=remove)
 
     monkeypatch.setattr(slim_module, "_without_leftovers", then_removed)
     monkeypatch.setattr(slim_module, "_is_readable_elf", lambda name, unreadable: name.find(".so") > 0)
@@ -423,6 +452,18 @@ main()
 """
 
 
+def test_a_worker_without_memory_is_a_sentence(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(tree)
+    program = WAITING.replace("lambda *given: time.sleep(60)", "lambda *given: bytes(1 << 60)")
+    worker = workers.command_of(program)
+    monkeypatch.setattr(workers, "command", lambda module: worker)
+
+    with pytest.raises(ResourceError, match="memory ran out"):
+        slim_tree(tree, HOPPER, jobs=2)
+
+    assert contents(tree) == before
+
+
 def first_process(tree: Path, *words: str) -> subprocess.Popen[str]:
     """`vllm-variants slim` in a process of its own, its workers in the middle of a proof."""
     running = subprocess.Popen(
@@ -479,10 +520,18 @@ def test_nothing_outlives_a_first_process_that_is_killed(tree: Path) -> None:
     assert contents(tree) == before
 
 
-def test_a_stop_says_how_many_libraries_are_done(tree: Path) -> None:
-    def stop(done: int, total: int, path: str) -> None:
-        raise Interrupted
+def stop(done: int, total: int, path: str) -> None:
+    """Ctrl-C when the first library is done."""
+    raise Interrupted
 
+
+def test_a_stopped_dry_run_tells_of_no_slimming(tree: Path) -> None:
+    with pytest.raises(Interrupted) as caught:
+        slim_tree(tree, HOPPER, jobs=1, progress=stop, dry_run=True)
+    assert type(caught.value) is Interrupted
+
+
+def test_a_stop_says_how_many_libraries_are_done(tree: Path) -> None:
     with pytest.raises(Stopped) as caught:
         slim_tree(tree, HOPPER, jobs=1, progress=stop)
 
@@ -527,6 +576,34 @@ def test_a_worker_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch
         next(ready)
 
     assert time.monotonic() - started < 10
+
+
+def test_impatience_leaves_no_worker() -> None:
+    """Ctrl-C, and again while the workers clean up behind themselves."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted
+
+    program = """
+import signal
+def end(*signalled):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(0.3)
+    os._exit(1)
+signal.signal(signal.SIGTERM, end)
+print(f'{{"n": {os.getpid()}}}', flush=True)
+time.sleep(60)
+"""
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(Interrupted), closing(answers(program)) as ready:
+            pids = [answer["n"] for _, answer in (next(ready),)]
+            raise Interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(str(pid)), 0)
 
 
 def test_no_more_processes_is_a_sentence() -> None:
@@ -645,6 +722,20 @@ def test_a_sparse_file_is_copied_as_one(tree: Path, tmp_path: Path) -> None:
         assert file.read(5) == b"begin"
         file.seek(1 << 30)
         assert file.read() == b"end"
+
+
+def test_a_sparse_library_is_slimmed_to_a_sparse_one(tmp_path: Path) -> None:
+    hollow, full = (
+        tmp_path / "hollow.so",
+        library(tmp_path / "full.so", FATBIN, more={".big": bytes(1 << 26)}),
+    )
+    with full.open("rb") as content, hollow.open("wb") as file:
+        while block := content.read(1 << 16):
+            file.write(block) if any(block) else file.seek(len(block), os.SEEK_CUR)
+    assert hollow.read_bytes() == full.read_bytes()
+    slim_tree(tmp_path, HOPPER, jobs=1)
+    assert hollow.read_bytes() == full.read_bytes()
+    assert hollow.stat().st_blocks * 512 < 1 << 20 < hollow.stat().st_size
 
 
 def test_what_is_still_written_to_stays_marked_as_a_leftover(

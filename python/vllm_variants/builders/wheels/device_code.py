@@ -89,7 +89,8 @@ def slim(
         facts = report.as_dict()
         _keep(tree, "slim.json", {**facts, "root": "."})
         step.facts |= {key: facts[key] for key in ("before", "after", "ratio", "saved")}
-        step.facts |= {"libraries": len(report.changed), "rules": rules.identity, "undo": _BACK}
+        step.facts |= {"libraries": len(report.changed), "shared": report.shared_images}
+        step.facts |= {"rules": rules.identity, "undo": _BACK}
         if compiler:
             step.facts["native"] = native.summary(report.native, compiler)
     return report
