@@ -33,14 +33,18 @@ def page(url: str, accept: str) -> tuple[bytes, str, str]:
             raise Unreachable(str(error)) from error
 
 
+def without_credentials(url: str) -> str:
+    """A URL without the user and the password that it may have: fit to be kept, and to be shown."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     parts = urlsplit(url)
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers = {**headers, "Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-        host = parts.hostname or ""
-        place = f"{host}:{parts.port}" if parts.port else host
-        url = urlunsplit((parts.scheme, place, parts.path, parts.query, ""))
+        url = without_credentials(url)
     request = urllib.request.Request(url, headers=headers)
     try:
         return cast("http.client.HTTPResponse", urllib.request.urlopen(request, timeout=_TIMEOUT))
