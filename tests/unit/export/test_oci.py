@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -161,6 +162,18 @@ def test_a_large_library_has_a_layer_of_its_own(
     assert len(names) <= layers.MOST
     assert "_C.abi3.so" in names
     assert "library59.so" in names
+
+
+def test_a_large_library_may_have_any_name(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "LARGE", 1000)
+    result, name = write_result(tmp_path / "result"), os.fsdecode(b"odd-\xff\n.so")
+    (result / SITE / name).write_bytes(bytes(2000))
+    vllm_variants.export_results(result, f"oci:{tmp_path / 'image'}", base=base)
+    manifest = document(tmp_path / "image", images(tmp_path / "image")[0])
+    found = [members(tmp_path / "image", layer) for layer in manifest["layers"]]
+    assert any(f"opt/vllm/{SITE}/{name}" in files for files in found)
 
 
 def test_the_manifest_of_the_export_is_beside_the_index(tmp_path: Path, base: str) -> None:
