@@ -379,7 +379,7 @@ def report(
     words = [what] if isinstance(what, str | os.PathLike) else list(what)
     device = _device(sm, load_matrix()) if sm is not None else None
     listed = [advisory for path in advisories for advisory in lists.read(Path(path))]
-    with reading.of_others(map(Path, (*words, *evidence))):
+    with reading.of_others(map(Path, words), map(Path, evidence)):
         named = [inputs.read(os.fspath(word), device, progress, _driver_for(driver)) for word in words]
         made = document.report(named, document.Extra(runs.read(map(Path, evidence)), (), listed))
         html = page(made) if to is not None else ""
@@ -423,6 +423,7 @@ def export_results(
     found = sources.read([Path(path) for path in paths])
     if len(found) > 1 and destination.form not in forms.SEVERAL:
         raise UsageError(f"{destination.form}: takes one variant", hint="export them one by one")
+    destinations.require_outside(destination, found)
     destinations.require_new(destination)
     interpreter = Path(python) if python is not None else None
     options = Options(

@@ -79,7 +79,7 @@ def report(
         )
     if sm and sm[1:]:
         raise UsageError("a report judges for one device", hint="give --sm once; every SM is in it anyway")
-    with reading.of_others([*map(Path, subjects), *(beside.evidence or ())]):
+    with reading.of_others(map(Path, subjects), beside.evidence or ()):
         extra = _beside(beside)
         found = document([_read(word, sm[0] if sm else None, driver) for word in subjects], extra)
         text = _html(found) if output else ""

@@ -53,13 +53,13 @@ def expected(path: Path | str, otherwise: str, hint: str = "make it again with -
         raise InputError(f"{path} holds {otherwise}: {missing}", hint=hint) from error
 
 
-def of_others(paths: Iterable[Path]) -> AbstractContextManager[None]:
-    """For the making of a report: what goes wrong with a part of those of `paths` that are documents.
+def of_others(subjects: Iterable[Path], evidence: Iterable[Path]) -> AbstractContextManager[None]:
+    """For the making of a report: what is wrong with a part of `evidence`, or of subjects that are documents.
 
     Their parts are looked at where they are used, to the last line of the page: `InputError` names the files.
     Without a document among them, what is raised is our own defect, and stays what it is.
     """
-    files = [path for path in paths if path.is_dir() or looks_like_json(path)]
+    files = [*filter(looks_like_json, subjects), *evidence]
     if not files:
         return nullcontext()
     return expected(" or ".join(map(str, files)), "what vllm-variants does not write")
