@@ -232,6 +232,13 @@ def test_a_base_that_is_broken_is_refused_before_work_starts(broken: str, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "result"]
 
 
+def test_gzip_on_a_base_of_zstd_is_refused(tmp_path: Path, base: str) -> None:
+    result, on_zstd = write_result(tmp_path / "result"), f"oci:{tmp_path / 'zstd'}"
+    vllm_variants.export_results(result, on_zstd, base=base)
+    with pytest.raises(UsageError, match=r"layers of .* are zstd"):
+        vllm_variants.export_results(result, f"oci:{tmp_path / 'gzip'}", base=on_zstd, gzip=True)
+
+
 def test_where_the_base_lies_is_not_told(tmp_path: Path) -> None:
     result = write_result(tmp_path / "result")
     shutil.copytree(write_base(tmp_path / "one"), tmp_path / "another")
