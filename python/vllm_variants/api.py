@@ -374,17 +374,19 @@ def report(
     Raises `UsageError` for what cannot stand in one report, and as `audit_path` does.
     """
     from vllm_variants.reports import advisories as lists
-    from vllm_variants.reports import document, inputs, runs
+    from vllm_variants.reports import document, inputs, reading, runs
     from vllm_variants.reports.page import page
     from vllm_variants.system import reporting
 
     words = [what] if isinstance(what, str | os.PathLike) else list(what)
     device = _device(sm, load_matrix()) if sm is not None else None
-    named = [inputs.read(os.fspath(word), device, progress, _driver_for(driver)) for word in words]
     listed = [advisory for path in advisories for advisory in lists.read(Path(path))]
-    made = document.report(named, document.Extra(runs.read(map(Path, evidence)), (), listed))
+    with reading.of_others(map(Path, words), map(Path, evidence)):
+        named = [inputs.read(os.fspath(word), device, progress, _driver_for(driver)) for word in words]
+        made = document.report(named, document.Extra(runs.read(map(Path, evidence)), (), listed))
+        html = page(made) if to is not None else ""
     if to is not None:
-        reporting.write(Path(to), page(made))
+        reporting.write(Path(to), html)
     return made
 
 
@@ -423,6 +425,7 @@ def export_results(
     found = sources.read([Path(path) for path in paths])
     if len(found) > 1 and destination.form not in forms.SEVERAL:
         raise UsageError(f"{destination.form}: takes one variant", hint="export them one by one")
+    destinations.require_outside(destination, found)
     destinations.require_new(destination)
     interpreter = Path(python) if python is not None else None
     options = Options(

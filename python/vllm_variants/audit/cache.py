@@ -41,7 +41,7 @@ class Cache:
 
     def __init__(self, root: Path, fresh: bool = False) -> None:
         self._began = time.time()
-        name = hashlib.sha256(f"{os.path.realpath(root)}\n{code_digest()}".encode()).hexdigest()[:32]
+        name = hashlib.sha256(os.fsencode(f"{os.path.realpath(root)}\n{code_digest()}")).hexdigest()[:32]
         self.file = folders.cache() / "audits" / f"{name}.json"
         self._memory = root / MEMORY
         self._known: dict[str, Any] = {} if fresh else _loaded(self.file)

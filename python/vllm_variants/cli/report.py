@@ -70,6 +70,7 @@ def report(
     It shows where the bytes are and went, which GPU runs what, what waits for the driver's compiler, and what
     was seen on a card. The file fetches nothing, and holds its figures as JSON.
     """
+    from vllm_variants.reports import reading
     from vllm_variants.reports.document import report as document
 
     if len(subjects) > 2:
@@ -78,10 +79,12 @@ def report(
         )
     if sm and sm[1:]:
         raise UsageError("a report judges for one device", hint="give --sm once; every SM is in it anyway")
-    extra = _beside(beside)
-    found = document([_read(word, sm[0] if sm else None, driver) for word in subjects], extra)
+    with reading.of_others(map(Path, subjects), beside.evidence or ()):
+        extra = _beside(beside)
+        found = document([_read(word, sm[0] if sm else None, driver) for word in subjects], extra)
+        text = _html(found) if output else ""
     if output:
-        _write(output, found)
+        _write(output, found, text)
     if as_json:
         print_json(found)
 
@@ -119,10 +122,14 @@ def _runs(evidence: Sequence[Path]) -> tuple[list[Run], list[Run]]:
     return runs.read(evidence), runs.read([folder] if folder and folder.is_dir() else [])
 
 
-def _write(output: Path, document: dict[str, Any]) -> None:
+def _html(document: dict[str, Any]) -> str:
     from vllm_variants.reports.page import page
+
+    return page(document)
+
+
+def _write(output: Path, document: dict[str, Any], text: str) -> None:
     from vllm_variants.system import reporting
 
-    text = page(document)
     reporting.write(output, text)
     say(f"{output}: {document['sentence']} ({size(len(text.encode()))}, open it in a browser)")

@@ -22,8 +22,8 @@ _NESTED = "application/vnd.oci.image.index.v1+json"
 class Base:
     """What an image stands on: its layers, which the layout holds by now, their diff IDs, its configuration.
 
-    `name` says what it is, to people; `glibc` is the version in it, where that is known; `parts` are what it
-    is made of, for a bill of materials.
+    `name` says what it is, to people, and is no path of this machine; `glibc` is the version in it, where
+    that is known; `parts` are what it is made of, for a bill of materials.
     """
 
     name: str
@@ -53,12 +53,13 @@ def find(text: str, platform: Mapping[str, str]) -> tuple[Path, dict[str, Any], 
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         manifest = _image(folder, index["manifests"], tag, platform)
         config = _document(folder, manifest["config"])
-        if config["architecture"] != platform["architecture"]:
+        if {name: config[name] for name in platform} != dict(platform):
             raise InputError(
-                f"the base {text} is for {config['architecture']}", hint="name one of this platform"
+                f"the base {text} is for {config['os']}/{config['architecture']}",
+                hint="name one of this platform",
             )
-        _ = [layer["digest"] for layer in manifest["layers"]], config["rootfs"]["diff_ids"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _require_usable(folder, manifest, config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} is no image layout that can be read: {error!r}") from error
     return folder, manifest, config
 
@@ -68,16 +69,29 @@ def taken(text: str, platform: Mapping[str, str], layout: Layout) -> Base:
     folder, manifest, config = find(text, platform)
     layers = []
     for layer in manifest["layers"]:
-        kind = str(layer["mediaType"])
-        if not kind.startswith(LAYER):
-            raise InputError(
-                f"{folder} has a layer of the kind {kind}", hint="copy it with skopeo --format oci"
-            )
         _copy(folder, layer, layout)
-        layers.append(Descriptor(kind, layer["digest"], layer["size"]))
-    return Base(
-        text, tuple(layers), tuple(config["rootfs"]["diff_ids"]), config, parts=(_part(manifest, config),)
-    )
+        layers.append(Descriptor(layer["mediaType"], layer["digest"], layer["size"]))
+    part, diff_ids = _part(manifest, config), tuple(config["rootfs"]["diff_ids"])
+    return Base(f"{part.name}@{part.version}", tuple(layers), diff_ids, config, parts=(part,))
+
+
+def _require_usable(folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise `InputError`, or what Python raises, unless all that an image takes of its base is there."""
+    layers, diff_ids = manifest["layers"], config["rootfs"]["diff_ids"]
+    for layer in layers:
+        if not layer["mediaType"].startswith(LAYER):
+            raise InputError(
+                f"{folder} has a layer of the kind {layer['mediaType']}",
+                hint="copy it with skopeo --format oci",
+            )
+        path = _path(folder, layer)
+        if not path.is_file() or path.stat().st_size != layer["size"]:
+            raise _damaged(folder, layer)
+    if len(layers) != len(diff_ids):
+        raise ValueError(f"{len(layers)} layers and {len(diff_ids)} diff IDs")
+    settings = config.get("config") or {}
+    _ = [text.partition("=") for text in settings.get("Env") or ()], {**(settings.get("Labels") or {})}
+    _ = [{**entry} for entry in config.get("history") or ()]
 
 
 def _part(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> Other:
@@ -116,7 +130,7 @@ def _image(
 def _document(folder: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
     data = _path(folder, descriptor).read_bytes()
     if f"sha256:{hashlib.sha256(data).hexdigest()}" != descriptor["digest"]:
-        raise InputError(f"{folder}: the blob {descriptor['digest']} is damaged", hint="copy the base anew")
+        raise _damaged(folder, descriptor)
     document: dict[str, Any] = json.loads(data)
     return document
 
@@ -128,10 +142,12 @@ def _copy(folder: Path, descriptor: Mapping[str, Any], layout: Layout) -> None:
             found.update(block)
             target.write(block)
         if f"sha256:{found.hexdigest()}" != descriptor["digest"]:
-            raise InputError(
-                f"{folder}: the blob {descriptor['digest']} is damaged", hint="copy the base anew"
-            )
+            raise _damaged(folder, descriptor)
         layout.keep(target, descriptor["digest"])
+
+
+def _damaged(folder: Path, descriptor: Mapping[str, Any]) -> InputError:
+    return InputError(f"{folder}: the blob {descriptor['digest']} is damaged", hint="copy the base anew")
 
 
 def _path(folder: Path, descriptor: Mapping[str, Any]) -> Path:

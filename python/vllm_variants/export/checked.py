@@ -15,34 +15,49 @@ from vllm_variants.model.results import DamagedError
 
 
 class _Hashed:
-    """A stream that knows the SHA-256 of all that was read from it."""
+    """A stream that knows the SHA-256 and the count of all bytes that were read from it.
 
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source, self.found = source, hashlib.sha256()
+    Raises `DamagedError` where it ends before `size` bytes.
+    """
+
+    def __init__(self, path: Path, source: IO[bytes], size: int) -> None:
+        self._path, self._source, self._size = path, source, size
+        self.found, self.count = hashlib.sha256(), 0
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes."""
         data = self._source.read(size)
         self.found.update(data)
+        self.count += len(data)
+        if self.count < self._size and not 0 <= size <= len(data):
+            raise _changed(self._path)
         return data
 
 
 @contextmanager
-def reading(path: Path, recorded: Collection[str]) -> Iterator[_Hashed]:
-    """A file, to be read whole within the block; `recorded` are the hashes that RECORDs have of it, if any.
+def reading(path: Path, size: int, recorded: Collection[str]) -> Iterator[_Hashed]:
+    """A file of `size` bytes, to be read whole within the block; `recorded` are the hashes that RECORDs have.
 
     Two packages may have one file: it is what either says. Raises `DamagedError` for a file that is not
-    there, and at the end for one that is another.
+    there, for one that is longer or shorter than it was, and at the end for one that is another.
     """
     try:
         source = path.open("rb")
     except OSError as error:
         raise lost(path) from error
     with source:
-        hashed = _Hashed(source)
+        hashed = _Hashed(path, source, size)
         yield hashed
+    if hashed.count != size:
+        raise _changed(path)
     if recorded and encoded(hashed.found) not in recorded:
         raise lost(path)
+
+
+def _changed(path: Path) -> Error:
+    return DamagedError(
+        f"{os.path.normpath(path)} was changed while it was exported", hint="export the result again"
+    )
 
 
 def lost(path: Path) -> Error:

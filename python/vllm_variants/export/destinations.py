@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from vllm_variants.errors import InputError, ResourceError, UsageError
+from vllm_variants.model.results import Result
 from vllm_variants.system import atomic, folders, new_folder
 
 
@@ -67,6 +69,17 @@ def require_new(destination: Destination) -> None:
             f"{path.absolute().parent} cannot be written to: {error.strerror}",
             hint="name a place that you can write to",
         ) from error
+
+
+def require_outside(destination: Destination, results: Sequence[Result]) -> None:
+    """Raise `UsageError` for a place in a result: nothing changes one after its build."""
+    place = destination.path.absolute().parent.resolve()
+    for result in results:
+        if place.is_relative_to(result.path.resolve()):
+            raise UsageError(
+                f"{destination.path} is in the result that is to be exported",
+                hint="name a place elsewhere",
+            )
 
 
 def require_absent(destination: Destination) -> None:

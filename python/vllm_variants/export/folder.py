@@ -55,7 +55,10 @@ def write(entries: Sequence[Entry], folder: Path, advance: Advance) -> None:
             path.symlink_to(entry.target)
             continue
         if isinstance(entry, File):
-            with checked.reading(entry.source, entry.recorded) as source, path.open("wb") as target:
+            with (
+                checked.reading(entry.source, entry.size, entry.recorded) as source,
+                path.open("wb") as target,
+            ):
                 shutil.copyfileobj(source, target, _BUFFER)
         else:
             path.write_bytes(entry.data)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -46,7 +47,7 @@ def layers(portable: Portable, base: int) -> list[Layer]:
     changed = _recorded_with(rest, device_code | {path for path in alone if path in device_code})
     kinds = [
         Layer(f"Python {portable.runtime.version}", tree.python),
-        *(Layer(PurePosixPath(entry.path).name, (entry,)) for entry in large),
+        *(Layer(_readable(PurePosixPath(entry.path).name), (entry,)) for entry in large),
         Layer("packages", tuple(entry for entry in rest if entry.path not in changed)),
         Layer(
             f"device code for {portable.result.manifest.facts['sm']}",
@@ -55,6 +56,11 @@ def layers(portable: Portable, base: int) -> list[Layer]:
         Layer("launchers and manifests", tree.launchers),
     ]
     return [layer for layer in kinds if layer.entries]
+
+
+def _readable(name: str) -> str:
+    """A file's name as JSON holds it, its bytes escaped where they are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _device_code(portable: Portable) -> set[str]:

@@ -80,7 +80,12 @@ def _require(results: Sequence[Result], destination: Destination, options: Optio
     if base_debian.is_named(base):
         base_debian.require(base)
     elif base.startswith("oci:"):
-        base_layout.find(base, image.platform_of(results[0].manifest))
+        _, manifest, _ = base_layout.find(base, image.platform_of(results[0].manifest))
+        if options.gzip and any(layer["mediaType"].endswith("+zstd") for layer in manifest["layers"]):
+            raise UsageError(
+                f"--gzip is for what does not read zstd, and layers of {base} are zstd",
+                hint="name a base whose layers are gzip, or leave out --gzip",
+            )
     else:
         raise UsageError(f"{base} names no base", hint="write --base oci:DIR[:TAG] or debian:SUITE")
     size, _ = disk.disk_use(*(result.path for result in results))

@@ -128,7 +128,7 @@ class TarWriter:
         header = _header(path, tarfile.REGTYPE, 0o755 if entry.executable else 0o644)
         header.size = entry.size
         if isinstance(entry, File):
-            with checked.reading(entry.source, entry.recorded) as source:
+            with checked.reading(entry.source, entry.size, entry.recorded) as source:
                 self._archive.addfile(header, cast("IO[bytes]", source))
         else:
             self._archive.addfile(header, io.BytesIO(entry.data))

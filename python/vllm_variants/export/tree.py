@@ -11,6 +11,7 @@ It is a plan: nothing is copied before a form writes it, to a folder, an archive
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,7 @@ for _name in ("libgcc_s.so.1", "libstdc++.so.6"):
         ctypes.CDLL(os.path.join(_FOLDER, _name), ctypes.RTLD_GLOBAL)
 '''
 _OURS = "_vllm_variants_libraries"
+_PYTHON = re.compile(r"bin/python(3(\.\d+)?)?")
 _NOT_TAKEN = frozenset({".gitignore", ".lock", "CACHEDIR.TAG", "pyvenv.cfg", "lib64"})
 """Of a result's top: what a virtual environment has, which the tree is not."""
 
@@ -156,8 +158,8 @@ def _sorted(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 
 def _is_python(path: str) -> bool:
-    """Whether this is one of a result's ways to the host's interpreter."""
-    return path.startswith("bin/python")
+    """Whether this is one of a result's ways to the host's interpreter, and no program of a package."""
+    return _PYTHON.fullmatch(path) is not None
 
 
 def _launchers(runtime: Runtime) -> Iterator[Entry]:
@@ -196,10 +198,20 @@ def _scanned(root: Path, name: str) -> Iterator[Entry]:
 
 
 def _link(root: Path, name: str, target: str) -> Link:
-    if not _is_python(name):
-        lands = os.path.normpath(os.path.join(os.path.dirname(name), target))  # noqa: PTH118, PTH120
-        if os.path.isabs(target) or lands.startswith(".."):  # noqa: PTH117
-            raise InputError(
-                f"{root / name} leads out of the result, to {target}", hint="build the variant again"
-            )
+    if not _is_python(name) and (os.path.isabs(target) or not _is_within(root, name, target)):  # noqa: PTH117
+        raise InputError(
+            f"{root / name} leads out of the result, to {target}", hint="build the variant again"
+        )
     return Link(name, target)
+
+
+def _is_within(root: Path, name: str, target: str) -> bool:
+    """Whether a link leads to a place in `root`, through whatever other links.
+
+    The last part of its target may be a link too: that is looked at by itself.
+    """
+    top = os.path.realpath(root)
+    folder, last = os.path.split(target.rstrip("/"))
+    lands = os.path.realpath(os.path.join(top, os.path.dirname(name), folder))  # noqa: PTH118, PTH120
+    lands = os.path.normpath(os.path.join(lands, last))  # noqa: PTH118
+    return lands == top or lands.startswith(f"{top}{os.sep}")

@@ -58,7 +58,7 @@ def _uv() -> str:
 
 def _candidates(minor: str) -> Iterator[tuple[Path, str]]:
     """Programs that may be such a Python, the preferred ones first, each with where it was found."""
-    pyenv = [Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")]
+    pyenv = [Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))]  # noqa: PTH111 (never fails)
     for folder in map(Path, os.get_exec_path()):
         if folder.name == "shims":
             # A shim runs whatever version is current: ask pyenv's versions themselves, below.

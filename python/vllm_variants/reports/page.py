@@ -31,13 +31,15 @@ _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The HTML file of a report's document, as text that UTF-8 can hold."""
+    """The HTML file of a report's document, as text that UTF-8 can hold.
+
+    A document that lacks something, or has something else in its place, raises what Python raises.
+    """
     library = (_HERE / "vendor" / "echarts.min.js").read_text(encoding="utf-8")
     script = (_HERE / "page" / "report.js").read_text(encoding="utf-8")
-    html = (
-        _environment()
-        .get_template("report.html")
-        .render(
+    template = _environment().get_template("report.html")
+    try:
+        html = template.render(
             report=document,
             style=_style(),
             library=library,
@@ -45,7 +47,8 @@ def page(document: Mapping[str, Any]) -> str:
             policy=" ".join(f"'sha256-{_digest(text)}'" for text in (library, script)),
             embedded=embedded(document),
         )
-    )
+    except jinja2.UndefinedError as error:
+        raise LookupError(str(error)) from error
     return html.encode("utf-8", "backslashreplace").decode("utf-8")  # names of files that are no UTF-8
 
 

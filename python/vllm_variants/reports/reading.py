@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,18 @@ def expected(path: Path | str, otherwise: str, hint: str = "make it again with -
     """What is read in this block may be broken: `InputError` with what is `otherwise` in `path`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} holds {otherwise}: {missing}", hint=hint) from error
+
+
+def of_others(subjects: Iterable[Path], evidence: Iterable[Path]) -> AbstractContextManager[None]:
+    """For the making of a report: what is wrong with a part of `evidence`, or of subjects that are documents.
+
+    Their parts are looked at where they are used, to the last line of the page: `InputError` names the files.
+    Without a document among them, what is raised is our own defect, and stays what it is.
+    """
+    files = [*filter(looks_like_json, subjects), *evidence]
+    if not files:
+        return nullcontext()
+    return expected(" or ".join(map(str, files)), "what vllm-variants does not write")

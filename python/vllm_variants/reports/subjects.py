@@ -124,33 +124,32 @@ def of_matrix(name: str, matrix: Mapping[str, Any]) -> Subject:
 
 
 def of_outcome(outcome: Mapping[str, Any]) -> Subject:
-    """One variant of `build --json`; `InputError` where it is broken."""
-    with expected("the batch", "no outcomes of builds"):
-        name, facts = str(outcome["variant"]), outcome.get("manifest")
-        if not facts:
-            finding = {"verdict": "missing", "library": "", "what": str(outcome.get("reason", ""))}
-            return Subject(
-                name,
-                {**_NOTHING, "variant": name},
-                None,
-                None,
-                str(outcome["status"]),
-                None,
-                (),
-                findings=(finding,),
-            )
-        manifest = Manifest(dict(facts))
-        audit: Mapping[str, Any] = next((step for step in facts["steps"] if step["name"] == "audit"), {})
+    """One variant of `build --json`; one that is broken raises what Python raises."""
+    name, facts = str(outcome["variant"]), outcome.get("manifest")
+    if not facts:
+        finding = {"verdict": "missing", "library": "", "what": str(outcome.get("reason", ""))}
         return Subject(
             name,
-            about(manifest),
-            audit.get("verdict"),
+            {**_NOTHING, "variant": name},
+            None,
             None,
             str(outcome["status"]),
-            manifest.bytes or None,
-            tuple(sizes.savings(facts)),
-            totals=_totals(audit) if "totals" in audit else None,
+            None,
+            (),
+            findings=(finding,),
         )
+    manifest = Manifest(dict(facts))
+    audit: Mapping[str, Any] = next((step for step in facts["steps"] if step["name"] == "audit"), {})
+    return Subject(
+        name,
+        about(manifest),
+        audit.get("verdict"),
+        None,
+        str(outcome["status"]),
+        manifest.bytes or None,
+        tuple(sizes.savings(facts)),
+        totals=_totals(audit) if "totals" in audit else None,
+    )
 
 
 def _subject(

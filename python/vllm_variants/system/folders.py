@@ -6,7 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+from vllm_variants.errors import MissingError
+
 _OURS = "vllm-variants"
+
+
+# These raise `MissingError` where neither the variable nor the user's home is known.
 
 
 def data() -> Path:
@@ -26,7 +31,18 @@ def cache() -> Path:
 
 def _folder(variable: str, default: str) -> Path:
     named = Path(os.environ.get(variable, ""))  # the specification says to ignore a relative path
-    return (named if named.is_absolute() else Path.home() / default) / _OURS
+    return (named if named.is_absolute() else _home(variable) / default) / _OURS
+
+
+def _home(variable: str) -> Path:
+    """This user's home; `MissingError` where nobody knows one, or where it would move with each `cd`."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (leaves ~ where there is none, as of a container's user)
+    if not home.is_absolute():
+        raise MissingError(
+            f"this user has no home folder: HOME is {os.environ.get('HOME') or 'not set'}",
+            hint=f"set HOME, or {variable}, to the absolute path of a folder",
+        )
+    return home
 
 
 def free_bytes(folder: Path) -> int:

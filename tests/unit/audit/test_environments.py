@@ -153,6 +153,14 @@ def test_a_second_look_reads_no_library(environment: Path, monkeypatch: pytest.M
     assert read == [LIBRARY]
 
 
+def test_a_folder_may_have_any_name(environment: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / os.fsdecode(b"odd-\xff\n")
+    environment.rename(elsewhere)
+    read: list[str] = []
+    environments.read_environment(elsewhere, read.append, fresh=False)
+    assert read == [LIBRARY]
+
+
 def test_what_changed_just_before_an_audit_is_not_kept_however_long_that_takes(
     environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

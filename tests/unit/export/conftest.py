@@ -6,7 +6,9 @@ import hashlib
 import json
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,9 +123,9 @@ def made_before(small_python: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     take(small_python, monkeypatch)
 
 
-def write_base(folder: Path, name: str = "base") -> Path:
-    """An image layout with one layer that has one file."""
-    layer = folder.with_name(f"{name}.tar")
+def write_base(folder: Path, change: Callable[[Any, Any], object] = lambda manifest, config: None) -> Path:
+    """An image layout with one layer that has one file; `change` may break its manifest or configuration."""
+    layer = folder.with_name("base.tar")
     (folder.with_name("hostname")).write_text("base")
     with tarfile.open(layer, "w") as archive:
         archive.add(folder.with_name("hostname"), "etc/issue")
@@ -141,12 +143,13 @@ def write_base(folder: Path, name: str = "base") -> Path:
         }
 
     layers = [keep(layer.read_bytes(), "layer.v1.tar")]
-    config = {
+    config: dict[str, Any] = {
         "os": "linux", "architecture": machine, "config": {"Env": ["PATH=/bin", "OF_BASE=1"]},
         "rootfs": {"type": "layers", "diff_ids": [layers[0]["digest"]]},
     }  # fmt: skip
-    described = keep(json.dumps(config).encode(), "config.v1+json")
-    manifest = {"schemaVersion": 2, "config": described, "layers": layers}
+    manifest: dict[str, Any] = {"schemaVersion": 2, "layers": layers}
+    change(manifest, config)
+    manifest["config"] = keep(json.dumps(config).encode(), "config.v1+json")
     index = {"schemaVersion": 2, "manifests": [keep(json.dumps(manifest).encode(), "manifest.v1+json")]}
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

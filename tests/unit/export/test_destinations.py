@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import vllm_variants
+from unit.export.conftest import write_result
 from vllm_variants.errors import ExitCode, InputError, MissingError, ResourceError, UsageError
 from vllm_variants.export import destinations
 from vllm_variants.export.destinations import Destination, Form
@@ -37,6 +39,17 @@ def test_a_folder_that_is_absent_or_cannot_be_written_to_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be written to") as refused:
         destinations.require_new(Destination(Form.OCI, Path("/proc/image")))
     assert refused.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("way", ["result", "link"])
+def test_a_place_in_the_result_itself_is_refused(form: Form, way: str, tmp_path: Path) -> None:
+    write_result(tmp_path / "result")
+    (tmp_path / "link").symlink_to("result")
+    before = sorted((tmp_path / "result").rglob("*"))
+    with pytest.raises(UsageError, match="is in the result that is to be exported"):
+        vllm_variants.export_results(tmp_path / "result", f"{form}:{tmp_path / way / 'share' / 'made'}")
+    assert sorted((tmp_path / "result").rglob("*")) == before
 
 
 def test_too_little_room_is_said_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,8 @@ import vllm_variants
 from unit.export.conftest import MINOR, SITE, contents, take, write_result
 from unit.validating import require_valid
 from vllm_variants import documents
-from vllm_variants.errors import UnsupportedError, UsageError
+from vllm_variants.builders.wheels.records import encoded
+from vllm_variants.errors import InputError, UnsupportedError, UsageError
 from vllm_variants.export.interpreter import Runtime
 from vllm_variants.model import results
 from vllm_variants.model.results import DamagedError
@@ -177,3 +179,48 @@ def test_a_file_that_is_not_what_its_record_says_is_refused_and_leaves_nothing(
     with pytest.raises(DamagedError, match="RECORD"):
         vllm_variants.export_results(result, f"{form}:{tmp_path / 'made'}", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "result"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size"),
+    [("folder", 3000), ("tar.zst", 3000), ("oci", 3000), ("oci-archive", 3000), ("folder", 7000)],
+)
+def test_a_file_that_changes_while_it_is_exported_is_named_and_leaves_nothing(
+    form: str, size: int, tmp_path: Path, base: str
+) -> None:
+    result = write_result(tmp_path / "result")
+    notes = result / SITE / "zz.txt"
+    notes.write_bytes(bytes(5000))
+
+    def write_to_it(done: int, total: int) -> None:
+        notes.write_bytes(bytes(size))
+
+    options = {"base": base} if form.startswith("oci") else {}
+    with pytest.raises(DamagedError, match=r"zz\.txt was changed while it was exported"):
+        vllm_variants.export_results(result, f"{form}:{tmp_path / 'made'}", progress=write_to_it, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "result"]
+
+
+def test_a_program_that_is_called_like_python_is_taken_along(tmp_path: Path) -> None:
+    result, data = write_result(tmp_path / "result"), b"#!/bin/sh\n"
+    program = result / "bin" / "python-argcomplete-check"
+    program.write_bytes(data)
+    with (result / SITE / "idna-1.0.dist-info" / "RECORD").open("a") as record:
+        record.write(f"../../../bin/{program.name},{encoded(hashlib.sha256(data))},{len(data)}\n")
+    vllm_variants.export_results(result, f"folder:{tmp_path / 'made'}")
+    assert (tmp_path / "made" / "bin" / program.name).read_bytes() == data
+
+
+def test_a_link_out_of_the_result_is_refused_also_by_way_of_another_link(tmp_path: Path) -> None:
+    result = write_result(tmp_path / "result")
+    deep = result / SITE / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "above").symlink_to("../..")
+    (deep / "beside").symlink_to("above/idna/__init__.py")
+    (result / "..top").write_text("")
+    (result / "top").symlink_to("..top")
+    vllm_variants.export_results(result, f"folder:{tmp_path / 'made'}")
+    assert (tmp_path / "made" / SITE / "a" / "b" / "beside").read_text() == "VALUE = 1\n"
+    (deep / "out").symlink_to("above/../../../../secret")
+    with pytest.raises(InputError, match="leads out of the result"):
+        vllm_variants.export_results(result, f"folder:{tmp_path / 'other'}")

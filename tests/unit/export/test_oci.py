@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,6 +164,18 @@ def test_a_large_library_has_a_layer_of_its_own(
     assert "library59.so" in names
 
 
+def test_a_large_library_may_have_any_name(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "LARGE", 1000)
+    result, name = write_result(tmp_path / "result"), os.fsdecode(b"odd-\xff\n.so")
+    (result / SITE / name).write_bytes(bytes(2000))
+    vllm_variants.export_results(result, f"oci:{tmp_path / 'image'}", base=base)
+    manifest = document(tmp_path / "image", images(tmp_path / "image")[0])
+    found = [members(tmp_path / "image", layer) for layer in manifest["layers"]]
+    assert any(f"opt/vllm/{SITE}/{name}" in files for files in found)
+
+
 def test_the_manifest_of_the_export_is_beside_the_index(tmp_path: Path, base: str) -> None:
     layout = tmp_path / "image"
     exported = vllm_variants.export_results(write_result(tmp_path / "result"), f"oci:{layout}", base=base)
@@ -189,6 +204,51 @@ def test_a_damaged_base_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is damaged"):
             vllm_variants.export_results(result, f"{to}:{tmp_path / 'image'}", base=f"oci:{layout}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "result"]
+
+
+BROKEN: dict[str, Callable[[Any, Any], object]] = {
+    "a layer without a size": lambda manifest, config: manifest["layers"][0].pop("size"),
+    "a layer of another size": lambda manifest, config: manifest["layers"][0].update(size=5),
+    "a layer without a kind": lambda manifest, config: manifest["layers"][0].pop("mediaType"),
+    "a layer that is not there": lambda manifest, config: manifest["layers"][0].update(
+        digest=f"sha256:{0:064}"
+    ),
+    "a diff ID too few": lambda manifest, config: config["rootfs"].update(diff_ids=[]),
+    "variables that are no texts": lambda manifest, config: config["config"].update(Env=[1]),
+    "a list of labels": lambda manifest, config: config["config"].update(Labels=["a"]),
+    "a list for a configuration": lambda manifest, config: config.update(config=[1]),
+    "a text for a history": lambda manifest, config: config.update(history="x"),
+    "another system": lambda manifest, config: config.update(os="windows"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_base_that_is_broken_is_refused_before_work_starts(broken: str, tmp_path: Path) -> None:
+    layout = write_base(tmp_path / "base", BROKEN[broken])
+    with pytest.raises(InputError, match=r"base.* (is no image layout|is damaged|is for windows)"):
+        vllm_variants.export_results(
+            write_result(tmp_path / "result"), f"oci:{tmp_path / 'image'}", base=f"oci:{layout}"
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "result"]
+
+
+def test_gzip_on_a_base_of_zstd_is_refused(tmp_path: Path, base: str) -> None:
+    result, on_zstd = write_result(tmp_path / "result"), f"oci:{tmp_path / 'zstd'}"
+    vllm_variants.export_results(result, on_zstd, base=base)
+    with pytest.raises(UsageError, match=r"layers of .* are zstd"):
+        vllm_variants.export_results(result, f"oci:{tmp_path / 'gzip'}", base=on_zstd, gzip=True)
+
+
+def test_where_the_base_lies_is_not_told(tmp_path: Path) -> None:
+    result = write_result(tmp_path / "result")
+    shutil.copytree(write_base(tmp_path / "one"), tmp_path / "another")
+    for name, base in (("a", "one"), ("b", "another")):
+        vllm_variants.export_results(
+            result, f"oci-archive:{tmp_path / name}.tar", base=f"oci:{tmp_path / base}"
+        )
+    made = (tmp_path / "a.tar").read_bytes()
+    assert str(tmp_path).encode() not in made
+    assert made == (tmp_path / "b.tar").read_bytes()
 
 
 @pytest.mark.parametrize("base", ["oci:/nowhere", "debian", "debian:Trixie", "docker://debian", "/nowhere"])

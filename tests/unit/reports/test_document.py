@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from validating import require_closed, require_valid
 sys.path.append(str(Path(__file__).parents[1] / "audit"))
 import imaging
 
+import vllm_variants
 from vllm_variants.errors import InputError, MissingError, UsageError
 from vllm_variants.model.capability import Capability
 from vllm_variants.reports import advisories, inputs, packages, runs
@@ -205,9 +208,7 @@ def test_a_file_that_is_no_document_is_refused(tmp_path: Path, damage: str) -> N
 
 
 def test_documents_that_lost_a_part_are_refused_in_a_sentence(result: Path, tmp_path: Path) -> None:
-    from vllm_variants import audit_path
-
-    audit = audit_path(result, "sm90").as_dict()
+    audit = vllm_variants.audit_path(result, "sm90").as_dict()
     for document in (audit, sample_result.batch(result)):
         for key in ("libraries", "totals", "outcomes", "verdict", "findings"):
             if key in document:
@@ -236,6 +237,45 @@ def test_evidence_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "runs.json").write_text(content)
     with pytest.raises(InputError, match=r"runs\.json"):
         runs.read([tmp_path / "runs.json"])
+
+
+def every_place(node: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The keys and indices that lead to each value of a document, of a list to its first two."""
+    if place:
+        yield place
+    inner = node.items() if isinstance(node, dict) else enumerate(node[:2]) if isinstance(node, list) else ()
+    for key, value in inner:
+        yield from every_place(value, (*place, key))
+
+
+@pytest.mark.parametrize("kind", ["audit", "batch", "evidence"])
+def test_whatever_stands_in_a_place_of_a_document_it_is_shown_or_refused_by_name(
+    kind: str, result: Path, tmp_path: Path
+) -> None:
+    documents = {
+        "audit": vllm_variants.audit_path(result, "sm90").as_dict(),
+        "batch": sample_result.batch(result),
+        "evidence": sample_result.run_of_checks(),
+    }
+    document, path = json.loads(json.dumps(documents[kind])), tmp_path / "x.json"
+    plain = written(tmp_path / "plain.json", documents["audit"])
+    refused = 0
+    for place, value in zip(every_place(document), itertools.cycle([None, [], {}, "x", 7, float("nan")])):
+        changed = copy.deepcopy(document)
+        sample = changed
+        for key in place[:-1]:
+            sample = sample[key]
+        sample[place[-1]] = value
+        written(path, changed)
+        given = {"evidence": [path], "what": plain} if kind == "evidence" else {"what": path}
+        try:
+            vllm_variants.report(to=tmp_path / "x.html", **given)
+        except InputError as error:
+            assert path.name in error.message, place
+            refused += 1
+        except UsageError as error:  # nothing is left to report
+            assert value in ([], {}), (place, error)
+    assert refused
 
 
 # ── advisories ──

@@ -11,7 +11,7 @@ from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.errors import Error, InputError, ResourceError, UnsupportedError
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.platforms import host_system
-from vllm_variants.system import uv
+from vllm_variants.system import http, uv
 from vllm_variants.system.process import CompletedCommand
 
 # What uv says → what it means. The first that is found in its last words decides.
@@ -111,7 +111,7 @@ def lock_from_index(lock: Lock, index: str, into: Path) -> Path:
     _check(uv.run(command), "the packages of --index could not be resolved")
     if "--hash=" not in made.read_text(encoding="utf-8"):
         raise UnsupportedError(
-            f"the index {index} gives no hashes, so its wheels could not be checked",
+            f"the index {http.without_credentials(index)} gives no hashes, so its wheels cannot be checked",
             hint="name an index that does: its links end in #sha256=…",
         )
     return made

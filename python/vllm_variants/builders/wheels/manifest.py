@@ -15,6 +15,7 @@ from vllm_variants.builders.wheels.locks import Lock
 from vllm_variants.machine.interpreters import Interpreter
 from vllm_variants.model.requests import Request
 from vllm_variants.model.results import MANIFEST, SCHEMA
+from vllm_variants.system import http
 
 
 def describe(request: Request) -> dict[str, object]:
@@ -49,7 +50,7 @@ def write(
         "tool": __version__,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "lock": lock.digest,
-        "index": request.index,
+        "index": http.without_credentials(request.index) if request.index else None,
         "packages": _packages(tree, request.release.stack.python),
         "bytes": size,
         **more,

@@ -35,7 +35,7 @@ from vllm_variants.fatbin.codecs import (
 )
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.model.capability import Target
-from vllm_variants.system import atomic
+from vllm_variants.system import atomic, folders
 
 Note = Callable[[str], None]
 """Told what a person should know of the cache: a sentence."""
@@ -49,9 +49,7 @@ def default_folder() -> Path:
     """`$VLLM_VARIANTS_CUBINS`, else the folder in `$XDG_CACHE_HOME` or `~/.cache`."""
     if named := os.environ.get("VLLM_VARIANTS_CUBINS"):
         return Path(named).absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "vllm-variants" / "cubins"
+    return folders.cache() / "cubins"
 
 
 def key_of(text: bytes, target: Target, options: Sequence[str], compiler: Compiler) -> str:
