@@ -130,11 +130,15 @@ def _linked(elf: Elf, table: Section) -> Section:
     return elf.sections[table.link]
 
 
+def marked(target: Target) -> Target:
+    """What a cubin for `target` says that it is for: `f` leaves no mark."""
+    return Target(target.capability, "a" if target.suffix == "a" else "")
+
+
 def require(cubin: Cubin, ptx: Ptx, target: Target) -> None:
     """Raise `WrongCubin` unless a cubin for `target` has exactly the kernels of the PTX it came from."""
-    plain = Target(target.capability, "a" if target.suffix == "a" else "")
-    if cubin.target != plain:
-        raise WrongCubin(f"it is for {cubin.target}, not {plain}")
+    if cubin.target != marked(target):
+        raise WrongCubin(f"it is for {cubin.target}, not {marked(target)}")
     if cubin.virtual not in (None, ptx.target.capability):
         raise WrongCubin(f"it was made from PTX for {cubin.virtual}, not {ptx.target.capability}")
     if missing := sorted(ptx.entries - cubin.kernels):
