@@ -324,5 +324,5 @@ def test_the_new_cubin_is_what_ptxas_makes(native: Native, compiler: Compiler, t
     (images,) = native(path, "9.0").containers.values()
     source = Bytes("new", written(path, images))
     raw = raw_payload(source, container_at(source, 0, source.size).images[0])
-    assert cubins.parse(raw).kernels == {"scale", "shift"}
+    assert cubins.parse(raw).kernels == {"scale": (8, 4), "shift": (8, 4)}
     assert raw == Cache(tmp_path / "cubins").get(next((tmp_path / "cubins").glob("*/*")).stem).cubin  # type: ignore[union-attr]
