@@ -254,6 +254,26 @@ def test_relocations_and_symbols_may_lead_to_where_a_container_begins_and_not_in
         assert slim_file(path, HOPPER).changed
 
 
+def test_a_large_image_is_compared_piece_by_piece(tmp_path: Path) -> None:
+    path = library(tmp_path / "made.so", section([cubin("sm_80", 90_000), cubin("sm_90", 5_000_000)]))
+    longest = 0
+
+    class Watched(OpenFile):
+        def at(self, offset: int, length: int) -> bytes:
+            nonlocal longest
+            longest = max(longest, length)
+            return super().at(offset, length)
+
+    new = tmp_path / "new.so"
+    assert slim_file(path, HOPPER, to=new).changed
+    with opened(path) as source, opened(new) as file:
+        plan = planning.plan_file(source, elfs.parse(source), HOPPER, Rules(), {}, SimpleNamespace())  # type: ignore[arg-type]
+        verify(
+            Watched("old", source.descriptor), Watched("new", file.descriptor), plan.changes, devices=HOPPER
+        )
+    assert 0 < longest < 3_000_000
+
+
 # Which images there are
 
 
