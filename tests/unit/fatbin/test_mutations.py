@@ -182,6 +182,41 @@ def test_more_program_headers_in_the_old_ones_place(made: Path, monkeypatch: Pat
     refused(made, "the byte at address 0xe8 changed", Rules(keep_symbols=False))
 
 
+def test_program_headers_in_a_page_that_a_loader_maps(made: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(strip, "_aligned", lambda offset, align: -(-offset // 8) * 8)
+    refused(made, "the program headers lie in a mapped page", Rules(keep_symbols=False))
+
+
+def test_a_segment_that_is_not_loaded_and_lies_elsewhere(made: Path, monkeypatch: Patch) -> None:
+    comment = section_of(made, ".comment")
+    third_segment(made, Segment(4, 4, comment.offset, 0, 0, 32, 32, 1))
+
+    def tamper(data: bytearray, elf: Elf) -> None:
+        index = next(i for i, s in enumerate(elf.segments) if s.type == 4)
+        set_segment(data, elf, index, offset=elf.segments[index].offset + 8)
+
+    tampered(monkeypatch, tamper)
+    refused(made, "the bytes of the segment of type 0x4 changed")
+
+
+def test_bytes_where_memory_was_zero(made: Path, monkeypatch: Patch) -> None:
+    def tamper(data: bytearray, elf: Elf) -> None:
+        index = next(i for i, s in enumerate(elf.segments) if s.memory_size > s.file_size)
+        set_segment(data, elf, index, file_size=elf.segments[index].file_size + 16)
+
+    tampered(monkeypatch, tamper)
+    refused(made, r"made\.so: .* had no bytes before")
+
+
+def test_no_segment_at_all(made: Path, monkeypatch: Patch) -> None:
+    def tamper(data: bytearray, elf: Elf) -> None:
+        for index, segment in enumerate(elf.segments):
+            set_segment(data, elf, index, type=0 if segment.type == 1 else segment.type)
+
+    tampered(monkeypatch, tamper)
+    refused(made, "what is needed was dropped")
+
+
 @pytest.mark.parametrize("name", [".bss", ".nv_fatbin", ".cask_resource"])
 def test_another_size_in_a_sections_header(made: Path, monkeypatch: Patch, name: str) -> None:
     def tamper(data: bytearray, elf: Elf) -> None:
