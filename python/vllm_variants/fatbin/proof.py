@@ -449,7 +449,10 @@ def _containers(
         _Addresses(source.name, new_elf),
     )
     for index, before in found.items():
-        after = list(containers_in(new, new_elf.sections[index]))
+        try:
+            after = list(containers_in(new, new_elf.sections[index]))
+        except Malformed as error:
+            raise Wrong(name, f"the new file is malformed: {error.message}") from error
         if len(before) != len(after):
             section = old.sections[index].name
             raise Wrong(name, f"section {section} has {len(after)} fat binaries, not {len(before)}")

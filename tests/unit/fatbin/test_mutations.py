@@ -208,6 +208,18 @@ def test_bytes_where_memory_was_zero(made: Path, monkeypatch: Patch) -> None:
     refused(made, r"made\.so: .* had no bytes before")
 
 
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda data, elf: set_segment(data, elf, 0, offset=1 << 40),
+        lambda data, elf: data.__setitem__(elf.sections[2].offset, 0),  # a container's magic
+    ],
+)
+def test_a_new_file_that_contradicts_itself(made: Path, monkeypatch: Patch, tamper: Any) -> None:
+    tampered(monkeypatch, tamper)
+    refused(made, "the new file is malformed")
+
+
 def test_no_segment_at_all(made: Path, monkeypatch: Patch) -> None:
     def tamper(data: bytearray, elf: Elf) -> None:
         for index, segment in enumerate(elf.segments):
