@@ -5,7 +5,7 @@ What must hold:
   what says where the program headers are in memory is true or gone;
 - every address that had file bytes has the same bytes, except in the headers and in the containers
   that were rewritten; what is missing, with bytes or without, lies in the dead part of one of those;
-- nothing else lies in those containers, and no relocation and no symbol leads into one;
+- nothing else lies in those containers, and no relocation, table or symbol leads into one;
 - every section has its bytes where its header says, and code in memory is what the section says; or it
   is one of those that go, and then nothing loads it, nothing links to it and its header is zero;
 - each container stands in one piece at its old address and holds exactly the images it should: byte for
@@ -255,7 +255,7 @@ def _apart(source: OpenFile, old: Elf, edits: Sequence[_Range], found: _Found) -
     ranges = [(address_of(start), address_of(start) + end - start) for start, end in edits]
     if (address := next(pointers_into(source, old, ranges), None)) is not None:
         raise Wrong(
-            source.name, f"a relocation or a symbol leads into a fat binary that changes: {address:#x}"
+            source.name, f"something that a loader follows leads into a fat binary that changes: {address:#x}"
         )
 
 

@@ -321,6 +321,22 @@ def test_a_large_image_is_compared_piece_by_piece(tmp_path: Path) -> None:
     assert 0 < longest < 3_000_000
 
 
+@pytest.mark.parametrize(
+    ("tag", "leads"), [(5, True), (25, True), (0x6FFFFEF5, True), (10, False), (1, False)]
+)
+def test_a_table_of_the_loader_in_an_image_that_goes(made: Path, tag: int, leads: bool) -> None:
+    _, address = dead_bytes(made)
+    data = section_of(made, ".data")
+    content = bytearray(made.read_bytes())
+    struct.pack_into("<QQQQ", content, data.offset, tag, address, 0, 0)
+    made.write_bytes(content)
+    third_segment(made, Segment(2, 6, data.offset, data.address, data.address, 32, 32, 8))
+    if leads:
+        refused(made, f"leads into a fat binary that changes: {address:#x}")
+    else:
+        assert slim_file(made, HOPPER).changed
+
+
 # Which images there are
 
 
