@@ -119,6 +119,8 @@ def _segments(source: OpenFile, old: Elf, new_file: OpenFile, new: Elf) -> None:
         raise Wrong(name, "a PT_PHDR says that the program headers are where they are not")
     if in_place is not None and in_place == before_that:
         return
+    if before_that is not None and elfs.is_program(source, old):
+        raise Wrong(name, "a program would not find its program headers in memory")
     if any(load.offset < end and table < -(-load.end // page) * page for load in loads):
         raise Wrong(name, "the program headers lie in a mapped page")
 

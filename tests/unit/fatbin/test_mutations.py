@@ -166,6 +166,13 @@ def test_a_header_that_says_where_the_program_headers_were(
     refused(made, "PT_PHDR" if there_before else "other than PT_LOAD")
 
 
+def test_a_program_whose_headers_leave_memory(tmp_path: Path, monkeypatch: Patch) -> None:
+    path = library(tmp_path / "program", FATBIN, kind=elfs.ET_EXEC)
+    assert not slim_file(path, HOPPER).changed
+    monkeypatch.setattr(planning, "is_program", lambda source, elf: False)
+    refused(path, "a program would not find its program headers")
+
+
 def test_more_program_headers_in_the_old_ones_place(made: Path, monkeypatch: Patch) -> None:
     honest = strip.lay_out
 
