@@ -40,8 +40,10 @@ def wrong(
     Without devices every image must still be there. Raises `Malformed`.
     """
     expected = (change.stub.image,) if change.stub else change.images
-    if now.size != change.size or len(now.images) != len(expected):
+    if len(now.images) != len(expected):
         return f"it has {len(now.images)} images, not {len(expected)}"
+    if now.size != change.size:
+        return f"it has {now.size} bytes, not {change.size}"
     if reason := _foreign(was, change) or _unserved(was, change, devices):
         return reason
     if change.stub:

@@ -441,6 +441,23 @@ def test_a_stub_that_is_not_what_it_stands_for(made: Path, monkeypatch: Patch, h
     refused(made, match)
 
 
+@pytest.mark.parametrize(
+    ("place", "match"),
+    [(8, "bytes, not"), (16 + 64 + 66, "it has a broken stub")],  # its size; a name in it
+)
+def test_a_stub_or_a_containers_size_that_is_not_what_was_to_be_written(
+    made: Path, monkeypatch: Patch, place: int, match: str
+) -> None:
+    at = section_of(made, ".cask_resource").address + 45 + place
+
+    def tamper(data: bytearray, elf: Elf) -> None:
+        load = next(s for s in elf.loads if s.address <= at < s.address + s.file_size)
+        data[load.offset + at - load.address] += 8 if place == 8 else 1
+
+    tampered(monkeypatch, tamper)
+    refused(made, match)
+
+
 def rewrite_target(payload: bytes) -> bytes:
     """A stub's cubin with another SM in its flags."""
     other = 120 if payload[8] == 8 else 90
