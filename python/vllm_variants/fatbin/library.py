@@ -103,7 +103,7 @@ def slim_file(
                 plan = plan_file(source, elf, devices, rules, compiled, known)
             try:
                 if plan.worthwhile and not dry_run:
-                    _write(source, plan, target, elsewhere=bool(to), durable=durable)
+                    _write(source, plan, target, devices, elsewhere=bool(to), durable=durable)
             except Wrong:
                 if not any(image.shared for image in plan.new_images):
                     raise
@@ -116,11 +116,19 @@ def slim_file(
         return replace(report, unserved=_unserved(source, elf, devices), device_code=has_code)
 
 
-def _write(source: OpenFile, plan: FilePlan, target: Path, *, elsewhere: bool, durable: bool) -> None:
+def _write(
+    source: OpenFile,
+    plan: FilePlan,
+    target: Path,
+    devices: Sequence[Capability],
+    *,
+    elsewhere: bool,
+    durable: bool,
+) -> None:
     with writing(target), atomic.new_file(target) as new:
         _fill(source, plan, new.descriptor)
         same_metadata(source, new.descriptor, elsewhere=elsewhere)
-        verify(source, OpenFile(str(target), new.descriptor), plan.changes, plan.unread)
+        verify(source, OpenFile(str(target), new.descriptor), plan.changes, plan.unread, devices)
         publish(source, new, replaces=not elsewhere, durable=durable)
 
 

@@ -1,33 +1,46 @@
 """Prove a slimmed file against its source, reading both anew.
 
 What must hold:
-- segments are aligned as their data needs, in order and disjoint, and span the addresses they spanned;
+- segments are parts of those that were, aligned as their data needs, in order and disjoint;
+  what says where the program headers are in memory is true or gone;
 - every address that had file bytes has the same bytes, except in the headers and in the containers
-  that were rewritten; what is missing lies wholly in the dead part of one of those;
+  that were rewritten; what is missing, with bytes or without, lies in the dead part of one of those;
+- nothing else lies in those containers, and no relocation, table or symbol leads into one;
 - every section has its bytes where its header says, and code in memory is what the section says; or it
   is one of those that go, and then nothing loads it, nothing links to it and its header is zero;
-- each container stands at its old address and holds exactly the images it should: byte for byte, or
-  the same code once decompressed, or a cubin with the kernels of the PTX that it came from;
+- each container stands in one piece at its old address and holds exactly the images it should: byte for
+  byte, or the same code once decompressed, or a cubin with the kernels of the PTX that it came from;
+  for each device that is what its driver would have chosen (`container_proof`);
 - where unmapped parts go, no two things in the file overlap, and nothing is left behind the last.
 """
 
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 
 from vllm_variants.errors import AuditError
 from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.container import Container
+from vllm_variants.fatbin.container_proof import wrong as container_wrong
 from vllm_variants.fatbin.elf import Elf, Section, Segment
-from vllm_variants.fatbin.native.proof import wrong as images_wrong
-from vllm_variants.fatbin.rewrite import Rewrite, containers_in, device_sections, resource_sections
+from vllm_variants.fatbin.pointers import pointers_into
+from vllm_variants.fatbin.rewrite import (
+    DEVICE_SECTIONS,
+    Rewrite,
+    containers_in,
+    device_sections,
+    resource_sections,
+)
 from vllm_variants.fatbin.source import Malformed, OpenFile
+from vllm_variants.model.capability import Capability
 
 _BLOCK = 1 << 18
+_RELRO = 0x6474E552
+"""`PT_GNU_RELRO`: addresses that become read-only; nobody reads what is there because of it."""
 
 
 class Wrong(AuditError):
@@ -40,11 +53,16 @@ class Wrong(AuditError):
 
 
 def verify(
-    source: OpenFile, new: OpenFile, changes: Sequence[Rewrite], unread: Collection[int] | None = None
+    source: OpenFile,
+    new: OpenFile,
+    changes: Sequence[Rewrite],
+    unread: Collection[int] | None = None,
+    devices: Sequence[Capability] = (),
 ) -> None:
     """Raise `Wrong` or `Malformed` unless the file `new` is `source` with exactly `changes` made.
 
-    `unread` are the sections that went, by number; None: what no segment maps stays.
+    `unread` are the sections that went, by number; None: what no segment maps stays. `devices` are those
+    that must find their code; without any, no image may be gone.
     """
     old_elf = elfs.parse(source)
     try:
@@ -53,10 +71,14 @@ def verify(
         raise Wrong(source.name, f"the new file is malformed: {error.message}") from error
     _header(source, new)
     _segments(source, old_elf, new, new_elf)
-    _bytes(source, old_elf, new, new_elf, changes)
-    touched = _touched(old_elf, changes)
-    _sections(source, old_elf, new, new_elf, touched, unread or ())
-    _containers(source, old_elf, new, new_elf, changes, touched)
+    found = {
+        index: list(containers_in(source, old_elf.sections[index])) for index in _touched(old_elf, changes)
+    }
+    edits = _edits(source.name, old_elf, changes, found)
+    _apart(source, old_elf, edits, found)
+    _bytes(source, old_elf, new, new_elf, edits)
+    _sections(source, old_elf, new, new_elf, found, unread or ())
+    _containers(source, old_elf, new, new_elf, changes, found, devices)
     if unread is not None:
         _disjoint(source.name, new_elf)
 
@@ -89,14 +111,16 @@ def _segments(source: OpenFile, old: Elf, new_file: OpenFile, new: Elf) -> None:
     for before, after in pairwise(loads):
         if before.address + before.memory_size > after.address:
             raise Wrong(name, f"the segments at {before.address:#x} and {after.address:#x} overlap")
-    ends = [max(load.address + load.memory_size for load in each.loads) for each in (old, new)]
-    if loads[0].address != old.loads[0].address or -(-ends[0] // page) != -(-ends[1] // page):
-        raise Wrong(name, "it does not span the addresses it spanned")
     _other_segments(source, old, new_file, new)
     table, end = _program_headers(new)
-    in_place = _loaded_table_address(new)
-    if in_place is not None and in_place == _loaded_table_address(old):
+    in_place, before_that = _loaded_table_address(new), _loaded_table_address(old)
+    told = [[_placed(s) for s in each.segments if s.type == elfs.PT_PHDR] for each in (old, new)]
+    if told[1] and (in_place != before_that or told[0] != told[1]):
+        raise Wrong(name, "a PT_PHDR says that the program headers are where they are not")
+    if in_place is not None and in_place == before_that:
         return
+    if before_that is not None and elfs.is_program(source, old):
+        raise Wrong(name, "a program would not find its program headers in memory")
     if any(load.offset < end and table < -(-load.end // page) * page for load in loads):
         raise Wrong(name, "the program headers lie in a mapped page")
 
@@ -130,7 +154,7 @@ def _loaded_sections_address(elf: Elf) -> int | None:
     start = elf.section_headers_at
     end = start + len(elf.sections) * elfs.SECTION_HEADER.size
     shared = any(s.file_size and s.offset < end and start < s.end for s in elf.sections)
-    return _Addresses(elf)(start) if start and not shared and _is_loaded(elf, start, end) else None
+    return _Addresses("", elf)(start) if start and not shared and _is_loaded(elf, start, end) else None
 
 
 def _is_loaded(elf: Elf, start: int, end: int) -> bool:
@@ -140,7 +164,7 @@ def _is_loaded(elf: Elf, start: int, end: int) -> bool:
 def _loaded_table_address(elf: Elf) -> int | None:
     """Where the program headers are in memory; None where they are not."""
     start, end = _program_headers(elf)
-    return _Addresses(elf)(start) if _is_loaded(elf, start, end) else None
+    return _Addresses("", elf)(start) if _is_loaded(elf, start, end) else None
 
 
 def _needed_alignment(elf: Elf) -> int:
@@ -187,68 +211,125 @@ def _placed(segment: Segment) -> tuple[int, ...]:
     return s.type, s.flags, s.address, s.physical, s.file_size, s.memory_size, s.align
 
 
-def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, changes: Sequence[Rewrite]) -> None:
-    """Walk the new file's segments by address and compare each with the source, around the changes."""
-    address_of = _Addresses(old)
-    edits = [(address_of(0), address_of(0) + elfs.HEADER.size)]  # see _header
-    if (table := _loaded_table_address(new_elf)) is not None and table == _loaded_table_address(old):
-        edits.append((table, table + len(new_elf.segments) * elfs.PROGRAM_HEADER.size))  # see _segments
-    if (table := _loaded_sections_address(new_elf)) is not None and table == _loaded_sections_address(old):
-        edits.append((table, table + len(new_elf.sections) * elfs.SECTION_HEADER.size))  # see _sections
+_Range = tuple[int, int]
+_Found = Mapping[int, Sequence[Container]]
+"""The containers of the source, by the number of their section."""
+
+
+def _edits(name: str, old: Elf, changes: Sequence[Rewrite], found: _Found) -> list[_Range]:
+    """The file ranges of the source, in order, that changes may change: each from its container on to where
+    the next one, or its section, begins or ends; among other data the container alone."""
+    allowed: dict[int, tuple[Container, int]] = {}
+    for index, containers in found.items():
+        section = old.sections[index]
+        ends = [after.offset for after in containers[1:]] + [section.end]
+        if section.name not in DEVICE_SECTIONS:
+            ends = [container.end for container in containers]
+        allowed |= {c.offset: (c, end) for c, end in zip(containers, ends, strict=False)}
+    edits = []
     for change in changes:
-        address = address_of(change.container.offset)
-        edits.append((address, address + change.dead_end - change.container.offset))
+        container, end = allowed.get(change.container.offset, (None, 0))
+        if container != change.container:
+            raise Wrong(name, f"there is no such fat binary at offset {change.container.offset:#x}")
+        edits.append((change.container.offset, end))
+    return sorted(edits)
+
+
+def _apart(source: OpenFile, old: Elf, edits: Sequence[_Range], found: _Found) -> None:
+    """Nothing but containers may lie in what changes, and nothing that a loader follows may lead there."""
+    starts = [start for start, _ in edits]
+
+    def overlaps(part: Section | Segment) -> bool:
+        index = bisect_left(starts, part.end) - 1
+        return bool(part.file_size) and index >= 0 and edits[index][1] > part.offset
+
+    for index, section in enumerate(old.sections):
+        if section.flags & elfs.SHF_ALLOC and index not in found and overlaps(section):
+            raise Wrong(source.name, f"section {section.name} lies in a fat binary that changes")
+    for segment in old.segments:
+        if segment.type not in (elfs.PT_LOAD, elfs.PT_NULL, _RELRO) and overlaps(segment):
+            raise Wrong(
+                source.name, f"the segment of type {segment.type:#x} lies in a fat binary that changes"
+            )
+    if not edits:
+        return
+    address_of = _Addresses(source.name, old)
+    ranges = [(address_of(start), address_of(start) + end - start) for start, end in edits]
+    if (address := next(pointers_into(source, old, ranges), None)) is not None:
+        raise Wrong(
+            source.name, f"something that a loader follows leads into a fat binary that changes: {address:#x}"
+        )
+
+
+def _bytes(source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, changed: Sequence[_Range]) -> None:
+    """Walk the new file's segments by address and compare each with the source, around the changes."""
+    address_of = _Addresses(source.name, old)
+    in_changes = sorted((address_of(start), address_of(start) + end - start) for start, end in changed)
+    edits = [*in_changes, (address_of(0), address_of(0) + elfs.HEADER.size)]  # see _header
+    if (table := _loaded_table_address(new_elf)) is not None and table == _loaded_table_address(old):
+        edits.append((table, table + len(old.segments) * elfs.PROGRAM_HEADER.size))  # see _segments
+    if (table := _loaded_sections_address(new_elf)) is not None and table == _loaded_sections_address(old):
+        edits.append((table, table + len(old.sections) * elfs.SECTION_HEADER.size))  # see _sections
     edits.sort()
     starts = [start for start, _ in edits]
-    covered: list[tuple[int, int]] = []
     for load in new_elf.loads:
         at, end = load.address, load.address + load.file_size
-        covered.append((at, end))
         while at < end:
             index = bisect_right(starts, at) - 1
             if index >= 0 and at < edits[index][1]:
                 at = min(end, edits[index][1])
                 continue
             until = min(end, starts[index + 1] if index + 1 < len(starts) else end)
-            for old_at, length in _file_ranges(old, at, until):
+            for old_at, length in _file_ranges(source.name, old, at, until):
                 offset = load.offset + at - load.address
                 if (wrong := first_difference(source, old_at, new, offset, length)) is not None:
                     raise Wrong(source.name, f"the byte at address {at + wrong:#x} changed")
                 at += length
-    _gaps(source.name, old, covered, edits)
+    for size in (_file_size, _memory_size):
+        before, after = ([(s.address, s.address + size(s)) for s in each.loads] for each in (old, new_elf))
+        _gaps(source.name, before, after, in_changes)
 
 
-def _gaps(name: str, old: Elf, covered: Sequence[tuple[int, int]], edits: Sequence[tuple[int, int]]) -> None:
-    """Addresses that lost their bytes must lie in an edit."""
-    ends = [0, *(end for _, end in covered)]
-    begins = [*(start for start, _ in covered), 1 << 63]
+def _file_size(load: Segment) -> int:
+    return load.file_size
+
+
+def _memory_size(load: Segment) -> int:
+    return load.memory_size
+
+
+def _gaps(name: str, old: Sequence[_Range], new: Sequence[_Range], edits: Sequence[_Range]) -> None:
+    """Addresses that `old` has and `new`, which is in order, has not must lie in an edit."""
+    ends = [0, *(end for _, end in new)]
+    begins = [*(start for start, _ in new), 1 << 64]
     starts = [start for start, _ in edits]
-    for load in old.loads:
+    for first, last in old:
         for gap_start, gap_end in zip(ends, begins, strict=True):
-            start, end = max(gap_start, load.address), min(gap_end, load.address + load.file_size)
+            start, end = max(gap_start, first), min(gap_end, last)
             if start < end:
                 index = bisect_right(starts, start) - 1
                 if index < 0 or end > edits[index][1]:
-                    raise Wrong(name, f"bytes that are needed were dropped at address {start:#x}")
+                    raise Wrong(name, f"what is needed was dropped at address {start:#x}")
 
 
 class _Addresses:
     """Where a loader puts a file's bytes. Found by bisection: a slimmed library has thousands of segments."""
 
-    def __init__(self, elf: Elf) -> None:
+    def __init__(self, name: str, elf: Elf) -> None:
+        self._name = name
         self._loads = sorted((s for s in elf.loads if s.file_size), key=lambda load: load.offset)
         self._starts = [load.offset for load in self._loads]
 
-    def __call__(self, offset: int) -> int:
-        """The address of the byte at an offset; raise `Wrong` where no segment has it."""
+    def __call__(self, offset: int, size: int = 1) -> int:
+        """The address of the bytes at an offset; raise `Wrong` where no segment has all of them."""
         last = bisect_right(self._starts, offset)
         for load in chain(self._loads[max(last - 1, 0) : last], self._loads):
-            if load.offset <= offset < load.end:
+            if load.offset <= offset and offset + size <= load.end:
                 return load.address + offset - load.offset
-        raise Wrong("", f"offset {offset:#x} is in no segment")
+        raise Wrong(self._name, f"no segment has all {size} bytes at offset {offset:#x}")
 
 
-def _file_ranges(elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
+def _file_ranges(name: str, elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
     """Where the file has the bytes of `[address, end)`: (offset, length), in order."""
     for load in elf.loads:
         start, stop = max(address, load.address), min(end, load.address + load.file_size)
@@ -258,13 +339,13 @@ def _file_ranges(elf: Elf, address: int, end: int) -> Iterator[tuple[int, int]]:
             yield load.offset + start - load.address, stop - start
             address = stop
     if address != end:
-        raise Wrong("", f"address {address:#x} had no bytes before")
+        raise Wrong(name, f"address {address:#x} had no bytes before")
 
 
 def _touched(old: Elf, changes: Sequence[Rewrite]) -> list[int]:
-    """The sections, by index, that hold a change; device sections all count."""
+    """The sections, by index, that hold a change; device sections in memory all count."""
     starts = [change.container.offset for change in changes]
-    kept = {section.offset for section in device_sections(old)}
+    kept = {section.offset for section in device_sections(old) if _begins_in_memory(old, section)}
     for section in resource_sections(old):
         if bisect_right(starts, section.end) > bisect_right(starts, section.offset - 1):
             kept.add(section.offset)
@@ -273,8 +354,12 @@ def _touched(old: Elf, changes: Sequence[Rewrite]) -> list[int]:
     ]
 
 
+def _begins_in_memory(elf: Elf, section: Section) -> bool:
+    return any(load.offset <= section.offset < load.end for load in elf.loads)
+
+
 def _sections(
-    source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, touched: Sequence[int], unread: Collection[int]
+    source: OpenFile, old: Elf, new: OpenFile, new_elf: Elf, touched: Collection[int], unread: Collection[int]
 ) -> None:
     if len(old.sections) != len(new_elf.sections):
         raise Wrong(source.name, "the number of sections changed")
@@ -286,14 +371,22 @@ def _sections(
             raise Wrong(source.name, f"section {before.name} is not the section it was")
         if before.link in unread:
             raise Wrong(source.name, f"section {before.name} links to a section that went")
+        if after.size != (_left_size(source.name, old, before, new_elf) if index in touched else before.size):
+            raise Wrong(source.name, f"section {before.name} changed its size")
         if index in touched or not before.file_size:
             continue
-        if after.size != before.size:
-            raise Wrong(source.name, f"section {before.name} changed its size")
         if before.flags & elfs.SHF_ALLOC:
             _placed_section(source, old, before, new, new_elf, after)
         elif first_difference(source, before.offset, new, after.offset, before.size) is not None:
             raise Wrong(source.name, f"section {before.name} changed")
+
+
+def _left_size(name: str, old: Elf, before: Section, new: Elf) -> int:
+    """How many bytes the new file has of a section's addresses; it begins and ends in memory."""
+    address_of = _Addresses(name, old)
+    start, end = address_of(before.offset), address_of(before.end - 1) + 1
+    parts = ((max(load.address, start), min(load.address + load.file_size, end)) for load in new.loads)
+    return sum(max(last - first, 0) for first, last in parts)
 
 
 def _placed_section(
@@ -348,37 +441,32 @@ def _containers(
     new: OpenFile,
     new_elf: Elf,
     changes: Sequence[Rewrite],
-    touched: Sequence[int],
+    found: _Found,
+    devices: Sequence[Capability],
 ) -> None:
     changed = {change.container.offset: change for change in changes}
-    old_address, new_address = _Addresses(old), _Addresses(new_elf)
-    for index in touched:
-        before, after = old.sections[index], new_elf.sections[index]
-        pairs = [list(containers_in(source, before)), list(containers_in(new, after))]
-        if len(pairs[0]) != len(pairs[1]):
-            raise Wrong(
-                source.name, f"section {before.name} has {len(pairs[1])} fat binaries, not {len(pairs[0])}"
-            )
-        for was, now in zip(*pairs, strict=True):
-            if old_address(was.offset) != new_address(now.offset):
-                raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} moved")
+    name, old_address, new_address = (
+        source.name,
+        _Addresses(source.name, old),
+        _Addresses(source.name, new_elf),
+    )
+    for index, before in found.items():
+        try:
+            after = list(containers_in(new, new_elf.sections[index]))
+        except Malformed as error:
+            raise Wrong(name, f"the new file is malformed: {error.message}") from error
+        if len(before) != len(after):
+            section = old.sections[index].name
+            raise Wrong(name, f"section {section} has {len(after)} fat binaries, not {len(before)}")
+        for was, now in zip(before, after, strict=True):
+            where = f"the fat binary at offset {was.offset:#x}"
+            if old_address(was.offset) != new_address(now.offset, now.size):
+                raise Wrong(name, f"{where} moved")
             change = changed.get(was.offset)
-            if change:
-                _container(source, new, change, now)
-            elif len(was.images) != len(now.images):
-                raise Wrong(source.name, f"the fat binary at offset {was.offset:#x} changed")
-
-
-def _container(source: OpenFile, new: OpenFile, change: Rewrite, now: Container) -> None:
-    where = f"the fat binary at offset {change.container.offset:#x}"
-    expected = (change.stub.image,) if change.stub else change.images
-    if now.size != change.size or len(now.images) != len(expected):
-        raise Wrong(source.name, f"{where} has {len(now.images)} images, not {len(expected)}")
-    if change.stub:
-        if new.at(now.images[0].offset, len(change.stub.data)) != change.stub.data:
-            raise Wrong(source.name, f"{where} has a broken stub")
-    elif reason := images_wrong(source, change.images, new, now):
-        raise Wrong(source.name, f"{where}: {reason}")
+            if change and (reason := container_wrong(source, was, change, new, now, devices)):
+                raise Wrong(name, f"{where}: {reason}")
+            if not change and len(was.images) != len(now.images):
+                raise Wrong(name, f"{where} changed")
 
 
 def first_difference(a: OpenFile, a_at: int, b: OpenFile, b_at: int, length: int) -> int | None:

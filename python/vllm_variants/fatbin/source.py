@@ -226,6 +226,12 @@ def find_all(source: Source, pattern: bytes, start: int, end: int) -> Iterator[i
         at += _SCAN
 
 
+def same_bytes(one: Source, at: int, other: Source, other_at: int, length: int) -> bool:
+    """Whether two ranges of `length` bytes are equal, read piece by piece; `Malformed` where one ends."""
+    steps = ((done, min(_SCAN, length - done)) for done in range(0, length, _SCAN))
+    return all(one.at(at + done, size) == other.at(other_at + done, size) for done, size in steps)
+
+
 def next_nonzero(source: Source, start: int, end: int) -> int:
     """The offset of the first byte that is not zero in `source[start:end]`, else `end`."""
     step = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.fatbin.native.cubin import Bytes
 from vllm_variants.fatbin.native.library import (
     Images,
+    LibraryPlan,
     NativeLibrary,
     compile_libraries,
     plan_library,
 )
-from vllm_variants.fatbin.native.queue import Limits
+from vllm_variants.fatbin.native.queue import Limits, Progress
 from vllm_variants.fatbin.new_image import NewImage, with_payload
 from vllm_variants.fatbin.rewrite import containers_in, device_sections
 from vllm_variants.fatbin.source import opened
@@ -48,12 +49,27 @@ class Native:
         *devices: str,
         allowed: Sequence[Encoding] = (RAW, ZSTD),
         keep_ptx: bool = False,
+        progress: Callable[[Progress], None] = lambda progress: None,
     ) -> NativeLibrary:
-        plan = plan_library(path, capabilities(*devices), path.name)
-        cache = Cache(self.folder / "cubins")
-        limits = Limits(2, lambda: 10**12)
-        (made,) = compile_libraries([plan], self.compiler, cache, limits, allowed=allowed, keep_ptx=keep_ptx)
+        (made,) = self.of(
+            plan_library(path, capabilities(*devices), path.name),
+            allowed=allowed,
+            keep_ptx=keep_ptx,
+            progress=progress,
+        )
         return made
+
+    def of(
+        self,
+        plan: LibraryPlan,
+        *,
+        allowed: Sequence[Encoding] = (RAW, ZSTD),
+        keep_ptx: bool = False,
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> list[NativeLibrary]:
+        cache, limits = Cache(self.folder / "cubins"), Limits(2, lambda: 10**12)
+        how = {"allowed": allowed, "keep_ptx": keep_ptx, "progress": progress}
+        return list(compile_libraries([plan], self.compiler, cache, limits, **how))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -279,6 +295,20 @@ def test_libraries_are_given_as_each_is_done_and_share_the_compiler(
     assert {one.plan.path for one in made} == set(paths)
 
 
+def test_a_library_that_is_removed_meanwhile_stops_nobody(native: Native, tmp_path: Path) -> None:
+    crowded = section([cubin("sm_70", 200), cubin("sm_80", 900), ptx_image(ptx_text(), word="compute_80")])
+    path = library(tmp_path / "a.so", crowded)
+    plan = plan_library(path, capabilities("9.0"))
+    path.unlink()
+    (made,) = native.of(plan)
+    assert [left.reason for left in made.left] == [
+        "its library cannot be read any more (No such file or directory)"
+    ]
+    library(path, crowded)
+    made = native(path, "9.0", allowed=[RAW], progress=lambda progress: path.unlink(missing_ok=True))
+    assert "does not fit" in made.left[0].reason
+
+
 def test_the_proof_finds_what_is_wrong(native: Native, tmp_path: Path) -> None:
     path = library(tmp_path / "a.so", section([cubin("sm_70", ROOM), cubin("sm_80"), ptx_image(TEXT)]))
     (images,) = native(path, "8.0", "9.0", allowed=[RAW]).containers.values()
@@ -324,5 +354,5 @@ def test_the_new_cubin_is_what_ptxas_makes(native: Native, compiler: Compiler, t
     (images,) = native(path, "9.0").containers.values()
     source = Bytes("new", written(path, images))
     raw = raw_payload(source, container_at(source, 0, source.size).images[0])
-    assert cubins.parse(raw).kernels == {"scale", "shift"}
+    assert cubins.parse(raw).kernels == {"scale": (8, 4), "shift": (8, 4)}
     assert raw == Cache(tmp_path / "cubins").get(next((tmp_path / "cubins").glob("*/*")).stem).cubin  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ from compiling import ptx_image, ptx_text
 from making import Made, container, cuobjdump
 
 from vllm_variants.errors import InputError
+from vllm_variants.fatbin import elf as elfs
 from vllm_variants.fatbin.codecs import LZ4, RAW, ZSTD, Encoding, encode, raw_payload
 from vllm_variants.fatbin.container import Image, container_at
 from vllm_variants.fatbin.native import cubin, ptx
@@ -76,7 +77,7 @@ def test_a_cubin_of_every_target_is_what_its_ptx_asked_for(
     made = cubin.parse(compile_(compiler, tmp_path, text, target))
 
     cubin.require(made, ptx.parse(text), Target.parse(target))
-    assert made.kernels == {"scale", "shift"}
+    assert made.kernels == {"scale": (8, 4), "shift": (8, 4)}
     assert made.target.sm == target.rstrip("f")
     assert made.virtual == ptx.parse(text).target.capability
 
@@ -106,10 +107,79 @@ def test_a_cubin_that_is_not_what_was_asked_for_is_refused(compiler: Compiler, t
         (asked, "8.9", "it is for 9.0, not 8.9"),
         (replace(asked, target=Target.parse("7.5")), "9.0", "made from PTX for 8.0, not 7.5"),
         (replace(asked, entries=frozenset({"scale"})), "9.0", "1 kernels that the PTX has not, shift"),
+        (
+            replace(asked, parameters={"shift": ()}),
+            "9.0",
+            "shift takes parameters of 8, 4 bytes, not no bytes",
+        ),
         (replace(asked, entries=asked.entries | {"more"}), "9.0", "lacks 1 of 3 kernels, more for one"),
     ):
         with pytest.raises(WrongCubin, match=words):
             cubin.require(made, read, Target.parse(target))
+
+
+PARAMETERS = """
+.version 8.8
+.target sm_80
+.address_size 64
+.visible .entry many(
+    .param .u64 .ptr .global .align 16 many_param_0,
+    .param .f32 many_param_1, .param .align 64 .b8 many_param_2[13],
+    .param .u8 many_param_3
+)
+.maxntid 128, 1, 1
+{ ret; }
+.entry none() { ret; }
+.weak .entry bare
+{ ret; }
+.entry large(.param .b64 large_param_0, .param .align 8 .b8 large_param_1[20000]) { ret; }
+.entry sampled(.param .texref sampled_param_0, .param .b32 sampled_param_1) { ret; }
+"""
+SIZES = {"many": (8, 4, 13, 1), "none": (), "bare": (), "large": (8, 20000)}
+
+
+def test_the_parameters_of_kernels_are_read_however_they_are_declared() -> None:
+    read = ptx.parse(PARAMETERS.encode())
+    assert read.parameters == SIZES
+    assert read.entries == {*SIZES, "sampled"}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_100", "sm_120"])
+def test_a_cubin_says_what_its_kernels_take(
+    compiler: Compiler, compiler13: Compiler, tmp_path: Path, target: str
+) -> None:
+    text = PARAMETERS.replace("sm_80", target).encode()
+    for ptxas in (compiler, compiler13):
+        made = cubin.parse(compile_(ptxas, tmp_path, text, target))
+        assert {name: made.kernels[name] for name in SIZES} == SIZES
+        cubin.require(made, ptx.parse(text), Target.parse(target))
+
+
+def test_a_cubin_with_another_kernel_of_the_same_name_is_refused(compiler: Compiler, tmp_path: Path) -> None:
+    text = ptx_text("scale")
+    other = text.replace(b".param .f32 by", b".param .f32 by, .param .u8 more")
+    assert other != text
+    made = cubin.parse(compile_(compiler, tmp_path, other, "sm_90"))
+    with pytest.raises(WrongCubin, match="scale takes parameters of 8, 4, 1 bytes, not 8, 4 bytes"):
+        cubin.require(made, ptx.parse(text), Target.parse("9.0"))
+
+
+def test_the_parameters_of_a_kernel_with_a_very_long_name_are_found(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    name = "_ZN" + "long" * 200
+    made = cubin.parse(compile_(compiler, tmp_path, ptx_text(name), "sm_90"))
+    assert made.kernels == {name: (8, 4)}
+
+
+def test_a_kernel_without_code_is_none(compiler: Compiler, tmp_path: Path) -> None:
+    data = bytearray(compile_(compiler, tmp_path, ptx_text("scale"), "sm_90"))
+    elf = elfs.parse(Bytes("a cubin", bytes(data)))
+    symbols = next(section for section in elf.sections if section.name == ".symtab")
+    for at in range(symbols.offset, symbols.end, 24):
+        data[at + 6 : at + 8] = bytes(2)  # a symbol's section: none
+    with pytest.raises(WrongCubin, match="it lacks 1 of 1 kernels"):
+        cubin.require(cubin.parse(bytes(data)), ptx.parse(ptx_text("scale")), Target.parse("9.0"))
 
 
 def test_a_broken_cubin_is_one_error_at_every_length(compiler: Compiler, tmp_path: Path) -> None:
@@ -129,7 +199,7 @@ def test_a_broken_cubin_is_one_error_at_every_length(compiler: Compiler, tmp_pat
 def test_the_stub_of_a_target_is_read_as_a_cubin_without_kernels() -> None:
     for word in ("sm_80", "sm_90a", "sm_100", "sm_120a"):
         read = cubin.parse(empty_cubin(Target.parse(word)))
-        assert (read.target.sm, read.kernels) == (word, frozenset())
+        assert (read.target.sm, read.kernels) == (word, {})
 
 
 def stored(made: Made) -> tuple[Bytes, Image]:

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from compiling import job, misbehaving, ptx_text
 
-from vllm_variants.errors import MissingError, ResourceError, UnsupportedError
+from vllm_variants.errors import InputError, MissingError, ResourceError, UnsupportedError
 from vllm_variants.fatbin.native.cache import Cache
 from vllm_variants.fatbin.native.compiler import Compiler
 from vllm_variants.fatbin.native.queue import Compiled, Failed, Job, Limits, Progress, compile_all
@@ -198,6 +199,34 @@ def test_a_cached_cubin_that_is_another_ones_is_compiled_again(compiler: Compile
     assert isinstance(again, Compiled)
     assert (again.cached, again.cubin) == (False, first.cubin)
     assert len(notes) == 1 and "is wrong (it lacks 1 of 1 kernels" in notes[0]
+
+
+def test_text_that_changes_meanwhile_is_not_kept_under_the_key_of_what_it_was(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    cache, text = Cache(tmp_path / "cubins"), ptx_text("a")
+    other = text.replace(b"fma.rn.f32", b"fma.rz.f32")  # the same kernels, another result
+    reads = iter([text, other])
+    changing = replace(job(text), read=lambda: next(reads))
+    (outcome,) = compile_all([changing], compiler, cache, PLENTY)
+    assert isinstance(outcome, Failed) and "somebody changed it" in outcome.reason
+    assert cache.usage().count == 0
+
+
+def test_text_that_is_gone_meanwhile_is_one_sentence_and_the_others_go_on(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    text = ptx_text("a", comment="x" * 9000)  # the largest comes first
+
+    def reads() -> Iterator[bytes]:
+        yield text
+        raise InputError("it is gone")
+
+    gone = reads()
+    jobs = [replace(job(text), read=lambda: next(gone)), job(ptx_text("b"))]
+    first, second = compile_all(jobs, compiler, Cache(tmp_path / "cubins"), PLENTY)
+    assert isinstance(first, Failed) and first.reason == "it is gone"
+    assert isinstance(second, Compiled)
 
 
 def test_progress_says_how_far_it_is(compiler: Compiler, cache: Cache) -> None:

@@ -509,6 +509,13 @@ def _section_header(path: Path, name: str) -> tuple[int, int]:
     return elf.sections[index].offset, elf.section_headers_at + 64 * index
 
 
+def _inactive_header(path: Path) -> int:
+    with opened(path) as source:
+        elf = elfs.parse(source)
+    index = max(i for i, part in enumerate(elf.sections) if part.type == strip.SHT_NULL)
+    return elf.section_headers_at + 64 * index
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -518,6 +525,7 @@ def _section_header(path: Path, name: str) -> tuple[int, int]:
         lambda path: _flip(path, _section_header(path, ".shstrtab")[0] + 2),
         lambda path: _flip(path, _section_header(path, ".data")[1] + 24),  # where it lies in the file
         lambda path: _flip(path, _section_header(path, ".dynsym")[1] + 40),  # what it links to
+        lambda path: _flip(path, _inactive_header(path) + 9),  # the header of one that went
         lambda path: _flip(path, 64 + 56 + 16),  # a segment's address
         lambda path: _flip(path, 64 + 56 + 8),  # a segment's offset
         lambda path: _flip(path, 64 + 56 + 50),  # a segment's alignment

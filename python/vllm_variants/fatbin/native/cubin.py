@@ -10,6 +10,7 @@ ptxas 12.9 and 13.0 (see the tests), and by published images; cuobjdump agrees.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_variants.errors import InputError
@@ -31,6 +32,14 @@ _SPECIFIC = 9
 _PTX_NOTES = (".note.nv.cuver", ".note.nv.cuinfo")  # CUDA 12.9, CUDA 13
 _NOTE = struct.Struct("<III12sHH")
 """Sizes of owner and description, type, owner, then the note's version and the PTX's SM."""
+_INFO = ".nv.info."
+"""How the name of a section begins that describes a kernel, by attributes as in `.nv.compat`. Its `sh_info`
+is the number of the section with the kernel's code."""
+_WITH_BYTES = 4  # a form: as many bytes as the value says follow
+_PARAMETER, _LARGE_PARAMETER = 0x17, 0x45
+"""One parameter: a number, its place, its offset, and its size in bits 18 and up; where a kernel's take over
+4 KB, the size has two bytes after the offset."""
+_PLACE_AND_SIZE = struct.Struct("<4xHHI")
 
 
 class WrongCubin(InputError):
@@ -41,12 +50,13 @@ class WrongCubin(InputError):
 class Cubin:
     """A cubin's headers: what it was made for (`virtual`: the PTX's capability), and its kernels.
 
-    `compat` is what its section `.nv.compat` holds, which image headers repeat; empty without one.
+    Of each kernel by its name the bytes of its parameters, in their order. `compat` is what its section
+    `.nv.compat` holds, which image headers repeat; empty without one.
     """
 
     target: Target
     virtual: Capability | None
-    kernels: frozenset[str]
+    kernels: Mapping[str, tuple[int, ...]]
     abi: int
     compat: bytes
 
@@ -98,13 +108,27 @@ def _targets(
 
 
 def _marked_specific(compat: bytes) -> bool:
+    return any(value == 1 for attribute, value, _ in _attributes(compat) if attribute == _SPECIFIC)
+
+
+def _parameters(info: bytes) -> tuple[int, ...]:
+    sizes = {}
+    for attribute, _, more in _attributes(info):
+        if attribute in (_PARAMETER, _LARGE_PARAMETER):
+            place, _, size = _PLACE_AND_SIZE.unpack_from(more)
+            sizes[place] = size >> 18 if attribute == _PARAMETER else size & 0xFFFF
+    return tuple(sizes[place] for place in sorted(sizes))
+
+
+def _attributes(content: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Attribute, value, and the bytes that follow it."""
     at = 0
-    while at < len(compat):
-        form, attribute, value = _ATTRIBUTE.unpack_from(compat, at)
-        if attribute == _SPECIFIC:
-            return bool(value == 1)
-        at += _ATTRIBUTE.size + (value if form == 4 else 0)
-    return False
+    while at < len(content):
+        form, attribute, value = _ATTRIBUTE.unpack_from(content, at)
+        at += _ATTRIBUTE.size
+        size = value if form == _WITH_BYTES else 0
+        yield attribute, value, content[at : at + size]
+        at += size
 
 
 def _section(source: Bytes, elf: Elf, name: str) -> bytes | None:
@@ -112,16 +136,24 @@ def _section(source: Bytes, elf: Elf, name: str) -> bytes | None:
     return source.at(section.offset, section.file_size) if section else None
 
 
-def _kernels(source: Bytes, elf: Elf) -> frozenset[str]:
-    names = set()
+def _kernels(source: Bytes, elf: Elf) -> dict[str, tuple[int, ...]]:
+    """The parameters of each kernel that has code, by its name."""
+    described = {
+        section.info: _parameters(source.at(section.offset, section.file_size))
+        for section in elf.sections
+        if section.name.startswith(_INFO)
+    }
+    kernels = {}
     for table in (section for section in elf.sections if section.name == ".symtab"):
         strings = _linked(elf, table)
         text = source.at(strings.offset, strings.file_size)
         data = source.at(table.offset, table.file_size)
-        for name, info, other, _, _, _ in _SYMBOL.iter_unpack(data):
-            if info & 0xF == _FUNCTION and other & _KERNEL:
-                names.add(text[name : text.find(b"\0", name)].decode("utf-8", "replace"))
-    return frozenset(names)
+        for name, info, other, place, _, _ in _SYMBOL.iter_unpack(data):
+            code = elf.sections[place] if place < len(elf.sections) else None
+            if info & 0xF == _FUNCTION and other & _KERNEL and code and code.file_size:
+                kernel = text[name : text.find(b"\0", name)].decode("utf-8", "replace")
+                kernels[kernel] = described.get(place, ())
+    return kernels
 
 
 def _linked(elf: Elf, table: Section) -> Section:
@@ -130,14 +162,28 @@ def _linked(elf: Elf, table: Section) -> Section:
     return elf.sections[table.link]
 
 
+def marked(target: Target) -> Target:
+    """What a cubin for `target` says that it is for: `f` leaves no mark."""
+    return Target(target.capability, "a" if target.suffix == "a" else "")
+
+
 def require(cubin: Cubin, ptx: Ptx, target: Target) -> None:
-    """Raise `WrongCubin` unless a cubin for `target` has exactly the kernels of the PTX it came from."""
-    plain = Target(target.capability, "a" if target.suffix == "a" else "")
-    if cubin.target != plain:
-        raise WrongCubin(f"it is for {cubin.target}, not {plain}")
+    """Raise `WrongCubin` unless a cubin for `target` has exactly the kernels of the PTX it came from.
+
+    Each must have code, and take parameters of the same sizes where the PTX tells them.
+    """
+    if cubin.target != marked(target):
+        raise WrongCubin(f"it is for {cubin.target}, not {marked(target)}")
     if cubin.virtual not in (None, ptx.target.capability):
         raise WrongCubin(f"it was made from PTX for {cubin.virtual}, not {ptx.target.capability}")
-    if missing := sorted(ptx.entries - cubin.kernels):
+    if missing := sorted(ptx.entries - cubin.kernels.keys()):
         raise WrongCubin(f"it lacks {len(missing)} of {len(ptx.entries)} kernels, {missing[0]} for one")
-    if more := sorted(cubin.kernels - ptx.entries):
+    if more := sorted(cubin.kernels.keys() - ptx.entries):
         raise WrongCubin(f"it has {len(more)} kernels that the PTX has not, {more[0]} for one")
+    for name, sizes in ptx.parameters.items():
+        if (found := cubin.kernels[name]) != sizes:
+            raise WrongCubin(f"its kernel {name} takes parameters of {_listed(found)}, not {_listed(sizes)}")
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return f"{', '.join(map(str, sizes)) or 'no'} bytes"

@@ -204,8 +204,12 @@ def _job(plan: LibraryPlan, need: Need, options: tuple[str, ...]) -> Job:
 
 
 def _payload(path: Path, image: Image) -> bytes:
-    with opened(path) as source:
-        return codecs.raw_payload(source, image)
+    """The PTX at an image's place; raise `InputError` where it is not there any more."""
+    try:
+        with opened(path) as source:
+            return codecs.raw_payload(source, image)
+    except OSError as error:
+        raise InputError(f"its library cannot be read any more ({error.strerror})") from error
 
 
 @dataclass
@@ -280,7 +284,7 @@ class _Build:
         """The container's images as they are, then with those that stay stored in less room."""
         images = self._images(wanted)
         yield images
-        with opened(self.plan.path) as source:
+        with suppress(InputError, OSError), opened(self.plan.path) as source:  # it may be gone meanwhile
             yield tuple(
                 recompressed(source, image, self.allowed) if isinstance(image, Image) else image
                 for image in images

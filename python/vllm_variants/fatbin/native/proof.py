@@ -15,7 +15,7 @@ from vllm_variants.fatbin.container import Container, Image
 from vllm_variants.fatbin.native import cubin as cubins
 from vllm_variants.fatbin.native import ptx as ptxs
 from vllm_variants.fatbin.new_image import NewImage, header_without_storage
-from vllm_variants.fatbin.source import Source
+from vllm_variants.fatbin.source import Source, same_bytes
 
 
 def wrong(source: Source, expected: Sequence[Image | NewImage], new: Source, now: Container) -> str | None:
@@ -26,7 +26,7 @@ def wrong(source: Source, expected: Sequence[Image | NewImage], new: Source, now
         if isinstance(image, NewImage):
             if reason := _wrong_new(source, image, new, got):
                 return reason
-        elif image.size != got.size or source.at(image.offset, image.size) != new.at(got.offset, got.size):
+        elif image.size != got.size or not same_bytes(source, image.offset, new, got.offset, got.size):
             return f"it has a changed {image.target} image"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vllm_variants.errors import InputError
@@ -14,6 +15,12 @@ from vllm_variants.model.capability import Target
 _VERSION = re.compile(rb"^\s*\.version\s+(\d+)\.(\d+)", re.MULTILINE)
 _TARGET = re.compile(rb"^\s*\.target\s+(sm_\d+[af]?)\b", re.MULTILINE)
 _ENTRY = re.compile(rb"\.entry\s+([a-zA-Z][\w$]*|[_$%][\w$]+)")
+_PARAMETERS = re.compile(rb"\s*\(([^)]*)\)")
+_PARAMETER = re.compile(
+    rb"\s*\.param\s+(?:\.align\s+\d+\s+)?\.[busf](8|16|32|64)\b"
+    rb"(?:\s+\.ptr(?:\s+\.(?:const|global|local|shared))?(?:\s+\.align\s+\d+)?)?"
+    rb"\s+[\w$%]+\s*(?:\[\s*(\d+)\s*\])?\s*"
+)
 _LINKAGE = re.compile(rb"\s*(?:\.(?:visible|weak|extern)\s+)*")
 """All that may stand between the end of a statement's line and `.entry`."""
 _BLOCK_COMMENT = re.compile(rb"/\*.*?\*/", re.DOTALL)
@@ -49,11 +56,16 @@ class UnknownOption(InputError):
 
 @dataclass(frozen=True)
 class Ptx:
-    """A PTX module: its language version, target, and the names of its kernels."""
+    """A PTX module: its language version, target, and the names of its kernels.
+
+    `parameters` has the bytes of each kernel's parameters, in their order, where all of them are numbers or
+    arrays of numbers.
+    """
 
     version: tuple[int, int]
     target: Target
     entries: frozenset[str]
+    parameters: Mapping[str, tuple[int, ...]]
 
 
 def parse(text: bytes) -> Ptx:
@@ -67,10 +79,24 @@ def parse(text: bytes) -> Ptx:
     version, target = _VERSION.search(head), _TARGET.search(head)
     if not version or not target:
         raise InputError("it is no PTX: the directives .version and .target are missing")
-    entries = frozenset(
-        match[1].decode("ascii") for match in _ENTRY.finditer(text) if _begins_a_line(text, match.start())
-    )
-    return Ptx((int(version[1]), int(version[2])), Target.parse(target[1].decode("ascii")), entries)
+    kernels = {
+        match[1].decode("ascii"): _parameters(text, match.end())
+        for match in _ENTRY.finditer(text)
+        if _begins_a_line(text, match.start())
+    }
+    parameters = {name: sizes for name, sizes in kernels.items() if sizes is not None}
+    machine = Target.parse(target[1].decode("ascii"))
+    return Ptx((int(version[1]), int(version[2])), machine, frozenset(kernels), parameters)
+
+
+def _parameters(text: bytes, at: int) -> tuple[int, ...] | None:
+    """The bytes of each parameter in the list that may stand at `at`; None where one is of another kind."""
+    listed = _PARAMETERS.match(text, at)
+    if not listed or not listed[1].strip():
+        return ()
+    found = [_PARAMETER.fullmatch(each) for each in listed[1].split(b",")]
+    sizes = [int(each[1]) // 8 * int(each[2] or 1) for each in found if each]
+    return tuple(sizes) if len(sizes) == len(found) else None
 
 
 def _begins_a_line(text: bytes, at: int) -> bool:

@@ -40,7 +40,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class Job:
     """A PTX to compile: its name for people, its bytes, and what ptxas is asked for.
 
-    `read` gives the text, again and again; it may raise an `InputError`.
+    `read` gives the text, again and again; it may raise an `InputError`. What it gives is compared with what
+    it gave before: a library may be replaced meanwhile.
     """
 
     name: str
@@ -137,7 +138,9 @@ def compile_all(
     running: list[_Running] = []
     try:
         while waiting or running or alone:
-            _start_some(waiting, alone, running, compiler, limits, work)
+            for outcome in _start_some(waiting, alone, running, compiler, limits, work):
+                state.ended(outcome)
+                yield outcome
             for process in [process for process in running if process.ended()]:
                 running.remove(process)
                 if process.starved and not process.task.alone:
@@ -169,6 +172,14 @@ class _Task:
     @property
     def size(self) -> int:
         return self.jobs[0].size
+
+    def text(self, compiler: Compiler) -> bytes:
+        """The text that the key is of; raise `InputError` where it changed, or cannot be read any more."""
+        job = self.jobs[0]
+        text = ptxs.text_of(job.read())
+        if key_of(text, job.target, job.options, compiler) != self.key:
+            raise InputError("somebody changed it while others were compiled")
+        return text
 
     def by_itself(self) -> _Task:
         return _Task(self.key, self.ptx, self.jobs, alone=True)
@@ -213,11 +224,13 @@ def _start_some(
     compiler: Compiler,
     limits: Limits,
     work: Path,
-) -> None:
-    """Start what cores and memory allow; those that were killed once when all others are done."""
+) -> Iterator[Failed]:
+    """Start what cores and memory allow; those that were killed once when all others are done.
+
+    Yields the jobs of what cannot be started, since its text is not there any more.
+    """
     if alone and not waiting and not running:
-        with interruption.held():
-            running.append(_Running(alone.pop(0), compiler, work))
+        yield from _start(alone.pop(0), running, compiler, work)
     if any(process.task.alone for process in running):
         return
     while waiting and len(running) < limits.at_once:
@@ -226,20 +239,29 @@ def _start_some(
         index = schedule.next_to_start(sizes, used, limits.at_once, limits.available())
         if index is None:
             return
-        with interruption.held():
-            running.append(_Running(waiting.pop(index), compiler, work))
+        yield from _start(waiting.pop(index), running, compiler, work)
+
+
+def _start(task: _Task, running: list[_Running], compiler: Compiler, work: Path) -> Iterator[Failed]:
+    try:
+        text = task.text(compiler)
+    except InputError as error:
+        yield from (Failed(job, error.message) for job in task.jobs)
+        return
+    with interruption.held():
+        running.append(_Running(task, text, compiler, work))
 
 
 class _Running:
     """A ptxas at work on one task, and what became of it."""
 
-    def __init__(self, task: _Task, compiler: Compiler, work: Path) -> None:
+    def __init__(self, task: _Task, text: bytes, compiler: Compiler, work: Path) -> None:
         self.task, self.seconds, self.peak = task, 0.0, 0
         self.started = time.monotonic()
         job = task.jobs[0]
         stem = work / task.key[:16]
         self._text, self._cubin, self._words = (stem.with_suffix(end) for end in (".ptx", ".cubin", ".err"))
-        self._text.write_bytes(ptxs.text_of(job.read()))
+        self._text.write_bytes(text)
         with self._words.open("wb") as words:
             self._process = subprocess.Popen(
                 compiler.command(job.target, job.options, self._text, self._cubin),
