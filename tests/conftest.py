@@ -17,6 +17,8 @@ PYTHON = Path(__file__).resolve().parents[1] / "python"
 
 # Tests start `python -m vllm_variants` and scripts that import it, from any folder.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PYTHON), os.environ.get("PYTHONPATH")]))
+# Of a job in the background that ignores Ctrl-C, programs that tests start and stop would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Root may write into Nix's store, and a __pycache__ there makes a store path differ from its hash.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 

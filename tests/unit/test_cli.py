@@ -132,10 +132,8 @@ def test_list_as_json_is_the_whole_matrix(tmp_path: Path) -> None:
     facts = json.loads(completed.stdout)
     assert [v["short"] for v in facts["variants"]] == list(matrix.load().variants)
     assert [v["short"] for v in facts["variants"] if v["needed_here"]] == ["sm90"]
-    assert (facts["release"], [r["name"] for r in facts["releases"]]) == (
-        "0.11.2",
-        ["0.33.0", "0.13.0", "0.11.2"],
-    )
+    assert facts["release"] == "0.11.2"
+    assert [r["name"] for r in facts["releases"]] == list(matrix.load().releases)
 
 
 def test_detect_as_json_is_a_recording_of_the_machine(tmp_path: Path) -> None:

@@ -257,10 +257,11 @@ def _without_leftovers(
     """Pass over what runs have aside, and `remove` what those left there that were killed."""
     found = {}
     for inode, (size, names) in inodes.items():
-        others = [name for name in names if not atomic.is_leftover_name(name.rpartition("/")[2])]
+        aside = [name for name in names if atomic.is_leftover_name(name.rpartition("/")[2])]
+        others = [name for name in names if name not in aside] if aside else names
         if others:
             found[inode] = size, others
-        for name in set(names) - set(others) if remove else ():
+        for name in aside if remove else ():
             with suppress(OSError):
                 atomic.remove_leftover(Path(name))
     return found

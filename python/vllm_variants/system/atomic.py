@@ -104,7 +104,7 @@ def hard_link(name: Path, existing: Path, *, over: tuple[int, int] | None = None
 
 def is_leftover_name(name: str) -> bool:
     """Whether a file's name, without its folder, is one that this module gives to unfinished files."""
-    return _OURS.fullmatch(name) is not None
+    return name.endswith(_SUFFIX) and _OURS.fullmatch(name) is not None
 
 
 def leftover_target(path: Path) -> Path | None:

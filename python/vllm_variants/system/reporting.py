@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from pathlib import Path
 
 from vllm_variants.errors import resource_error
 from vllm_variants.system import atomic
-
-# Characters that XML 1.0 has no place for, not even escaped (a compiler may print them).
-_NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write(path: Path, text: str) -> None:
@@ -41,8 +37,3 @@ def _is_stream(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-def xml_text(text: str, instead: str = "�") -> str:
-    """`text` with `instead` for each character that XML cannot hold."""
-    return _NO_XML.sub(instead, text)

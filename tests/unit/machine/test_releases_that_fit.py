@@ -21,8 +21,9 @@ from vllm_variants.model.variants import Variant
 from vllm_variants.store import Store
 
 MACHINES = Path(__file__).parents[2] / "machines"
-MATRIX = matrix.load()
 NEW, DEFAULT, OLD = "0.33.0", "0.13.0", "0.11.2"
+ALL = matrix.load()
+MATRIX = replace(ALL, releases={name: ALL.releases[name] for name in (NEW, DEFAULT, OLD)})
 
 
 @pytest.fixture(autouse=True)

@@ -239,12 +239,14 @@ def test_a_matrix_that_is_no_text_of_ours_is_one_sentence(tmp_path: Path, conten
 
 
 def test_an_unknown_release_gets_the_nearest_name() -> None:
+    three = {name: MATRIX.releases[name] for name in ("0.33.0", "0.13.0", "0.11.2")}
+    rows = replace(MATRIX, releases=three)
     with pytest.raises(
         UsageError, match=r"did you mean 0\.33\.0\? choose one of: 0\.33\.0, 0\.13\.0, 0\.11\.2"
     ):
-        MATRIX.release("0.31.0")
+        rows.release("0.31.0")
     with pytest.raises(UsageError, match="hint: choose one of"):
-        MATRIX.release("nightly")
+        rows.release("nightly")
 
 
 def test_a_release_has_variants_of_its_own_and_the_others_do_not() -> None:
