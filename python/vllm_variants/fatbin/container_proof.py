@@ -57,22 +57,24 @@ def _stands_for(image: Image | NewImage) -> Image:
 
 def _foreign(was: Container, change: Rewrite) -> str | None:
     """Several cubins may come from one PTX, which may stay behind them; nothing else is there twice."""
-    places = {image: place for place, image in enumerate(was.images)}
-    if any(_stands_for(image) not in places for image in change.images):
+    own = {image.offset: image for image in was.images}
+    if any(own.get(image.offset) != image for image in map(_stands_for, change.images)):
         return "it has an image of another fat binary"
     for before, after in pairwise(change.images):
         compiled = isinstance(before, NewImage) and before.compiled
-        if places[_stands_for(before)] + (not compiled) > places[_stands_for(after)]:
+        if _stands_for(before).offset + (not compiled) > _stands_for(after).offset:
             return "its images are in another order, or one is there twice"
     return None
 
 
 def _unserved(was: Container, change: Rewrite, devices: Sequence[Capability]) -> str | None:
-    kept = {_stands_for(i) for i in change.images if not (isinstance(i, NewImage) and i.compiled)}
-    gone = [image for image in was.images if image not in kept]
+    kept = {_stands_for(i).offset for i in change.images if not (isinstance(i, NewImage) and i.compiled)}
+    gone = [image for image in was.images if image.offset not in kept]
+    if not gone:
+        return None
     if any(not image.known for image in gone):
         return "an image of an unknown kind went"
-    if gone and not devices:
+    if not devices:
         return f"its {gone[0].target} image went"
     codes = tuple((image.kind, image.target) for image in was.images if image.known and image.kind)
     for device in devices:
