@@ -125,6 +125,11 @@ def resource_error(error: OSError) -> ResourceError:
     return ResourceError(_refused(error), hint=_HINTS.get(error.errno or 0))
 
 
+def out_of_memory() -> ResourceError:
+    """Python's `MemoryError` in one sentence."""
+    return ResourceError("memory ran out", hint=_HINTS[errno.ENOMEM])
+
+
 def system_error(error: OSError) -> Error:
     """An `OSError` that no code expected, as the `Error` whose exit code fits it.
 

@@ -29,8 +29,8 @@ from vllm_variants.errors import (
     ExitCode,
     InputError,
     Interrupted,
-    ResourceError,
     UsageError,
+    out_of_memory,
     system_error,
 )
 
@@ -159,7 +159,7 @@ def main() -> None:
     except (Interrupted, RuntimeError) as end:
         _when_stopped(signal.SIG_IGN)
         stop = _interruption(end)
-        err.print(f"interrupted: {str(stop) or 'nothing half-done was left behind'}", markup=False)
+        err.print(f"interrupted: {str(stop) or 'nothing half-done was left behind'}")
         code = ExitCode.INTERRUPTED
     sys.exit(code)
 
@@ -203,7 +203,7 @@ def _as_error(failure: Exception) -> Error:
         return InputError("something that was given is nested too deeply to be read")
     if isinstance(failure, UnicodeError):
         return InputError(f"text cannot be read or written as it was given: {failure}")
-    return ResourceError("memory ran out", hint="vllm-variants doctor says how much there is")
+    return out_of_memory()
 
 
 def _misread(failure: Any) -> UsageError:

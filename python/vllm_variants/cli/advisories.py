@@ -74,7 +74,7 @@ def _refresh(releases: list[str], service: str) -> None:
 
 
 def _show(known: Advisories) -> None:
-    out.print(f"vLLM {known.release}: {known.sentence}", markup=False)
+    out.print(f"vLLM {known.release}: {known.sentence}")
     if not known.known:
         return
     rows = table("advisory", "severity", "affects", "where", "source")

@@ -25,7 +25,7 @@ _SHOWN = {"runs": "runs", "waits": "waits", "driver": "driver too old", "missing
 def show(report: AuditReport) -> None:
     """Print a report: the answer first, then what led to it, then what to do."""
     if report.answer:
-        out.print(report.answer.sentence, markup=False)
+        out.print(report.answer.sentence)
     if not report.libraries:
         say("no device code found")
     else:
@@ -34,7 +34,7 @@ def show(report: AuditReport) -> None:
     _verdict(report)
     for advice in report.advice:
         command = f": {advice.command}" if advice.command else ""
-        out.print(f"  → {advice.what}{command}", markup=False)
+        out.print(f"  → {advice.what}{command}")
 
 
 def short(path: str) -> str:
@@ -78,7 +78,7 @@ def _show_features(report: AuditReport) -> None:
     narrow().print(rows)
     unsupported = [f.name for f in report.features if str(f.state) == "unsupported"]
     if unsupported and report.capability:
-        out.print(f"not made for {report.capability.sm}: {', '.join(unsupported)}", markup=False)
+        out.print(f"not made for {report.capability.sm}: {', '.join(unsupported)}")
     out.print()
 
 
@@ -152,7 +152,7 @@ def _verdict(report: AuditReport) -> None:
     totals = report.totals
     held_to = f", held to vLLM {report.release}" if report.release else ""
     driver = f", on driver {report.about.driver}" if report.about.driver else ""
-    out.print(f"verdict for {report.capability.sm}{held_to}{driver}: {report.verdict}", markup=False)
+    out.print(f"verdict for {report.capability.sm}{held_to}{driver}: {report.verdict}")
     out.print(f"  {size(totals['device'])} of device code, {size(totals['foreign'])} can never run there")
     if totals["jit_containers"]:
         cost = f"{size(totals['jit_bytes'])} of PTX"
@@ -165,7 +165,7 @@ def _findings(report: AuditReport) -> None:
     foreign = [finding for finding in report.findings if str(finding.verdict) == "foreign"]
     for finding in report.findings:
         if finding not in foreign:
-            out.print(f"  {finding.verdict}: {short(finding.library)}: {finding.what}", markup=False)
+            out.print(f"  {finding.verdict}: {short(finding.library)}: {finding.what}")
     if foreign and report.capability:
         most = sorted(report.libraries, key=lambda library: -library.foreign)[: min(3, len(foreign))]
         named = ", ".join(f"{short(library.path)} {size(library.foreign)}" for library in most)
@@ -173,16 +173,15 @@ def _findings(report: AuditReport) -> None:
         out.print(
             f"  foreign: {len(foreign)} libraries hold {total} that can never run on {report.capability.sm}:"
             f" {named}{', …' if len(foreign) > len(most) else ''}",
-            markup=False,
         )
 
 
 def show_why(name: str, capability: Capability, sets: Sequence[Why]) -> None:
     """Print which image of each set of containers of a library a device runs, and why not the others."""
-    out.print(f"{name} on {capability.sm} (compute capability {capability})", markup=False)
+    out.print(f"{name} on {capability.sm} (compute capability {capability})")
     for choice in sets:
         chosen, fit = choice.as_dict()["runs"] or "nothing", choice.as_dict()["fit"]
         containers = f"{choice.containers} container{'s' if choice.containers > 1 else ''}"
-        out.print(f"  {containers} → {chosen} ({fit})", markup=False)
+        out.print(f"  {containers} → {chosen} ({fit})")
         for image, reason in choice.reasons:
-            out.print(f"      {image:13} {reason}", markup=False)
+            out.print(f"      {image:13} {reason}")

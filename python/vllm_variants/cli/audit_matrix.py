@@ -26,7 +26,7 @@ def show(found: SmMatrix) -> None:
     """Print the answers, then features by SM, then libraries by SM."""
     sms = [device.sm for device in found.devices]
     for sm, given in found.answers().items():
-        out.print(f"{sm:6} {given.sentence}", markup=False)
+        out.print(f"{sm:6} {given.sentence}")
     console = narrow()
     rows = _table("feature", sms)
     for fates in found.features().values():
@@ -45,7 +45,7 @@ def show(found: SmMatrix) -> None:
     out.print()
     console.print(rows)
     for line in LEGEND:
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def _table(first: str, sms: list[str]) -> Table:

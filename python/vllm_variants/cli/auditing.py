@@ -64,7 +64,7 @@ def audit(request: AuditRequest, strict: bool, as_json: bool) -> list[AuditRepor
         if not as_json:
             if len(subjects) > 1:
                 device = f" on {subject.capability.sm}" if subject.capability else ""
-                out.print(f"{subject.path}{device}:", markup=False)
+                out.print(f"{subject.path}{device}:")
             audit_display.show(report)
     if as_json:
         print_json(reports[0].as_dict() if len(reports) == 1 else together(reports))

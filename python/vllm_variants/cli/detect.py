@@ -45,12 +45,12 @@ def _show(gpu: GpuDetection, detected: Detection, explain: bool) -> None:
     memory = size(card.memory) if card.memory else "memory shared with the host"
     chosen = gpu.chosen
     answer = f"{chosen.variant.name(detected.release)}: {chosen.reason}" if chosen else detected.why_none(gpu)
-    out.print(f"GPU {card.index}  {card.name}  {card.capability}  {memory}", markup=False)
-    out.print(f"  → {answer}", markup=False)
+    out.print(f"GPU {card.index}  {card.name}  {card.capability}  {memory}")
+    out.print(f"  → {answer}")
     for fit in gpu.releases:
         name = f"release {fit.release.name}"
         text = f"{fit.variant.name(fit.release)}: {fit.reason}" if fit.variant else f"no: {fit.reason}"
-        out.print(f"  {name}  {text}", markup=False)
+        out.print(f"  {name}  {text}")
     if explain or not chosen:
         reasons = table("variant", "", "reason")
         for verdict in gpu.candidates:

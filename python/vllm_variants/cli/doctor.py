@@ -44,9 +44,9 @@ def doctor(
         findings.append(finding)
         if not as_json:
             out.print(_MARK[finding.state.value], end=" ", markup=True)
-            out.print(f"{finding.about}: {finding.text}", markup=False)
+            out.print(f"{finding.about}: {finding.text}")
             if finding.hint:
-                out.print(f"        hint: {finding.hint}", markup=False)
+                out.print(f"        hint: {finding.hint}")
     if as_json:
         print_json({"schema": documents.DOCTOR, "findings": [finding.as_dict() for finding in findings]})
     problems = [finding for finding in findings if finding.state is State.PROBLEM]

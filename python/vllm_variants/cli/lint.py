@@ -21,9 +21,9 @@ def lint(
     failed = 0
     for outcome in linters.run(root, fix=fix):
         reason = f": {outcome.skipped}" if outcome.skipped else ""
-        out.print(f"{outcome.status:8} {outcome.name}{reason}", markup=False)
+        out.print(f"{outcome.status:8} {outcome.name}{reason}")
         if not outcome.passed:
             failed += 1
-            out.print(outcome.output, markup=False)
+            out.print(outcome.output)
     if failed:
         raise typer.Exit(ExitCode.FAILED)

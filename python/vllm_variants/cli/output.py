@@ -140,14 +140,14 @@ def complain(error: Error) -> None:
     if isinstance(error, OutputClosed):
         return
     err.print("[red]error:[/red] ", end="", markup=True)
-    err.print(readable(error.message), markup=False)
+    err.print(readable(error.message))
     if error.hint:
-        err.print(f"hint: {readable(error.hint)}", markup=False)
+        err.print(f"hint: {readable(error.hint)}")
 
 
 def say(text: str) -> None:
     """Tell the person something, on stderr."""
-    err.print(text, markup=False)
+    err.print(text)
 
 
 def table(*columns: str) -> Table:

@@ -148,7 +148,7 @@ def _check(
     with err.status("starting …") as status:
         for check in judgement.run_and_judge(checked, checks, options, release=release, sm=sm):
             judged.append(check)
-            err.print(reports.line(check), markup=False) if as_json else None
+            err.print(reports.line(check)) if as_json else None
             status.update(f"{len(judged)} of {len(checks)} done, last {check.check.name}")
     if junit:
         reports.write_junit(judged, about["variant"], junit)
@@ -199,7 +199,7 @@ def _compare(
     with err.status("starting …") as status:
         for check in comparison.run_and_compare(checked, against, checks, options):
             compared.append(check)
-            err.print(check.line(), markup=False) if as_json else None
+            err.print(check.line()) if as_json else None
             status.update(f"{len(compared)} of {len(checks)} done, last {check.check}")
     if as_json:
         print_json(

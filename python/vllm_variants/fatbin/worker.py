@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_variants.errors import Error, ResourceError
+from vllm_variants.errors import Error, ResourceError, out_of_memory
 from vllm_variants.fatbin import library
 from vllm_variants.fatbin.library import FileReport
 from vllm_variants.fatbin.proof import Wrong
@@ -33,10 +33,9 @@ def main() -> None:
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"report": slimmed(request).as_dict()}
-    except ResourceError as error:
-        return {"error": error.message, "hint": error.hint}
-    except MemoryError:
-        return {"error": "memory ran out", "hint": "vllm-variants doctor says how much there is"}
+    except (ResourceError, MemoryError) as error:
+        told = error if isinstance(error, ResourceError) else out_of_memory()
+        return {"error": told.message, "hint": told.hint}
     except Exception:
         return {"crash": traceback.format_exc()}
 

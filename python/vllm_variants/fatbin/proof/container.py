@@ -113,17 +113,14 @@ def _wrong_stub(source: Source, was: Container, stub: Stub, new: Source, now: Im
         for image in was.images
     ):
         return "its stub stands for no image that it had"
-    if now.kind is None or not _is_empty(new.at(now.offset + now.header_size, now.payload_size), now):
+    payload = new.at(now.offset + now.header_size, now.payload_size)
+    if now.kind is None or not _holds_nothing(payload, now.kind, now.target):
         return "its stub is not one for its target, or holds code"
     return None
 
 
-def _is_empty(payload: bytes, image: Image) -> bool:
-    return _holds_nothing(payload, image.kind, image.target)
-
-
 @lru_cache(maxsize=256)
-def _holds_nothing(payload: bytes, kind: Kind | None, target: Target) -> bool:
+def _holds_nothing(payload: bytes, kind: Kind, target: Target) -> bool:
     """Whether a payload is a cubin or PTX for that target, without a kernel."""
     try:
         if kind is Kind.PTX:
